@@ -1,0 +1,173 @@
+"""Requests and answers over two one-way channels, matched by message id; and the receiving loop both stand on.
+
+Asker                                     Answerer
+  PUSH executor-commands.sock  ──────────▶  PULL     {id: A, reply_to: api-replies-7.sock}
+  PULL api-replies-7.sock      ◀──────────  PUSH     {cause_id: A, kind: the answer's, or failure}
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from common.bus import codec
+from common.bus.transport import PullSocket, PushSocket, Transport
+from common.errors import JobletError, Reason, unavailable
+from common.messages.envelope import Body, Failure, Message
+from common.messages.topics import Endpoint
+
+log = structlog.get_logger(__name__)
+
+Handler = Callable[[Any], Awaitable[Body]]
+"""Does one request and returns its answer, or raises JobletError."""
+
+Answer = TypeVar("Answer", bound=Body)
+
+ANSWER_CHANNELS_MAX: Final = 64
+REQUESTS_AT_ONCE_MAX: Final = 1000
+
+
+class Receiver:
+    """Messages of one PULL endpoint; what is no message is counted in `rejected`, logged and dropped."""
+
+    def __init__(self, transport: Transport, endpoint: Endpoint, file: str = "") -> None:
+        self._socket: PullSocket = transport.pull(endpoint, file)
+        self._endpoint = endpoint
+        self.rejected: Counter[str] = Counter()
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """Every valid message, for ever."""
+        while True:
+            payload = await self._socket.receive()
+            try:
+                yield codec.decode(payload, self._endpoint)
+            except codec.RejectedMessage as rejected:
+                self.rejected[rejected.cause] += 1
+                if self.rejected[rejected.cause].bit_count() == 1:  # 1, 2, 4, 8 …: a flood does not fill the log
+                    log.warning(
+                        "message refused",
+                        endpoint=self._endpoint.file,
+                        why=str(rejected)[:300],
+                        times=self.rejected[rejected.cause],
+                    )
+
+    def close(self) -> None:
+        """Stop receiving."""
+        self._socket.close()
+
+
+class Requester:
+    """Asks one endpoint and waits for the answer. `run` must be running while `request` waits."""
+
+    def __init__(self, transport: Transport, *, commands: Endpoint, replies: Endpoint, reply_file: str) -> None:
+        self._commands = transport.push(commands)
+        self._replies = Receiver(transport, replies, reply_file)
+        self._reply_file = reply_file
+        self._name = commands.binder.value
+        self._waiting: dict[str, asyncio.Future[Body]] = {}
+
+    async def run(self) -> None:
+        """Hand answers to those who wait for them, for ever."""
+        async for message in self._replies.messages():
+            waiting = self._waiting.get(message.cause_id)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message.body)
+
+    async def request(self, body: Body, answer: type[Answer], *, timeout_s: float = 10.0) -> Answer:
+        """The answer to `body`. Raises the JobletError of a Failure; UNAVAILABLE when none comes in time."""
+        message_id = codec.new_message_id()
+        waiting: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._waiting[message_id] = waiting
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._commands.send(codec.encode(body, message_id=message_id, reply_to=self._reply_file))
+                received = await waiting
+        except TimeoutError as cause:
+            raise unavailable(f"the {self._name} did not answer within {timeout_s:g} s", "try again") from cause
+        finally:
+            del self._waiting[message_id]
+        if isinstance(received, Failure):
+            raise _as_error(received)
+        if not isinstance(received, answer):
+            raise JobletError(Reason.INTERNAL, f"the {self._name} answered with {type(received).__name__}")
+        return received
+
+    def close(self) -> None:
+        """Stop asking; whoever waits is cancelled."""
+        for waiting in self._waiting.values():
+            waiting.cancel()
+        self._commands.close()
+        self._replies.close()
+
+
+class Responder:
+    """Answers the requests of one endpoint, each in a task of its own."""
+
+    def __init__(
+        self, transport: Transport, endpoint: Endpoint, replies: Endpoint, handlers: Mapping[type[Body], Handler]
+    ) -> None:
+        missing = set(endpoint.messages) - set(handlers)
+        assert not missing, f"{endpoint.file}: no handler for {missing}"
+        self._transport = transport
+        self._receiver = Receiver(transport, endpoint)
+        self._reply_endpoint = replies
+        self._handlers = handlers
+        self._channels: dict[str, PushSocket] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """How many messages were refused, by cause."""
+        return self._receiver.rejected
+
+    async def run(self) -> None:
+        """Answer for ever."""
+        slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
+        async for message in self._receiver.messages():
+            await slots.acquire()
+            task = asyncio.create_task(self._answer(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: slots.release())
+
+    async def _answer(self, message: Message) -> None:
+        answer: Body
+        try:
+            answer = await self._handlers[type(message.body)](message.body)
+        except JobletError as error:
+            answer = Failure(reason=error.reason, message=error.message, detail=error.detail, retryable=error.retryable)
+        except Exception:
+            log.exception("request failed", kind=type(message.body).__name__, message_id=message.id)
+            answer = Failure(reason=Reason.INTERNAL, message="internal error", detail="see the log of the service")
+        if message.reply_to:
+            payload = codec.encode(answer, cause_id=message.id)
+            if not self._channel(message.reply_to).try_send(payload):
+                log.warning("answer dropped: the asker does not read", reply_to=message.reply_to)
+
+    def _channel(self, file: str) -> PushSocket:
+        channel = self._channels.pop(file, None) or self._transport.push(self._reply_endpoint, file)
+        self._channels[file] = channel  # youngest last
+        while len(self._channels) > ANSWER_CHANNELS_MAX:
+            self._channels.pop(next(iter(self._channels))).close()
+        return channel
+
+    async def close(self) -> None:
+        """Stop answering."""
+        self._receiver.close()
+        for task in self._tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for channel in self._channels.values():
+            channel.close()
+
+
+def _as_error(failure: Failure) -> JobletError:
+    try:
+        reason = Reason(failure.reason)
+    except ValueError:
+        reason = Reason.INTERNAL
+    return JobletError(reason, failure.message, detail=failure.detail, retryable=failure.retryable)

@@ -1,0 +1,53 @@
+"""Where everything lies below the base directory. The one place that joins these paths."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from common.config.settings import Settings
+from common.identifiers import JobId
+from common.messages.topics import PERSIST_GRPC_FILE
+
+
+class Layout(NamedTuple):
+    """Directories and files of one node."""
+
+    base: Path
+    run: Path  # sockets, 0750 root:joblet
+    jobs: Path  # one directory a job, 0700 root
+    state: Path  # records, 0700 root
+    certs: Path  # 0700
+    uploads: Path  # staged by api, 0700 api
+    logs: Path  # 0700 persist
+    metrics: Path  # 0700 persist
+    persist_grpc: Path
+    audit: Path  # written by api, 0700 api
+
+    def job_dir(self, job: JobId) -> Path:
+        """`journal`, `lock`, `control` and `root` of a job."""
+        return self.jobs / job
+
+    def upload(self, upload_id: str) -> Path:
+        """A staged tar archive."""
+        return self.uploads / f"{upload_id}.tar"
+
+
+def layout_of(settings: Settings) -> Layout:
+    """The paths that `settings` mean."""
+    base = Path(settings.joblet.base_dir)
+    storage = settings.persist.storage
+    store_base = Path(storage.base_dir) if storage.base_dir else base
+    local = storage.local
+    run = base / "run"
+    grpc_socket = settings.persist.server.grpc_socket
+    return Layout(
+        base=base,
+        run=run,
+        jobs=base / "jobs",
+        state=base / "state",
+        certs=base / "certs",
+        uploads=base / "uploads",
+        logs=Path(local.logs.directory) if local.logs.directory else store_base / "logs",
+        metrics=Path(local.metrics.directory) if local.metrics.directory else store_base / "metrics",
+        persist_grpc=Path(grpc_socket) if grpc_socket else run / PERSIST_GRPC_FILE,
+        audit=base / "audit",
+    )

@@ -1,0 +1,194 @@
+"""Every setting of the one configuration file, with its default. Names on the right of `rename` are Joblet's.
+
+The file is shared by all services (requirements S0.31–S0.39): `version`, `server`, `logging` and `security` for all,
+`persist` for the persist service, `joblet` for everything else. Sizes are bytes, times as their names end.
+A field that is new here is written in snake case.
+"""
+
+from typing import Final, Literal
+
+import msgspec
+
+VERSION: Final = "3.0"
+DEFAULT_BASE_DIR: Final = "/opt/joblet"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: unknown keys are an error."""
+
+
+class Server(Section, frozen=True, kw_only=True):
+    """Where clients reach the node, and its name."""
+
+    node_id: str = msgspec.field(name="nodeId", default="")  # empty: the host name
+    address: str = "0.0.0.0"  # noqa: S104  # the documented default; mutual TLS guards it
+    port: int = 50051
+
+
+class Logging(Section, frozen=True, kw_only=True):
+    """The services' own logs, not those of jobs."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "WARN", "ERROR"] = "INFO"
+    format: Literal["text", "json"] = "text"
+    output: str = "stdout"  # or "stderr", or a path
+
+
+class Security(Section, frozen=True, kw_only=True):
+    """PEM text or a path, each. Empty: `{base}/certs/server.crt`, `server.key`, `ca.crt`."""
+
+    server_cert: str = msgspec.field(name="serverCert", default="")
+    server_key: str = msgspec.field(name="serverKey", default="")
+    ca_cert: str = msgspec.field(name="caCert", default="")
+
+
+class Users(Section, frozen=True, kw_only=True):
+    """Whom the unprivileged services become. A name that does not exist: an unused system uid."""
+
+    api: str = "joblet-api"
+    persist: str = "joblet"
+    group: str = "joblet"
+
+
+class Grpc(Section, frozen=True, kw_only=True):
+    """Limits of the front door (requirements S2.9–S2.14)."""
+
+    keepalive_time_ms: int = 600_000
+    keepalive_timeout_ms: int = 20_000
+    connection_idle_ms: int = 1_800_000
+    connection_age_ms: int = 3_600_000
+    connection_age_grace_ms: int = 3_600_000
+    handshake_timeout_ms: int = 5_000
+    receive_message_bytes_max: int = 4 * 2**20
+    send_message_bytes_max: int = 8 * 2**20
+    metadata_bytes_max: int = 16 * 2**10
+    concurrent_streams_max: int = 100  # of one connection
+    active_streams_max: int = 1000  # log, watch and metric streams together; beyond: "Max capacity reached"
+    stream_window_bytes: int = 1 * 2**20
+    follower_queue_bytes: int = 4 * 2**20  # waiting for one client; beyond, it catches up from persist
+
+
+class Uploads(Section, frozen=True, kw_only=True):
+    """Bounds of one upload, and of what is staged together."""
+
+    bytes_max: int = 4 * 2**30
+    entries_max: int = 10_000
+    duration_ms_max: int = 600_000
+    staged_bytes_max: int = 16 * 2**30
+    unused_ms_max: int = 600_000  # an upload that no job took by then is removed
+
+
+class Journal(Section, frozen=True, kw_only=True):
+    """The hot tier of a job's output."""
+
+    bytes_max: int = 2**30  # of one job, not yet acknowledged
+    on_full: Literal["block", "drop"] = "block"
+    unacknowledged_bytes_max: int = 8 * 2**20  # of one job, on the way to persist
+    unacknowledged_total_bytes_max: int = 64 * 2**20
+    silence_ms: int = 100  # after which an unfinished line is passed on as PARTIAL
+
+
+class Jobs(Section, frozen=True, kw_only=True):
+    """Defaults and bounds of jobs."""
+
+    work_bytes: int = 2**20
+    work_bytes_max: int = 16 * 2**30
+    tmp_bytes: int = 64 * 2**20
+    pids: int = 4096
+    grace_ms: int = 10_000
+    running_max: int = 1000
+    uid_first: int = 100_000  # each owner has a range of 65,536 from here
+    read_only_paths: tuple[str, ...] = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
+    metrics_interval_ms: int = 5_000
+
+
+class Joblet(Section, frozen=True, kw_only=True):
+    """The node as a whole."""
+
+    base_dir: str = DEFAULT_BASE_DIR
+    users: Users = Users()
+    grpc: Grpc = Grpc()
+    uploads: Uploads = Uploads()
+    journal: Journal = Journal()
+    jobs: Jobs = Jobs()
+    cgroup_parent: str = "joblet"  # name of the group below the cgroup root that holds the jobs' groups
+
+
+class PersistServer(Section, frozen=True, kw_only=True):
+    """The query socket."""
+
+    grpc_socket: str = ""  # empty: {base}/run/persist-grpc.sock
+    max_connections: int = 500
+
+
+class PersistIpc(Section, frozen=True, kw_only=True):
+    """The write socket."""
+
+    socket: str = ""  # empty: {base}/run/persist-ipc.sock
+    max_connections: int = 10
+    max_message_size: int = 134_217_728
+
+
+class LocalLogs(Section, frozen=True, kw_only=True):
+    """Where logs are stored locally."""
+
+    directory: str = ""  # empty: {base}/logs
+    format: Literal["jsonl.gz"] = "jsonl.gz"
+
+
+class LocalMetrics(Section, frozen=True, kw_only=True):
+    """Where metrics are stored locally."""
+
+    directory: str = ""  # empty: {base}/metrics
+    format: Literal["jsonl.gz"] = "jsonl.gz"
+
+
+class Local(Section, frozen=True, kw_only=True):
+    """The local store: gzip JSON lines."""
+
+    logs: LocalLogs = LocalLogs()
+    metrics: LocalMetrics = LocalMetrics()
+    durability: Literal["flush", "fsync"] = "fsync"
+    compression_level: int = 1  # of isal: 0 fastest to 3 smallest
+    flush_bytes: int = 256 * 2**10
+    flush_ms: int = 200
+
+
+class CloudWatch(Section, frozen=True, kw_only=True):
+    """Requirements S0.15–S0.28."""
+
+    region: str = ""
+    log_group_prefix: str = "/joblet"
+    log_stream_prefix: str = ""  # deprecated: accepted, ignored, warned about
+    metric_namespace: str = "Joblet/Jobs"
+    metric_dimensions: dict[str, str] = {}
+    log_batch_size: int = 100
+    metric_batch_size: int = 20
+
+
+class Storage(Section, frozen=True, kw_only=True):
+    """Where history goes."""
+
+    type: Literal["local", "cloudwatch", "s3"] = "local"
+    base_dir: str = ""  # empty: joblet.base_dir
+    local: Local = Local()
+    cloudwatch: CloudWatch = CloudWatch()
+
+
+class Persist(Section, frozen=True, kw_only=True):
+    """The persist service."""
+
+    enabled: bool = True
+    server: PersistServer = PersistServer()
+    ipc: PersistIpc = PersistIpc()
+    storage: Storage = Storage()
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    version: str = VERSION
+    server: Server = Server()
+    logging: Logging = Logging()
+    security: Security = Security()
+    joblet: Joblet = Joblet()
+    persist: Persist = Persist()
