@@ -77,8 +77,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     args: tuple[str, ...] = ()
     name: str = ""
-    labels: dict[str, str] = {}
-    environment: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
     workdir: str = "/work"
     work_bytes: int | None = None
     limits: Limits = Limits()
@@ -168,7 +168,7 @@ class ListJobs(Body, frozen=True, kw_only=True):
     visible_owner: str | None
     states: tuple[State, ...] = ()
     owner: str = ""
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
     page_size: int = 100
     page_token: str = ""
 
