@@ -4,7 +4,7 @@
 unknown kinds are refused. docs/protocol.md is the authority.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -16,13 +16,13 @@ class Body(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """What travels. `body` is a map until the receiver knows its kind."""
+    """What travels. `body` stays packed until the receiver knows its kind."""
 
     v: int
     kind: str
     id: str
     sent_at_ns: int
-    body: dict[str, Any]
+    body: msgspec.Raw
     cause_id: str = ""
     reply_to: str = ""
 

@@ -1,0 +1,127 @@
+"""A job's output as one stream, however often the connection breaks: no entry is missing and none comes twice.
+
+Here: resuming at the sequence after the last one delivered, and dropping repeats. Not here: writing and formatting
+(`cli/rnx/sink.py`). See StreamLogs in proto/joblet/v1/job.proto.
+"""
+
+from collections.abc import Iterator
+
+from cli.client.patience import RESUME_WINDOW_S, Patience
+from cli.client.session import Session
+from common.errors import JobletError, Reason
+from proto.joblet.v1 import job_pb2
+
+
+class LogStream:
+    """Iterate over it once for the chunks that `request` asks for.
+
+    `next_sequence` is where to go on: behind everything whose processing the consumer has finished. `ended` is the
+    ended job once a followed stream is over.
+    """
+
+    def __init__(
+        self, session: Session, request: job_pb2.StreamLogsRequest, *, patience: Patience | None = None
+    ) -> None:
+        self._session = session
+        self._request = request
+        self._patience = patience or Patience(RESUME_WINDOW_S)
+        self._entries = 0
+        self._begun = False
+        self.next_sequence = max(request.from_sequence, 1)
+        self.ended: job_pb2.Job | None = None
+
+    def __iter__(self) -> Iterator[job_pb2.LogChunk]:
+        while not self._complete():
+            try:
+                yield from self._one_call()
+                if self._ends_here():
+                    return
+                raise JobletError(
+                    Reason.UNAVAILABLE,
+                    "the node ended the stream before the job did",
+                    detail="ask again",
+                    retryable=True,
+                )
+            except JobletError as error:
+                self._bear(error)
+
+    def _one_call(self) -> Iterator[job_pb2.LogChunk]:
+        session = self._session
+        with session.translated():
+            call = session.jobs.StreamLogs(self._continuation(), timeout=session.remaining_s())
+            try:
+                for response in call:
+                    self._patience.progress()
+                    for chunk in response.chunks:
+                        yield from self._deliver(chunk)
+                    if response.HasField("ended"):
+                        self.ended = response.ended
+            finally:
+                session.cancel(call)
+
+    def _deliver(self, chunk: job_pb2.LogChunk) -> Iterator[job_pb2.LogChunk]:
+        fresh = after(chunk, self.next_sequence) if self._begun else chunk
+        if fresh is None:
+            return
+        yield fresh
+        # Only now has the consumer finished with it: an interrupt during its work must not count it as delivered.
+        self._begun = True
+        self._entries += fresh.lines
+        self.next_sequence = fresh.first_sequence + fresh.lines
+
+    def _continuation(self) -> job_pb2.StreamLogsRequest:
+        """The first request, or what is left of it."""
+        if not self._begun:
+            return self._request
+        request = job_pb2.StreamLogsRequest()
+        request.CopyFrom(self._request)
+        request.ClearField("tail")
+        request.from_sequence = self.next_sequence
+        if request.limit:
+            request.limit -= self._entries
+        return request
+
+    def _complete(self) -> bool:
+        return self.ended is not None or bool(self._request.limit and self._entries >= self._request.limit)
+
+    def _ends_here(self) -> bool:
+        return self._complete() or not self._request.follow or self._request.end_time != 0
+
+    def _bear(self, error: JobletError) -> None:
+        try:
+            self._patience.bear(error)
+        except JobletError:
+            if not self._begun and error.reason not in (Reason.UNAVAILABLE, Reason.DEADLINE):
+                raise
+            advice = f"go on with `rnx job log {self._request.job_id} --from-seq {self.next_sequence}`"
+            raise JobletError(
+                error.reason,
+                f"gave up following job {self._request.job_id}: {error.message}",
+                detail=f"{error.detail}; {advice}" if error.detail else advice,
+            ) from error
+
+
+def after(chunk: job_pb2.LogChunk, sequence: int) -> job_pb2.LogChunk | None:
+    """The entries of `chunk` from `sequence` on; None when it has none."""
+    repeated = sequence - chunk.first_sequence
+    if repeated <= 0:
+        return chunk
+    if repeated >= chunk.lines:
+        return None
+    fresh = job_pb2.LogChunk()
+    fresh.CopyFrom(chunk)
+    fresh.first_sequence = sequence
+    fresh.lines = chunk.lines - repeated
+    if not chunk.HasField("gap"):
+        fresh.data = chunk.data.split(b"\n", repeated)[repeated]
+    return fresh
+
+
+def entries(chunk: job_pb2.LogChunk) -> Iterator[tuple[int, bytes, bool]]:
+    """Each entry of `chunk`: sequence, bytes without the line end, and whether it is partial (has no line end)."""
+    lines = chunk.data.split(b"\n")
+    if lines[-1] == b"" and not chunk.partial:
+        lines.pop()
+    last = len(lines) - 1
+    for index, line in enumerate(lines):
+        yield chunk.first_sequence + index, line, chunk.partial and index == last

@@ -1,0 +1,127 @@
+"""Jobs, volumes and nodes as plain values with stable keys: what --json prints and what tables are made of.
+
+Here: names and types of the keys; scripts rely on them (docs/user-guide.md). Not here: how a table looks
+(`cli/rnx/tables.py`). Times are RFC 3339 text in UTC, or None.
+"""
+
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from common.quantities import format_time_ns
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
+
+Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
+Object = dict[str, Value]
+
+_LIMITS: Final = tuple(field.name for field in job_pb2.Limits.DESCRIPTOR.fields)
+
+
+def state_word(state: job_pb2.JobState) -> str:
+    """`completed` of COMPLETED; a state that this program does not know keeps its number."""
+    try:
+        return job_pb2.JobState.Name(state).lower()
+    except ValueError:
+        return f"state_{int(state)}"
+
+
+def state_of_word(word: str) -> job_pb2.JobState:
+    """The state that `state_word` calls `word`."""
+    return getattr(job_pb2, word.upper())  # type: ignore[no-any-return]  # enum wrappers give the number untyped
+
+
+def state_words() -> tuple[str, ...]:
+    """Every state there is, as a word."""
+    return tuple(name.lower() for name, number in job_pb2.JobState.items() if number)
+
+
+def time_text(time: Timestamp) -> str:
+    """RFC 3339."""
+    return format_time_ns(time.ToNanoseconds())
+
+
+def job_object(job: job_pb2.Job) -> Object:
+    """All of a job. The keys are a contract."""
+    spec = job.spec
+    return {
+        "id": job.id,
+        "name": spec.name or job.name,
+        "owner": job.owner,
+        "node_id": job.node_id,
+        "state": state_word(job.state),
+        "command": spec.command,
+        "args": list(spec.args),
+        "pid": job.pid or None,
+        "exit_code": job.exit_code if job.HasField("exit_code") else None,
+        "signal": job.signal if job.HasField("signal") else None,
+        "oom_killed": job.oom_killed,
+        "reason": job.reason,
+        "limits": {name: getattr(spec.limits, name) if spec.limits.HasField(name) else None for name in _LIMITS},
+        "volumes": [
+            {"name": volume.name, "path": volume.path, "read_only": volume.read_only} for volume in spec.volumes
+        ],
+        "network": job_pb2.NetworkMode.Name(spec.network).lower() if spec.network else "default",
+        "labels": dict(sorted(spec.labels.items())),
+        "created_at": time_text(job.created_at) if job.HasField("created_at") else None,
+        "started_at": time_text(job.started_at) if job.HasField("started_at") else None,
+        "ended_at": time_text(job.ended_at) if job.HasField("ended_at") else None,
+        "usage": usage_object(job.usage) if job.HasField("usage") else None,
+    }
+
+
+def usage_object(usage: job_pb2.Usage) -> Object:
+    """What a job used over its life."""
+    return {
+        "cpu_time_us": usage.cpu_time_us,
+        "memory_peak_bytes": usage.memory_peak_bytes,
+        "oom_kills": usage.oom_kills,
+    }
+
+
+def metric_object(metric: persist_pb2.Metric) -> Object:
+    """One sample."""
+    return {
+        "timestamp": metric.timestamp,
+        "cpu_percent": metric.cpu_percent,
+        "memory_bytes": metric.memory_bytes,
+        "io_read_bytes": metric.io_read_bytes,
+        "io_write_bytes": metric.io_write_bytes,
+        "io_read_ops": metric.io_read_ops,
+        "io_write_ops": metric.io_write_ops,
+        "pids": metric.pids,
+    }
+
+
+def volume_object(volume: volume_pb2.Volume) -> Object:
+    """One volume."""
+    return {
+        "id": volume.id,
+        "name": volume.name,
+        "type": volume_pb2.VolumeType.Name(volume.type).lower(),
+        "size_bytes": volume.size_bytes,
+        "status": volume.status,
+        "created_at": time_text(volume.created_at) if volume.HasField("created_at") else None,
+        "last_used": time_text(volume.last_used) if volume.HasField("last_used") else None,
+        "current_job_id": volume.current_job_id or None,
+    }
+
+
+def node_object(node: node_pb2.NodeInfo) -> Object:
+    """The node and what it can enforce."""
+    return {
+        "node_id": node.node_id,
+        "version": node.version,
+        "kernel": node.kernel,
+        "cgroup_version": node.cgroup_version,
+        "cpus": node.cpus,
+        "memory_bytes": node.memory_bytes,
+        "running_jobs": node.running_jobs,
+        "capabilities": [
+            {
+                "name": capability.name,
+                "level": node_pb2.Capability.Level.Name(capability.level).lower(),
+                "detail": capability.detail,
+            }
+            for capability in node.capabilities
+        ],
+    }

@@ -1,0 +1,59 @@
+"""What the services log, on the supervisor's stderr: one thread, a bounded queue, honcho's format.
+
+Whoever started `joblet up` may not read its stderr. Then lines are dropped and counted; the services and the
+supervisor never wait for a reader.
+"""
+
+import queue
+import threading
+from datetime import datetime
+from typing import Final, TextIO
+
+from honcho.colour import get_colours
+from honcho.printer import Message, Printer
+
+QUEUE_LINES_MAX: Final = 10_000
+OWN_NAME: Final = "joblet"
+CLOSE_TIMEOUT_S: Final = 1.0
+
+
+class LogPrinter:
+    """Prints lines with the name of the process that wrote them. Use as a context manager."""
+
+    def __init__(self, output: TextIO, names: tuple[str, ...]) -> None:
+        colours = get_colours()
+        self._colours = {name: next(colours) for name in names}
+        self._printer = Printer(output=output, width=max(len(name) for name in (*names, OWN_NAME)))
+        self._queue: queue.Queue[Message | None] = queue.Queue(QUEUE_LINES_MAX)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._print, name="printer", daemon=True)
+
+    def __enter__(self) -> "LogPrinter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._queue.put(None, timeout=CLOSE_TIMEOUT_S)
+        except queue.Full:
+            return  # nobody reads: the thread is a daemon and goes with the process
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def line(self, text: str, name: str = OWN_NAME) -> None:
+        """Print one line, or count it as dropped when the reader is too slow."""
+        if self._dropped:
+            text = f"({self._dropped} lines dropped: nobody read them) {text}"
+        message = Message("line", text, datetime.now().astimezone(), name, self._colours.get(name))
+        try:
+            self._queue.put_nowait(message)
+        except queue.Full:
+            self._dropped += 1
+        else:
+            self._dropped = 0
+
+    def _print(self) -> None:
+        while (message := self._queue.get()) is not None:
+            try:
+                self._printer.write(message)
+            except OSError:  # the reader is gone for good; go on taking lines away
+                continue

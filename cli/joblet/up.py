@@ -1,0 +1,211 @@
+"""`joblet up` and `joblet down`: the four services of one base directory under one supervisor.
+
+Here: the commands, what happens before the services start, and the one line on stdout. Not here: the services' life
+(`supervisor.py`), the files of a first start (`firststart.py`), the node's answers (`node.py`).
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from cli.joblet.firststart import CLIENT_CONFIG_FILE, LOOPBACK, client_config, first_files, free_port
+from cli.joblet.notifications import NotificationSocket
+from cli.joblet.printing import OWN_NAME, LogPrinter
+from cli.joblet.service import ServiceStarter
+from cli.joblet.supervisor import START_ORDER, Supervisor
+from cli.joblet.uplock import UpLock, holder
+from common.config.layout import Layout, layout_of
+from common.config.load import CONFIG_FILE, load_settings
+from common.config.settings import DEFAULT_BASE_DIR, Settings
+from common.errors import JobletError, Reason, precondition, unavailable
+from common.privileges import name_process, prepare_directories, resolve_users
+
+LOG_FILE: Final = "joblet.log"
+QUESTION_TIMEOUT_S: Final = 90.0
+DOWN_TIMEOUT_S: Final = 60.0
+
+base_dir_option = click.option(
+    "--base-dir", type=click.Path(file_okay=False, path_type=Path), help=f"Base directory [default: {DEFAULT_BASE_DIR}]"
+)
+
+
+class Plan(NamedTuple):
+    """Everything that is known before a service starts."""
+
+    settings: Settings
+    layout: Layout
+    port: int
+    config: Path | None
+    client_config: Path | None
+
+
+@click.command(epilog="Example: joblet up --base-dir /tmp/node --port 0")
+@base_dir_option
+@click.option("--port", type=click.IntRange(0, 65_535), help="Port of the gRPC API; 0 picks a free one.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Configuration file.")
+@click.option("--detach", is_flag=True, help="Go on in the background when all services are ready.")
+@click.option("--stop-jobs", is_flag=True, help="At the end, stop the running jobs too.")
+def up(base_dir: Path | None, port: int | None, config: Path | None, *, detach: bool, stop_jobs: bool) -> None:
+    """Start volumes, persist, executor and api, and keep them running.
+
+    Prints one line on stdout when all are healthy; everything else goes to stderr. Ctrl-C or SIGTERM stops the
+    services; running jobs go on and are taken up again by the next `joblet up`.
+    """
+    if os.geteuid() != 0:
+        raise precondition(
+            "joblet up needs root in this release: it makes namespaces, control groups and users for jobs",
+            "run it with sudo; rootless operation comes with a later release",
+        )
+    os.umask(0o077)
+    settings = load_settings(config, base_dir=base_dir, port=port)
+    if detach:
+        _detach(Path(settings.joblet.base_dir), stop_jobs=stop_jobs)
+        return
+    layout = layout_of(settings)
+    prepare_directories(layout, resolve_users(settings.joblet.users, layout))
+    lock = UpLock(layout.base)
+    try:
+        name_process("joblet")
+        with LogPrinter(sys.stderr, tuple(START_ORDER)) as printer:
+            plan = _plan(settings, layout, config, printer)
+            asyncio.run(_run(plan, printer, stop_jobs=stop_jobs))
+    finally:
+        lock.close()
+
+
+@click.command(epilog="Example: joblet down --base-dir /tmp/node")
+@base_dir_option
+def down(base_dir: Path | None) -> None:
+    """Stop the `joblet up` of a base directory. Running jobs go on, unless it was started with --stop-jobs."""
+    base = base_dir or Path(DEFAULT_BASE_DIR)
+    pid = holder(base)
+    if not pid:
+        raise unavailable(f"no joblet up runs on {base}", "nothing to do")
+    with _process(pid) as process:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], DOWN_TIMEOUT_S)[0]:
+            raise JobletError(
+                Reason.DEADLINE, f"joblet up (pid {pid}) did not end within {DOWN_TIMEOUT_S:g} s", detail="see its log"
+            )
+
+
+def _plan(settings: Settings, layout: Layout, config: Path | None, printer: LogPrinter) -> Plan:
+    for sentence in first_files(settings, layout, own_config=config is not None):
+        printer.line(sentence)
+    port = settings.server.port or free_port(settings.server.address)
+    file = config or layout.base / CONFIG_FILE
+    return Plan(settings, layout, port, file, client_config(settings, layout, port))
+
+
+async def _run(plan: Plan, printer: LogPrinter, *, stop_jobs: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    arguments = ("--config", str(plan.config), "--base-dir", str(plan.layout.base), "--port", str(plan.port))
+    notifications = NotificationSocket(plan.layout.run)
+    supervisor = Supervisor(ServiceStarter(arguments, notifications.path), printer.line)
+    notifications.listen(supervisor.heard)
+    try:
+        if await _unless_stopped(_bring_up(supervisor, plan, printer), stop):
+            await stop.wait()
+        printer.line("stopping")
+        if stop_jobs:
+            printer.line(await _ask("stop-jobs", plan, printer))
+    finally:
+        await supervisor.stop()
+        notifications.close()
+
+
+async def _bring_up(supervisor: Supervisor, plan: Plan, printer: LogPrinter) -> None:
+    await supervisor.start()
+    if plan.client_config is None:
+        printer.line(f"no health check: there is no {CLIENT_CONFIG_FILE} and the certificates are your own")
+    else:
+        await _ask("health", plan, printer)
+    file = plan.layout.base / CLIENT_CONFIG_FILE
+    sys.stdout.write(f"joblet ready: {LOOPBACK}:{plan.port} config={file}\n")
+    sys.stdout.flush()
+
+
+async def _unless_stopped(coroutine: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:
+    """Run it; False when a signal came first. Its exception is raised here."""
+    work = asyncio.create_task(coroutine)
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if work.done():
+        work.result()
+        return True
+    work.cancel()
+    await asyncio.wait({work})
+    return False
+
+
+async def _ask(question: str, plan: Plan, printer: LogPrinter) -> str:
+    """Put a question to the node in a process of its own. Raises JobletError(UNAVAILABLE) with its answer."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "cli.joblet.node", question, "--config", str(plan.client_config)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(QUESTION_TIMEOUT_S):
+            output, errors = await child.communicate()
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    for line in errors.decode("utf-8", "replace").splitlines():
+        printer.line(line, OWN_NAME)
+    if child.returncode != 0:
+        last = errors.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no answer"]
+        raise unavailable(f"{question}: {last[0]}", "see the services' log above")
+    return output.decode("utf-8", "replace").strip()
+
+
+def _detach(base: Path, *, stop_jobs: bool) -> None:
+    """Start the same command again in a session of its own, and wait for its line."""
+    del stop_jobs  # it stands in the command line that is repeated
+    base.mkdir(mode=0o755, parents=True, exist_ok=True)
+    log_file = base / LOG_FILE
+    repeated = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cli.joblet.main", *repeated],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert child.stdout is not None
+    line = child.stdout.readline().decode()
+    if not line:
+        status = child.wait()
+        tail = log_file.read_text("utf-8", "replace").strip().splitlines()[-1:] or [f"exit code {status}"]
+        raise JobletError(Reason.UNAVAILABLE, tail[0], detail=f"see {log_file}")
+    sys.stdout.write(line)
+    child.returncode = 0  # it goes on without us: subprocess must not warn about it
+
+
+@contextlib.contextmanager
+def _process(pid: int) -> Iterator[int]:
+    """A pidfd: it means this very process, even after its number is given to another."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,87 @@
+"""`rnx job log`: stored output, then live output until the job ends.
+
+Here: which entries and how they are shown. Not here: resuming (`cli/client/logs.py`), writing (`sink.py`).
+"""
+
+import os
+
+import click
+
+from cli.client.jobs import get_job
+from cli.client.logs import LogStream
+from cli.rnx.commands import Verb
+from cli.rnx.invocation import Invocation, pass_invocation
+from cli.rnx.jobs import job_argument
+from cli.rnx.sink import STDOUT, JsonSink, Sink, TextSink, stored_sink
+from cli.rnx.values import TIME
+from common.errors import invalid
+from proto.joblet.v1 import job_pb2
+
+
+@click.command(
+    "log",
+    cls=Verb,
+    example="rnx job log 6fa459ea --tail 20\n"
+    'rnx job log 6fa459ea --stream=stderr --since=1h --filter="ERROR" --no-follow',
+)
+@job_argument
+@click.option("--stream", type=click.Choice(("stdout", "stderr")), help="Only this one.  [default: both]")
+@click.option("--filter", "text", default="", metavar="TEXT", help="Only entries that contain this text.")
+@click.option("--since", type=TIME, help="From then on: RFC 3339, a duration back from now, or now.")
+@click.option("--until", type=TIME, help="Before then.")
+@click.option(
+    "--tail", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of what is stored only the last N entries."
+)
+@click.option("--from-seq", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="From this sequence on.")
+@click.option("--limit", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="End after N entries.")
+@click.option("--timestamps", is_flag=True, help="The time before each line.")
+@click.option("--follow/--no-follow", default=True, help="Go on live until the job ends.  [default: follow]")
+@click.option("--raw", is_flag=True, help="Send control characters of the job to the terminal as they are.")
+@pass_invocation
+def log_command(
+    invocation: Invocation,
+    *,
+    job: str,
+    stream: str | None,
+    text: str,
+    since: int | None,
+    until: int | None,
+    tail: int | None,
+    from_seq: int,
+    limit: int,
+    timestamps: bool,
+    follow: bool,
+    raw: bool,
+) -> None:
+    """Print a job's output: what is stored, then what comes, both streams to stdout in their order.
+
+    Elsewhere than on a terminal the bytes are exactly the job's. With --json one object an entry: sequence, timestamp
+    (Unix nanoseconds), stream, content or content_b64, and partial where no line end follows.
+    """
+    if since is not None and until is not None and since >= until:
+        raise invalid("--since is not before --until", "no time lies between them")
+    sink = _sink(invocation, timestamps=timestamps, raw=raw)
+    with invocation.session() as session:
+        request = job_pb2.StreamLogsRequest(
+            job_id=get_job(session, job).id,
+            stream=stream.upper() if stream else None,
+            from_sequence=from_seq,
+            tail=tail,
+            start_time=since or 0,
+            end_time=until or 0,
+            filter=text,
+            limit=limit,
+            follow=follow,
+        )
+        for chunk in LogStream(session, request):
+            sink.write(chunk)
+    sink.finish()
+
+
+def _sink(invocation: Invocation, *, timestamps: bool, raw: bool) -> Sink:
+    if invocation.json:
+        return JsonSink()
+    escaped = os.isatty(STDOUT) and not raw
+    if escaped or timestamps:
+        return TextSink(escaped=escaped, timestamps=timestamps)
+    return stored_sink()

@@ -1,0 +1,135 @@
+"""`rnx monitor`: a live view of the jobs and the node.
+
+Here: keeping the current jobs from WatchJobs in a thread, their latest samples, and drawing. Not here: any decision
+about jobs. Elsewhere than on a terminal it prints one view and ends.
+"""
+
+import threading
+import time
+from contextlib import suppress
+from typing import Final
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+
+from cli.client.jobs import ENDED, list_jobs, stream_metrics, watch_jobs
+from cli.client.session import Session
+from cli.client.views import job_object, state_word
+from cli.rnx.commands import Verb
+from cli.rnx.invocation import Invocation, pass_invocation
+from cli.rnx.show import command_text, exit_text
+from cli.rnx.tables import cell, make_table, print_json, print_table
+from common.errors import JobletError
+from common.quantities import format_duration_ms, format_size
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
+
+REFRESH_S: Final = 1.0
+SAMPLED_JOBS_MAX: Final = 20
+KEPT_JOBS_MAX: Final = 1000
+_SAMPLE_AGE_NS: Final = 30 * 1_000_000_000
+_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", "EXIT", "TIME", "CPU %", "MEMORY", "PIDS", "COMMAND")
+_ID_CHARACTERS: Final = 8
+
+
+class Board:
+    """The jobs as they are now: filled by the watching thread, read by the drawing one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: dict[str, job_pb2.Job] = {}
+        self.failure: JobletError | None = None
+
+    def apply(self, change: job_pb2.WatchJobsResponse) -> None:
+        """One change. Beyond KEPT_JOBS_MAX the oldest ended jobs are let go."""
+        with self._lock:
+            self._jobs.pop(change.job.id, None)
+            if not change.deleted:
+                self._jobs[change.job.id] = change.job
+            if len(self._jobs) > KEPT_JOBS_MAX:
+                oldest = next((job.id for job in self._jobs.values() if job.state in ENDED), None)
+                if oldest is not None:
+                    del self._jobs[oldest]
+
+    def jobs(self) -> list[job_pb2.Job]:
+        """Those that run first, then the newest."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        jobs.sort(key=lambda job: job.created_at.ToNanoseconds(), reverse=True)
+        jobs.sort(key=lambda job: job.state in ENDED)
+        return jobs
+
+    def watch(self, session: Session) -> None:
+        """The thread: until the stream breaks."""
+        try:
+            for change in watch_jobs(session):
+                self.apply(change)
+        except JobletError as error:
+            self.failure = error
+
+
+@click.command("monitor", cls=Verb, example="rnx monitor")
+@pass_invocation
+def monitor_command(invocation: Invocation) -> None:
+    """A live full-screen view of jobs and node; Ctrl-C leaves. Elsewhere than on a terminal: one view."""
+    console = Console(highlight=False)
+    with invocation.session() as session:
+        if invocation.json:
+            print_json([job_object(job) for job in list_jobs(session, limit=KEPT_JOBS_MAX)])
+        elif console.is_terminal:
+            _follow(session, console)
+        else:
+            jobs = list(list_jobs(session, limit=KEPT_JOBS_MAX))
+            print_table(_HEADINGS, [row(job, None, now_ns=time.time_ns()) for job in jobs])
+
+
+def _follow(session: Session, console: Console) -> None:
+    board = Board()
+    threading.Thread(target=board.watch, args=(session,), name="watch", daemon=True).start()
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while board.failure is None:
+            live.update(_view(session, board, rows_max=max(console.height - 4, 1)), refresh=True)
+            time.sleep(REFRESH_S)
+    raise board.failure
+
+
+def _view(session: Session, board: Board, *, rows_max: int) -> Group:
+    jobs = board.jobs()
+    node = session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())
+    running = [job for job in jobs if job.state == job_pb2.RUNNING][:SAMPLED_JOBS_MAX]
+    samples = {job.id: _latest_sample(session, job.id) for job in running}
+    now_ns = time.time_ns()
+    head = (
+        f"{node.node_id}  joblet {node.version}  kernel {node.kernel}  {node.cpus} cpus  "
+        f"{format_size(node.memory_bytes)}  {node.running_jobs} running"
+    )
+    rows = [row(job, samples.get(job.id), now_ns=now_ns) for job in jobs[:rows_max]]
+    return Group(cell(head), "", make_table(_HEADINGS, rows))
+
+
+def _latest_sample(session: Session, job_id: str) -> persist_pb2.Metric | None:
+    """The newest sample; None when there is none, or the node does not keep any."""
+    request = job_pb2.StreamMetricsRequest(job_id=job_id, start_time=time.time_ns() - _SAMPLE_AGE_NS)
+    latest = None
+    with suppress(JobletError):  # the job may have gone meanwhile; a broken connection shows in the watch itself
+        for latest in stream_metrics(session, request):  # noqa: B007  # the last one is wanted
+            pass
+    return latest
+
+
+def row(job: job_pb2.Job, sample: persist_pb2.Metric | None, *, now_ns: int) -> tuple[str, ...]:
+    """Under the headings of the view."""
+    until_ns = job.ended_at.ToNanoseconds() if job.HasField("ended_at") else now_ns
+    ran_ms = (until_ns - job.started_at.ToNanoseconds()) // 1_000_000 if job.HasField("started_at") else None
+    return (
+        job.id[:_ID_CHARACTERS],
+        job.name or job.spec.name,
+        job.owner,
+        state_word(job.state),
+        exit_text(job),
+        "" if ran_ms is None else format_duration_ms(max(ran_ms // 1000 * 1000, 0)),
+        "" if sample is None else f"{sample.cpu_percent:.1f}",
+        "" if sample is None else format_size(sample.memory_bytes),
+        "" if sample is None else str(sample.pids),
+        command_text(job),
+    )

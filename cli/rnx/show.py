@@ -1,0 +1,94 @@
+"""Jobs as a person reads them: a row of a table, a list of fields.
+
+Here: wording and units. Not here: how they are printed (`tables.py`), the keys of --json (`cli/client/views.py`).
+"""
+
+import shlex
+from collections.abc import Iterator
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from cli.client.views import state_word, time_text
+from common.quantities import format_duration_ms, format_size, format_time_ns
+from proto.joblet.v1 import job_pb2
+
+JOB_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", "EXIT", "CREATED", "COMMAND")
+_NS_PER_S: Final = 1_000_000_000
+_US_PER_MS: Final = 1000
+_COMMAND_CHARACTERS_MAX: Final = 200
+
+
+def job_row(job: job_pb2.Job) -> tuple[str, ...]:
+    """Under JOB_HEADINGS."""
+    created_s = job.created_at.ToNanoseconds() // _NS_PER_S
+    return (
+        job.id,
+        job.name or job.spec.name,
+        job.owner,
+        state_word(job.state),
+        exit_text(job),
+        format_time_ns(created_s * _NS_PER_S),
+        command_text(job)[:_COMMAND_CHARACTERS_MAX],
+    )
+
+
+def command_text(job: job_pb2.Job) -> str:
+    """Command and arguments as a shell would take them."""
+    return shlex.join([job.spec.command, *job.spec.args])
+
+
+def exit_text(job: job_pb2.Job) -> str:
+    """`0`, `signal 9`, or nothing."""
+    if job.HasField("exit_code"):
+        return str(job.exit_code)
+    return f"signal {job.signal}" if job.HasField("signal") else ""
+
+
+def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
+    """Everything known, in words; what is not known has an empty value."""
+    spec = job.spec
+    yield "id", job.id
+    yield "name", job.name or spec.name
+    yield "owner", job.owner
+    yield "node", job.node_id
+    yield "state", state_word(job.state)
+    yield "reason", job.reason
+    yield "command", command_text(job)
+    yield "workdir", spec.workdir
+    yield "pid", str(job.pid or "")
+    yield "exit code", str(job.exit_code) if job.HasField("exit_code") else ""
+    yield "signal", str(job.signal) if job.HasField("signal") else ""
+    yield "out of memory", "yes" if job.oom_killed else ""
+    yield "created", _time(job.created_at)
+    yield "started", _time(job.started_at)
+    yield "ended", _time(job.ended_at)
+    yield "limits", ", ".join(_limits(spec.limits))
+    yield "network", job_pb2.NetworkMode.Name(spec.network).lower() if spec.network else ""
+    yield "volumes", ", ".join(f"{v.name}:{v.path}{':ro' if v.read_only else ''}" for v in spec.volumes)
+    yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))
+    yield "environment", shlex.join(f"{key}={value}" for key, value in sorted(spec.environment.items()))
+    if job.HasField("usage"):
+        yield "cpu time", format_duration_ms(job.usage.cpu_time_us // _US_PER_MS)
+        yield "memory peak", format_size(job.usage.memory_peak_bytes)
+    yield "entries", str(job.last_sequence)
+
+
+def _limits(limits: job_pb2.Limits) -> Iterator[str]:
+    for field, value in limits.ListFields():
+        if field.name == "memory_bytes":
+            yield f"memory {format_size(value)}"
+        elif field.name == "timeout_ms":
+            yield f"timeout {format_duration_ms(value)}"
+        elif field.name.endswith("_bytes_per_s"):
+            yield f"{field.name.removesuffix('_bytes_per_s')} {format_size(value)}/s"
+        elif field.name.endswith("_ops_per_s"):
+            yield f"{field.name.removesuffix('_per_s').replace('_', ' ')} {value}/s"
+        elif field.name == "cpu_percent":
+            yield f"cpu {value} %"
+        else:
+            yield f"{field.name.replace('_', ' ')} {value}"
+
+
+def _time(time: Timestamp) -> str:
+    return time_text(time) if time.ByteSize() else ""

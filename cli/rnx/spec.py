@@ -1,0 +1,176 @@
+"""From the options of `rnx job run` to the JobSpec that is sent.
+
+Here: names of options, their meaning and what the client refuses itself. Not here: running (`run.py`); whether the node
+can do it is the node's to say.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from cli.rnx.values import (
+    CPUS,
+    DURATION,
+    MEMORY,
+    PERCENT,
+    SCHEDULE,
+    SIGNAL,
+    SIZE,
+    VOLUME,
+    VolumeArgument,
+    environment,
+    pairs,
+)
+from common.errors import JobletError, Reason, invalid
+from proto.joblet.v1 import job_pb2
+
+NETWORKS: Final = ("none", "isolated", "bridge", "host")
+_COUNT: Final = click.IntRange(0, 2**32 - 1)
+_RATE: Final = click.IntRange(0, 2**63 - 1)
+
+
+class RunOptions(NamedTuple):
+    """Every option of `job run` about the job itself, by the name click gives it. None: not given."""
+
+    command: tuple[str, ...]
+    name: str
+    label: tuple[str, ...]
+    env: tuple[str, ...]
+    secret_env: tuple[str, ...]
+    workdir: str
+    work_size: int | None
+    max_cpu: int | None
+    cpus: int | None
+    cpu_weight: int | None
+    cpu_cores: str | None
+    max_memory: int | None
+    pids: int | None
+    io_weight: int | None
+    read_bps: int | None
+    write_bps: int | None
+    read_iops: int | None
+    write_iops: int | None
+    max_iobps: int | None
+    timeout: int | None
+    volume: tuple[VolumeArgument, ...]
+    upload: tuple[Path, ...]
+    upload_dir: tuple[Path, ...]
+    network: str | None
+    schedule: int | None
+    grace: int | None
+    stop_signal: str
+
+
+_PATH: Final = click.Path(path_type=Path)
+
+_OPTIONS: Final = (
+    click.option("--name", default="", help="A name for people; need not be unique."),
+    click.option("--label", multiple=True, metavar="K=V", help="A label to find it by. Repeatable."),
+    click.option(
+        "--env", "-e", multiple=True, metavar="K=V", help="A variable of the job; K alone: as it is here. Repeatable."
+    ),
+    click.option(
+        "--secret-env",
+        multiple=True,
+        metavar="K=V",
+        help="The same for a secret: neither stored nor shown. Repeatable.",
+    ),
+    click.option("--workdir", default="", metavar="PATH", help="Directory to start in.  [default: /work]"),
+    click.option("--work-size", type=SIZE, help="Size of /work.  [default: 1 MiB, and the uploads]"),
+    click.option("--max-cpu", type=PERCENT, help="CPU time in percent of one core: 150 is one and a half."),
+    click.option("--cpus", type=CPUS, help="The same in cores: 1.5."),
+    click.option("--cpu-weight", type=_COUNT, metavar="N", help="Share against other jobs, 1 to 10000; 100 is normal."),
+    click.option("--cpu-cores", metavar="LIST", help="Cores to run on, such as 0-1,4."),
+    click.option("--max-memory", type=MEMORY, help="Memory, swap included; a bare number is MB."),
+    click.option("--pids", type=_COUNT, metavar="N", help="Processes and threads."),
+    click.option("--io-weight", type=_COUNT, metavar="N", help="Share of the disks, 1 to 10000; 100 is normal."),
+    click.option("--read-bps", type=SIZE, help="Bytes read per second."),
+    click.option("--write-bps", type=SIZE, help="Bytes written per second."),
+    click.option("--read-iops", type=_RATE, metavar="N", help="Reads per second."),
+    click.option("--write-iops", type=_RATE, metavar="N", help="Writes per second."),
+    click.option("--max-iobps", type=SIZE, help="Refused: use --read-bps and --write-bps."),
+    click.option(
+        "--timeout",
+        type=DURATION,
+        help="Run time limit of the job. (That of rnx stands before the verb: rnx --timeout 10s job run.)",
+    ),
+    click.option("--volume", multiple=True, type=VOLUME, help="A volume, at /volumes/NAME or PATH. Repeatable."),
+    click.option("--upload", multiple=True, type=_PATH, metavar="PATH", help="A file for /work. Repeatable."),
+    click.option(
+        "--upload-dir", multiple=True, type=_PATH, metavar="DIR", help="A directory whose contents come to /work."
+    ),
+    click.option("--network", type=click.Choice(NETWORKS), help="What of the network the job sees."),
+    click.option("--schedule", type=SCHEDULE, help="Start then: RFC 3339, or a duration from now."),
+    click.option("--grace", type=DURATION, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
+    click.option("--stop-signal", type=SIGNAL, default="", help="How the job is asked to stop.  [default: SIGTERM]"),
+)
+
+
+def job_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: COMMAND with its arguments, and every option of RunOptions."""
+    function = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND [ARG]...")(
+        function
+    )
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def build_spec(options: RunOptions) -> job_pb2.JobSpec:
+    """The spec without uploads. Raises JobletError or a usage error of click."""
+    if options.max_iobps is not None:
+        raise JobletError(
+            Reason.UNIMPLEMENTED,
+            "--max-iobps is not offered",
+            detail="limit each direction: --read-bps SIZE and --write-bps SIZE",
+        )
+    if options.max_cpu is not None and options.cpus is not None:
+        raise click.UsageError("--max-cpu and --cpus say the same: give one of them")
+    command, *arguments = options.command
+    _check_utf8(options)
+    spec = job_pb2.JobSpec(
+        command=command,
+        args=arguments,
+        name=options.name,
+        labels=pairs(options.label, "--label"),
+        environment=environment(options.env, "--env"),
+        secret_environment=environment(options.secret_env, "--secret-env"),
+        workdir=options.workdir,
+        work_bytes=options.work_size,
+        limits=_limits(options),
+        volumes=[job_pb2.VolumeMount(name=v.name, path=v.path, read_only=v.read_only) for v in options.volume],
+        network=options.network.upper() if options.network else None,
+        grace_ms=options.grace,
+        stop_signal=options.stop_signal,
+    )
+    if options.schedule is not None:
+        spec.start_at.FromNanoseconds(options.schedule)
+    return spec
+
+
+def _limits(options: RunOptions) -> job_pb2.Limits:
+    return job_pb2.Limits(
+        cpu_percent=options.max_cpu if options.cpus is None else options.cpus,
+        cpu_weight=options.cpu_weight,
+        cpu_cores=options.cpu_cores,
+        memory_bytes=options.max_memory,
+        pids=options.pids,
+        io_weight=options.io_weight,
+        read_bytes_per_s=options.read_bps,
+        write_bytes_per_s=options.write_bps,
+        read_ops_per_s=options.read_iops,
+        write_ops_per_s=options.write_iops,
+        timeout_ms=options.timeout,
+    )
+
+
+def _check_utf8(options: RunOptions) -> None:
+    """Text travels as UTF-8; an argument of other bytes cannot."""
+    words = (*options.command, *options.env, *options.secret_env, *options.label, options.name, options.workdir)
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            raise invalid(f"{word!r} is not UTF-8", "pass such bytes in a file: --upload PATH") from cause

@@ -1,0 +1,66 @@
+"""Output for people and for programs: tables, key-value lists, JSON.
+
+Here: the three shapes, with everything that came from a job or a node escaped (threat C20). Not here: what is in them
+(`cli/client/views.py`). A table is cut to the width of a terminal, and whole elsewhere.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.client.escape import escape_line
+from cli.client.views import Value
+
+_UNCUT_COLUMNS: Final = 100_000
+_STATE_STYLES: Final = {
+    "running": "green",
+    "starting": "green",
+    "failed": "red",
+    "lost": "red",
+    "timed_out": "yellow",
+    "stopped": "yellow",
+}
+
+
+def print_json(value: Value) -> None:
+    """One JSON document on one line. ASCII only, so that no control character of C1 reaches a terminal."""
+    click.echo(json.dumps(value, separators=(",", ":")))
+
+
+def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table without lines; states are coloured."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(*(cell(text) for text in row))
+    return table
+
+
+def cell(text: str) -> Text:
+    """Text of someone else: no markup, no control characters."""
+    return Text(escape_line(text), style=_STATE_STYLES.get(text, ""))
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The table on stdout."""
+    console = Console(highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_UNCUT_COLUMNS, no_color=True)
+    with console.capture() as capture:
+        console.print(make_table(headings, rows))
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def print_fields(fields: Iterable[tuple[str, str]]) -> None:
+    """`name: value` lines with the values in one column."""
+    known = [(name, escape_line(value)) for name, value in fields if value]
+    width = max((len(name) for name, _ in known), default=0) + 1
+    for name, value in known:
+        click.echo(f"{name + ':':<{width}} {value}")

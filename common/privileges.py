@@ -1,0 +1,300 @@
+"""Who the unprivileged services are, which directories are whose, and giving root up for good.
+
+Here: choosing uids, making directories with the modes of common/config/layout.py, and the drop with its proof. Not
+here: jobs' uids (`services/executor`). credentials(7), capabilities(7), prctl(2), Linux
+Documentation/userspace-api/no_new_privs.rst.
+
+An account that does not exist is no obstacle: an unused system uid stands in, and the owner of the directories that
+it wrote makes it the same one after the next start. docs/adr/0011-service-users.md tells why.
+"""
+
+import ctypes
+import grp
+import os
+import pwd
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from common.config.layout import Layout
+from common.config.settings import Users
+from common.errors import JobletError, Reason, invalid, precondition
+
+SYSTEM_ID_FIRST: Final = 100
+SYSTEM_ID_LAST: Final = 999
+
+# linux/prctl.h
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_NAME: Final = 15
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_EINVAL: Final = 22
+
+# linux/capability.h: header {version, pid}, then two times {effective, permitted, inheritable}
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_CAP_HEADER: Final = struct.Struct("=Ii")
+_CAP_DATA: Final = struct.Struct("=6I")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class ServiceUsers(NamedTuple):
+    """Whom api and persist become, and the group that both share."""
+
+    api_uid: int
+    persist_uid: int
+    gid: int
+
+
+class _Directory(NamedTuple):
+    path: Path
+    mode: int
+    uid: int
+    gid: int
+
+
+def resolve_users(users: Users, layout: Layout) -> ServiceUsers:
+    """The ids of the configured accounts; an unused system id where a name does not exist.
+
+    The same answer after every restart. Raises JobletError when a name means root, or when an id that stood in for
+    a missing account has since been given to somebody else.
+    """
+    gid = _group_id(users.group, layout.run)
+    persist_uid = _user_id(users.persist, layout.logs, taken=())
+    api_uid = _user_id(users.api, layout.uploads, taken=(persist_uid,))
+    return ServiceUsers(api_uid=api_uid, persist_uid=persist_uid, gid=gid)
+
+
+def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
+    """Make the directories of the node with their modes and owners. `users` None: everything is the caller's.
+
+    Refuses a symbolic link or a stranger's directory in their place, and a base directory that others can write or
+    that the service users cannot reach.
+    """
+    _prepare_base(layout.base, reachable=users is not None)
+    me = os.geteuid()
+    api = users.api_uid if users else me
+    persist = users.persist_uid if users else me
+    gid = users.gid if users else os.getegid()
+    for directory in (
+        _Directory(layout.run, 0o750, me, gid),
+        _Directory(layout.jobs, 0o700, me, gid),
+        _Directory(layout.state, 0o700, me, gid),
+        _Directory(layout.certs, 0o700, me, gid),
+        _Directory(layout.uploads, 0o700, api, gid),
+        _Directory(layout.audit, 0o700, api, gid),
+        _Directory(layout.logs, 0o700, persist, gid),
+        _Directory(layout.metrics, 0o700, persist, gid),
+    ):
+        _prepare(directory)
+
+
+def name_process(name: str) -> None:
+    """Show `name` (15 bytes at most) as this process's name in ps(1) and /proc/PID/comm."""
+    _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def forbid_dumping() -> None:
+    """No core dump, and no ptrace(2) or /proc/PID access by other processes of the same user."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with(parent_pid: int, signal_number: int) -> bool:
+    """Get `signal_number` when the parent process ends. False: it has ended already.
+
+    setuid(2) clears this: ask again after dropping privileges.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal_number)
+    return os.getppid() == parent_pid
+
+
+def renounce_new_privileges() -> None:
+    """No exec of this thread or of threads it makes can gain privileges: no_new_privs and an empty bounding set.
+
+    Both are per thread, so this comes before the first thread (ZeroMQ, gRPC) is made; uids follow in `drop`.
+    """
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    for capability in range(64):
+        if not _drop_from_bounding_set(capability):
+            break
+    header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0))
+    data = ctypes.create_string_buffer(_CAP_DATA.size)
+    _check(_libc.capget(header, data), "capget")
+    effective_0, permitted_0, _, effective_1, permitted_1, _ = _CAP_DATA.unpack(data.raw[: _CAP_DATA.size])
+    data = ctypes.create_string_buffer(_CAP_DATA.pack(effective_0, permitted_0, 0, effective_1, permitted_1, 0))
+    _check(_libc.capset(header, data), "capset")
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def drop(uid: int, gid: int) -> None:
+    """Become `uid` and `gid` for good, in every thread, and prove it. Comes after `renounce_new_privileges`.
+
+    Raises JobletError(INTERNAL) when anything of root is left: the caller must end then.
+    """
+    assert uid > 0, "root is no unprivileged user"
+    assert gid > 0, "root's group is no unprivileged group"
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    # The kernel empties the permitted, effective and ambient sets here; glibc does it in every thread.
+    os.setresuid(uid, uid, uid)
+    forbid_dumping()
+    left = tuple(privileges_left(uid, gid))
+    if left:
+        raise JobletError(Reason.INTERNAL, f"privileges are left after the drop: {'; '.join(left)}")
+
+
+def privileges_left(uid: int, gid: int) -> Iterator[str]:
+    """What still distinguishes a thread of this process from a plain process of `uid` and `gid`, in words."""
+    expected = {
+        "Uid": [str(uid)] * 4,
+        "Gid": [str(gid)] * 4,
+        "Groups": [],
+        "NoNewPrivs": ["1"],
+        **{name: ["0" * 16] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
+    }
+    for task in Path("/proc/self/task").iterdir():
+        fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines() if ":" in line)
+        for name, want in expected.items():
+            if fields[name].split() != want:
+                yield f"thread {task.name}: {name} is {fields[name].strip()}"
+    try:
+        os.setresuid(0, 0, 0)
+    except PermissionError:
+        return
+    yield "setresuid(0) succeeded"
+
+
+def _user_id(name: str, witness: Path, *, taken: tuple[int, ...]) -> int:
+    try:
+        uid = pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return _stand_in(name, witness, lambda status: status.st_uid, _user_exists, taken)
+    if uid == 0:
+        raise invalid(f"service user {name!r} is root", "name an unprivileged account in joblet.users")
+    return uid
+
+
+def _group_id(name: str, witness: Path) -> int:
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        return _stand_in(name, witness, lambda status: status.st_gid, _group_exists, ())
+    if gid == 0:
+        raise invalid(f"service group {name!r} is root's", "name an unprivileged group in joblet.users")
+    return gid
+
+
+def _stand_in(
+    name: str,
+    witness: Path,
+    id_in: Callable[[os.stat_result], int],
+    exists: Callable[[int], bool],
+    taken: tuple[int, ...],
+) -> int:
+    """The id that stood in for `name` before, as the owner of `witness` tells; else the first that is free."""
+    try:
+        before = id_in(witness.lstat())
+    except FileNotFoundError:
+        before = 0
+    if before and exists(before):
+        raise precondition(
+            f"{witness} belongs to id {before}, which is an account of its own and not {name!r}",
+            f"make the account {name!r} and chown -R what joblet stored to it",
+        )
+    if before:
+        return before
+    for candidate in range(SYSTEM_ID_LAST, SYSTEM_ID_FIRST - 1, -1):
+        if not exists(candidate) and candidate not in taken:
+            return candidate
+    raise precondition(f"no account {name!r} and no unused system id", f"make the account {name!r}")
+
+
+def _user_exists(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _group_exists(gid: int) -> bool:
+    try:
+        grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return True
+
+
+def _prepare_base(base: Path, *, reachable: bool) -> None:
+    made = not base.exists()
+    base.mkdir(mode=0o755, parents=True, exist_ok=True)
+    descriptor = _open_directory(base)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid not in {0, os.geteuid()}:
+            raise precondition(f"base directory {base} belongs to uid {status.st_uid}", f"chown root {base}")
+        if not made and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise precondition(f"base directory {base} can be written by others", f"chmod 755 {base}")
+        os.fchmod(descriptor, 0o755)
+    finally:
+        os.close(descriptor)
+    if not reachable:
+        return
+    for parent in base.resolve().parents:
+        if not parent.stat().st_mode & stat.S_IXOTH:
+            raise precondition(
+                f"the service users cannot reach {base}: {parent} is closed to others",
+                f"chmod o+x {parent}, or use a base directory elsewhere",
+            )
+
+
+def _prepare(directory: _Directory) -> None:
+    directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = _open_directory(directory.path)
+    try:
+        owner = os.fstat(descriptor).st_uid
+        if owner not in {0, os.geteuid(), directory.uid}:
+            raise precondition(
+                f"{directory.path} belongs to uid {owner}, expected {directory.uid}",
+                f"chown -R {directory.uid}:{directory.gid} {directory.path}",
+            )
+        os.fchown(descriptor, directory.uid, directory.gid)
+        os.fchmod(descriptor, directory.mode)
+    finally:
+        os.close(descriptor)
+
+
+def _open_directory(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as cause:
+        raise precondition(
+            f"{path} is no directory of ours: {cause.strerror}", "remove what is there (a symbolic link is refused)"
+        ) from cause
+
+
+def _drop_from_bounding_set(capability: int) -> bool:
+    """False: this kernel knows no capability of that number."""
+    if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error == _EINVAL:
+        return False
+    raise OSError(error, f"prctl(PR_CAPBSET_DROP, {capability}): {os.strerror(error)}")
+
+
+def _prctl(option: int, value: int | bytes) -> None:
+    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
+    zero = ctypes.c_ulong(0)
+    _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option}, {value!r})")
+
+
+def _check(result: int, call: str) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{call}: {os.strerror(error)}")

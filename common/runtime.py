@@ -1,0 +1,224 @@
+"""How a service process begins and ends: the same for all four.
+
+    arguments → settings → logging → directories → (api, persist) no new privileges → ZeroMQ transport → serve
+                                                                   └ bind sockets → drop → READY=1 → … → SIGTERM
+
+Here: that order, the signals, sd_notify(3) and the exit code. Not here: what any service does; a service builds
+itself in its `__main__.py` in the function that it hands to `run_service`. Exit codes: 0 ended as asked, 1 failed,
+2 the configuration or the command line is wrong.
+"""
+
+import argparse
+import asyncio
+import importlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from common.bus.transport import Transport
+from common.bus.zeromq import SocketOwners, ZeroMQ
+from common.config.layout import Layout, layout_of
+from common.config.load import PORT_MAX, load_settings, notices
+from common.config.settings import Settings
+from common.errors import JobletError
+from common.logsetup import configure_logging, escaped
+from common.messages.topics import Service
+from common.privileges import (
+    ServiceUsers,
+    die_with,
+    drop,
+    forbid_dumping,
+    name_process,
+    prepare_directories,
+    renounce_new_privileges,
+    resolve_users,
+)
+
+log = structlog.get_logger(__name__)
+
+# These load at their first use, which may be after the drop, when the interpreter's own files may be out of reach.
+for _late in ("concurrent.futures.thread", "encodings.ascii", "encodings.idna", "encodings.latin_1"):
+    importlib.import_module(_late)
+
+EXIT_FAILED: Final = 1
+EXIT_CONFIGURATION: Final = 2
+SUPERVISOR_VARIABLE: Final = "JOBLET_SUPERVISOR_PID"
+"""Set by a supervisor that wants its services to stop when it dies itself (`joblet up`)."""
+
+OOM_SCORE: Final = {Service.EXECUTOR: -500, Service.VOLUMES: -400, Service.PERSIST: -300, Service.API: -200}
+"""Jobs go first when memory runs out; then whatever of ours is missed least."""
+
+
+class Notifier:
+    """Tells a service manager how far we are: sd_notify(3), datagrams to $NOTIFY_SOCKET. Without one: nothing.
+
+    Connected at once, while still root, and the variable is taken out of the environment: jobs never see it.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._socket: socket.socket | None = None
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+
+    def send(self, state: str) -> None:
+        """Send such as `READY=1`. A manager that is gone or does not read is no reason to fail."""
+        if self._socket is not None:
+            try:
+                self._socket.send(state.encode(), socket.MSG_DONTWAIT)
+            except OSError as cause:
+                log.warning("the service manager did not take a notification", state=state, why=cause.strerror)
+
+
+class Startup:
+    """What a service is given to build itself from. One a process."""
+
+    def __init__(
+        self,
+        *,
+        service: Service,
+        settings: Settings,
+        layout: Layout,
+        users: ServiceUsers | None,
+        transport: Transport,
+        notifier: Notifier,
+    ) -> None:
+        self.service = service
+        self.settings = settings
+        self.layout = layout
+        self.users = users
+        """None when not root: everything belongs to the caller."""
+        self.transport = transport
+        self._notifier = notifier
+        self._stop = asyncio.Event()
+
+    def drop_privileges(self) -> None:
+        """Become the service's own user; nothing for a root service, or when not root.
+
+        Bind sockets and import everything before: what is below a directory closed to others cannot be read after.
+        """
+        uid = _unprivileged_uid(self.service, self.users)
+        if uid is not None and self.users is not None:
+            drop(uid, self.users.gid)
+            _follow_supervisor()  # the setuid call cleared it
+
+    def ready(self) -> None:
+        """The service does its work from now on."""
+        log.info("ready")
+        self._notifier.send("READY=1")
+
+    async def stopped(self) -> None:
+        """Return when the service is asked to end: SIGTERM or SIGINT."""
+        await self._stop.wait()
+
+    def request_stop(self) -> None:
+        """Ask the service to end; what the signals do."""
+        if not self._stop.is_set():
+            log.info("stopping")
+            self._notifier.send("STOPPING=1")
+            self._stop.set()
+
+
+def run_service(service: Service, serve: Callable[[Startup], Awaitable[None]]) -> None:
+    """Run one service process to its end; leaves by SystemExit."""
+    arguments = _arguments(service)
+    os.umask(0o077)
+    name_process(f"joblet-{service}")
+    forbid_dumping()
+    if not _follow_supervisor():
+        raise SystemExit(EXIT_FAILED)
+    try:
+        settings = load_settings(arguments.config, base_dir=arguments.base_dir, port=arguments.port)
+        configure_logging(settings.logging, service)
+    except JobletError as error:
+        print(f"joblet-{service}: {escaped(str(error))}", file=sys.stderr)  # noqa: T201  # there is no log yet
+        raise SystemExit(EXIT_CONFIGURATION) from None
+    try:
+        _run(service, settings, serve)
+    except JobletError as error:
+        log.error(error.message, what_to_do=error.detail, reason=error.reason.value)
+        raise SystemExit(EXIT_FAILED) from None
+    except Exception:
+        log.exception("the service failed")
+        raise SystemExit(EXIT_FAILED) from None
+    log.info("ended")
+
+
+def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaitable[None]]) -> None:
+    for notice in notices(settings):
+        log.warning(notice)
+    notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", None))
+    layout = layout_of(settings)
+    users = resolve_users(settings.joblet.users, layout) if os.geteuid() == 0 else None
+    prepare_directories(layout, users)
+    _set_oom_score(service)
+    if _unprivileged_uid(service, users) is not None:
+        renounce_new_privileges()
+    owners = SocketOwners(api_uid=users.api_uid, persist_uid=users.persist_uid, gid=users.gid) if users else None
+    startup = Startup(
+        service=service,
+        settings=settings,
+        layout=layout,
+        users=users,
+        transport=ZeroMQ(layout.run, owners),
+        notifier=notifier,
+    )
+    asyncio.run(_serve(startup, serve))
+
+
+async def _serve(startup: Startup, serve: Callable[[Startup], Awaitable[None]]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, startup.request_stop)
+    try:
+        await serve(startup)
+    finally:
+        startup.transport.close()
+
+
+def _unprivileged_uid(service: Service, users: ServiceUsers | None) -> int | None:
+    if users is None:
+        return None
+    match service:
+        case Service.API:
+            return users.api_uid
+        case Service.PERSIST:
+            return users.persist_uid
+        case _:
+            return None
+
+
+def _follow_supervisor() -> bool:
+    """Get SIGTERM when the supervisor that started us dies. False: it is dead already."""
+    pid = os.environ.get(SUPERVISOR_VARIABLE, "")
+    return die_with(int(pid), signal.SIGTERM) if pid.isdecimal() else True
+
+
+def _set_oom_score(service: Service) -> None:
+    """Best effort: lowering it needs CAP_SYS_RESOURCE, which a container may not have."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE[service]))
+    except OSError as cause:
+        log.debug("oom_score_adj stays as it is", why=cause.strerror)
+
+
+def _arguments(service: Service) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f"joblet-{service}", description=f"Run joblet's {service} service in the foreground.", allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, help="configuration file (default: joblet-config.yml in the base)")
+    parser.add_argument("--base-dir", type=Path, help="base directory, in place of the file's joblet.base_dir")
+    parser.add_argument("--port", type=_port, help="port of the gRPC API, in place of the file's server.port")
+    return parser.parse_args()
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port: use 0 to {PORT_MAX}")
+    return int(text)

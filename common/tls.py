@@ -1,0 +1,77 @@
+"""Certificates and keys as PEM bytes, from the configuration or from files.
+
+Here: finding and reading them, and refusing a private key that others can read. Not here: what a certificate says
+(`services/api`), and making them (`joblet certs`). PEM: RFC 7468.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from common.config.layout import Layout
+from common.config.settings import Settings
+from common.errors import invalid, not_found, precondition
+
+PEM_BYTES_MAX: Final = 1024 * 1024
+
+_MARK: Final = b"-----BEGIN "
+_KEY_MARK: Final = b"PRIVATE KEY-----"
+
+
+class ServerMaterial(NamedTuple):
+    """What the front door shows, and whose certificates it trusts. PEM, all three."""
+
+    cert: bytes
+    key: bytes
+    ca: bytes
+
+
+def read_pem(value_or_path: str, what: str) -> bytes:
+    """The PEM text itself, or the content of the file at that path. `what` names it in errors.
+
+    Raises JobletError: NOT_FOUND, INVALID when it is no PEM, PRECONDITION for a private key in a file that its
+    group or others can read.
+    """
+    if "-----BEGIN" in value_or_path:
+        return value_or_path.encode()
+    if not value_or_path:
+        raise invalid(f"no {what} given", "give PEM text or a path")
+    path = Path(value_or_path)
+    try:
+        content, mode = _read(path)
+    except FileNotFoundError as cause:
+        raise not_found(f"no {what} at {path}", "make certificates with: joblet certs init DIR") from cause
+    except (OSError, ValueError) as cause:
+        raise invalid(f"cannot read {what} {str(path)[:200]!r}: {cause}") from cause
+    if len(content) > PEM_BYTES_MAX:
+        raise invalid(f"{what} {path} is larger than {PEM_BYTES_MAX} bytes", "this is no PEM file")
+    if _MARK not in content:
+        raise invalid(f"{what} {path} holds no PEM block", "expected a line that begins with -----BEGIN")
+    if _KEY_MARK in content and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise precondition(f"{what} {path} has mode {mode:04o}: others can read it", f"chmod 600 {path}")
+    return content
+
+
+def server_material(settings: Settings, layout: Layout) -> ServerMaterial:
+    """The server's certificate, key and CA as `security` names them, else those of `{base}/certs`."""
+    security = settings.security
+    return ServerMaterial(
+        cert=read_pem(security.server_cert or str(layout.certs / "server.crt"), "server certificate"),
+        key=_private_key(security.server_key or str(layout.certs / "server.key")),
+        ca=read_pem(security.ca_cert or str(layout.certs / "ca.crt"), "CA certificate"),
+    )
+
+
+def _private_key(value_or_path: str) -> bytes:
+    key = read_pem(value_or_path, "server key")
+    if _KEY_MARK not in key:
+        raise invalid("the server key is no private key", "check security.serverKey")
+    return key
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Content, and permission bits of the very file that was read."""
+    with path.open("rb") as stream:
+        mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+        return stream.read(PEM_BYTES_MAX + 1), mode

@@ -1,0 +1,54 @@
+"""Whether a caller may touch one job. What he may not see does not exist for him.
+
+Belongs here: from the reference in a request to the job's record, or the refusal. Not here: roles (`permissions.py`).
+"""
+
+from common.bus.requests import Requester
+from common.errors import JobletError, Reason, not_found
+from common.identifiers import parse_job_reference
+from common.messages import jobs
+from services.api.calls import current
+from services.api.permissions import Scope
+
+
+def no_such_job() -> JobletError:
+    """The one refusal for a job that does not exist and for one that the caller may not see.
+
+    It does not repeat the id, so the two cannot be told apart by a single byte.
+    """
+    return not_found("no such job", "the jobs that you may see: rnx job list --all")
+
+
+class Access:
+    """Looks jobs up at the executor, with the eyes of the present caller."""
+
+    def __init__(self, executor: Requester) -> None:
+        self._executor = executor
+
+    async def job(self, reference: str) -> jobs.JobRecord:
+        """The job named by its id or a unique prefix, when the caller may do with it what his method does.
+
+        Raises JobletError: INVALID for a malformed reference, NOT_FOUND for a job he may not see, DENIED for one that
+        he may see but not use so, UNAVAILABLE when the executor does not answer.
+        """
+        call = current()
+        record = await self.look_up(parse_job_reference(reference), call.visible_owner)
+        call.job = record.id
+        if call.scope(call.rule.permission) is not Scope.ANY and record.owner != call.principal.name:
+            raise JobletError(
+                Reason.DENIED,
+                f"{call.principal.name} may not {call.rule.permission} of others",
+                detail="ask the job's owner, or an admin or writer",
+            )
+        call.decided("allowed")
+        return record
+
+    async def look_up(self, reference: str, visible_owner: str | None) -> jobs.JobRecord:
+        """The job as it is now, among those of `visible_owner` (None: all). Raises JobletError."""
+        try:
+            found = await self._executor.request(jobs.GetJob(job=reference, visible_owner=visible_owner), jobs.JobFound)
+        except JobletError as error:
+            if error.reason is Reason.NOT_FOUND:
+                raise no_such_job() from error
+            raise
+        return found.job

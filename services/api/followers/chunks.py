@@ -1,0 +1,206 @@
+"""Chunks and batches: output on its way to clients, and the ways to cut it exactly at entries. Pure.
+
+Belongs here: reading live records, cutting by sequence and by a client's filters, encoding. Does not belong here: who
+gets what when (`machine.py`, `follower.py`). An entry is a line, or a piece of one without a line end.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import msgspec
+
+from common import records
+from proto.joblet.v1 import job_pb2, persist_pb2
+
+BATCH_BYTES: Final = 1024 * 1024
+"""A batch is closed when it has so many bytes: with the largest record it stays below the 4 MiB that a gRPC client
+accepts by default."""
+CHUNK_OVERHEAD_BYTES: Final = 64
+
+
+class Chunk(NamedTuple):
+    """Consecutive entries of one stream, written at one time; or, with a `gap_reason`, a hole where they were."""
+
+    stream: int
+    first: int
+    lines: int
+    time_ns: int
+    data: bytes
+    partial: bool
+    gap_reason: str = ""
+    gap_bytes: int = 0
+
+    @property
+    def last(self) -> int:
+        """Sequence of the last entry."""
+        return self.first + self.lines - 1
+
+    def entries(self) -> list[bytes]:
+        """Each entry with its line end. Raises ValueError when they are not as many as the header says."""
+        if self.lines == 1:
+            return [self.data]
+        parts = self.data.split(b"\n")
+        rest = parts.pop()
+        entries = [part + b"\n" for part in parts]
+        if rest:
+            entries.append(rest)
+        if len(entries) != self.lines:
+            raise ValueError(f"{len(entries)} entries in a chunk of {self.lines}")
+        return entries
+
+    def part(self, first: int, entries: list[bytes], *, ends: bool) -> "Chunk":
+        """A run of the entries. `ends`: it has the last one, which alone may be without its line end."""
+        return self._replace(
+            first=first, lines=len(entries), data=b"".join(entries), partial=self.partial and ends
+        )
+
+
+class Batch:
+    """Chunks without a hole between their sequences. One instance, and one encoding, serve every follower."""
+
+    def __init__(self, chunks: tuple[Chunk, ...]) -> None:
+        self.chunks = chunks
+        self.first = chunks[0].first
+        self.last = chunks[-1].last
+        self.size_bytes = sum(len(chunk.data) + CHUNK_OVERHEAD_BYTES for chunk in chunks)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """A StreamLogsResponse with all of it. Such messages may be joined: protobuf appends repeated fields."""
+        return encode(self.chunks)
+
+
+class _Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """The payload of a GAP record."""
+
+    reason: str = "unknown"
+    bytes: int = 0
+
+
+def batches_of(payload: bytes) -> list[Batch]:
+    """The output in a run of journal records, cut where sequences jump and where a batch is full.
+
+    Raises records.CorruptRecord. Records that carry no output (START, EXIT) are passed over.
+    """
+    batches: list[Batch] = []
+    run: list[Chunk] = []
+    run_bytes = 0
+    for record in records.decode_all(payload):
+        if record.lines == 0:
+            continue
+        if run and (record.sequence != run[-1].last + 1 or run_bytes >= BATCH_BYTES):
+            batches.append(Batch(tuple(run)))
+            run, run_bytes = [], 0
+        run.append(_chunk_of(record))
+        run_bytes += len(record.payload)
+    if run:
+        batches.append(Batch(tuple(run)))
+    return batches
+
+
+def _chunk_of(record: records.Record) -> Chunk:
+    if record.type != records.RecordType.GAP:
+        return Chunk(
+            stream=record.stream,
+            first=record.sequence,
+            lines=record.lines,
+            time_ns=record.time_ns,
+            data=bytes(record.payload),
+            partial=record.partial,
+        )
+    try:
+        gap = msgspec.json.decode(record.payload, type=_Gap)
+    except msgspec.MsgspecError:
+        gap = _Gap()
+    return Chunk(
+        stream=record.stream,
+        first=record.sequence,
+        lines=record.lines,
+        time_ns=record.time_ns,
+        data=b"",
+        partial=False,
+        gap_reason=gap.reason or "unknown",
+        gap_bytes=max(gap.bytes, 0),
+    )
+
+
+def stored_chunk(batch: persist_pb2.LogBatch) -> Chunk:
+    """A chunk as persist tells it."""
+    return Chunk(
+        stream=batch.stream,
+        first=batch.first_sequence,
+        lines=batch.lines,
+        time_ns=batch.timestamp,
+        data=batch.data,
+        partial=batch.partial,
+        gap_reason=batch.gap_reason,
+        gap_bytes=batch.gap_bytes,
+    )
+
+
+def cut(chunk: Chunk, first: int, last: int) -> Chunk | None:
+    """The part of `chunk` within the sequences `first` to `last`, or None."""
+    low, high = max(chunk.first, first), min(chunk.last, last)
+    if low > high:
+        return None
+    if (low, high) == (chunk.first, chunk.last):
+        return chunk
+    if chunk.gap_reason:
+        return chunk._replace(first=low, lines=high - low + 1)
+    entries = chunk.entries()[low - chunk.first : high - chunk.first + 1]
+    return chunk.part(low, entries, ends=high == chunk.last)
+
+
+class Selection(NamedTuple):
+    """Which entries a client wants; the same for stored and live ones. 0, None and empty: not bounded."""
+
+    stream: int | None = None
+    start_ns: int = 0
+    end_ns: int = 0
+    text: bytes = b""
+
+    @property
+    def everything(self) -> bool:
+        """Nothing is left out."""
+        return self == Selection()
+
+    def of(self, chunk: Chunk) -> Iterator[Chunk]:
+        """The wanted runs of entries. A gap is wanted whatever its text would have been."""
+        if chunk.time_ns < self.start_ns or (self.end_ns and chunk.time_ns >= self.end_ns):
+            return
+        if self.stream is not None and chunk.stream not in {self.stream, records.Stream.NONE}:
+            return
+        if not self.text or chunk.gap_reason:
+            yield chunk
+        elif self.text in chunk.data:
+            yield from self._runs(chunk)
+
+    def _runs(self, chunk: Chunk) -> Iterator[Chunk]:
+        run: list[bytes] = []
+        sequence = chunk.first
+        for sequence, entry in enumerate(chunk.entries(), start=chunk.first):  # noqa: B007  # used after the loop
+            if self.text in entry.removesuffix(b"\n"):
+                run.append(entry)
+            elif run:
+                yield chunk.part(sequence - len(run), run, ends=False)
+                run = []
+        if run:
+            yield chunk.part(sequence - len(run) + 1, run, ends=True)
+
+
+def encode(chunks: Iterable[Chunk]) -> bytes:
+    """A StreamLogsResponse in bytes."""
+    return job_pb2.StreamLogsResponse(chunks=[_to_proto(chunk) for chunk in chunks]).SerializeToString()
+
+
+def _to_proto(chunk: Chunk) -> job_pb2.LogChunk:
+    return job_pb2.LogChunk(
+        stream=persist_pb2.StreamType.ValueType(chunk.stream),
+        first_sequence=chunk.first,
+        lines=chunk.lines,
+        timestamp=chunk.time_ns,
+        data=chunk.data,
+        partial=chunk.partial,
+        gap=job_pb2.Gap(reason=chunk.gap_reason, bytes=chunk.gap_bytes) if chunk.gap_reason else None,
+    )

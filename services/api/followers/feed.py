@@ -1,0 +1,200 @@
+"""The feed of one job: its live output and its end, received once and handed to all its followers.
+
+Belongs here: decoding what is published, keeping in step with the executor by markers, and letting go with the last
+follower. Does not belong here: what a single follower still lacks (`machine.py`).
+
+In step: after subscribing, `SyncLog` is asked every 50 ms until its marker comes back in-band. All above the marker's
+sequence will be published to us. After 5 s of silence the same again, with a look at the record: PUB may have dropped
+the very last message, and then no later one shows the hole.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final, Protocol
+
+import structlog
+
+from common import records
+from common.bus.codec import new_message_id
+from common.bus.requests import Requester
+from common.errors import JobletError, Reason
+from common.identifiers import JobId
+from common.messages import jobs, topics
+from common.messages.envelope import Body
+from common.messages.logs import LogMarker, LogRecords
+from services.api.followers.chunks import Batch, batches_of
+from services.api.followers.hub import Hub
+
+log = structlog.get_logger(__name__)
+
+MARKER_WAIT_S: Final = 0.05
+SILENCE_S: Final = 5.0
+RETRY_S_MAX: Final = 2.0
+
+
+class Follower(Protocol):
+    """Whoever is told what happens. None of these may wait."""
+
+    def live(self, batch: Batch) -> None:
+        """A batch was published."""
+
+    def marked(self, last: int) -> None:
+        """The output reaches `last`, and all above it will come as `live`."""
+
+    def ended(self, record: jobs.JobRecord) -> None:
+        """The job has ended; its `last_sequence` is final."""
+
+    def gone(self) -> None:
+        """The job was deleted."""
+
+
+class Feed:
+    """One job's feed. It subscribes when it is made by `Feeds` and lives as long as it has followers."""
+
+    def __init__(self, job: JobId, hub: Hub, executor: Requester, *, silence_s: float) -> None:
+        self._job = job
+        self._hub = hub
+        self._executor = executor
+        self._silence_s = silence_s
+        self._followers: list[Follower] = []
+        self._position: int | None = None
+        self._end: jobs.JobRecord | None = None
+        self._gone = False
+        self._marker = ""
+        self._marker_seen = asyncio.Event()
+        self._heard_at = 0.0
+        self.corrupt = 0
+
+    @contextmanager
+    def followed_by(self, follower: Follower) -> Iterator[None]:
+        """Tell `follower` what is known already, and then all that happens."""
+        self._followers.append(follower)
+        try:
+            if self._position is not None:
+                follower.marked(self._position)
+            if self._end is not None:
+                follower.ended(self._end)
+            if self._gone:
+                follower.gone()
+            yield
+        finally:
+            self._followers.remove(follower)
+
+    @property
+    def followers(self) -> int:
+        """How many follow."""
+        return len(self._followers)
+
+    async def run(self) -> None:
+        """Subscribe and keep in step, for ever; cancelled when the last follower leaves."""
+        loop = asyncio.get_running_loop()
+        with ExitStack() as listening:
+            # The job's own topic first: once a marker came through the second one, both are in effect.
+            listening.enter_context(self._hub.listening(topics.job_topic(self._job), self._on_change))
+            listening.enter_context(self._hub.listening(topics.log_topic(self._job), self._on_log))
+            while not self._gone:
+                await self._step()
+                while (quiet_s := loop.time() - self._heard_at) < self._silence_s:
+                    await asyncio.sleep(self._silence_s - quiet_s)
+
+    async def _step(self) -> None:
+        """One marker there and back, then a look at the record. Goes on trying while the executor is away."""
+        retry_s = MARKER_WAIT_S
+        self._marker = new_message_id()
+        self._marker_seen.clear()
+        while not self._gone and not self._marker_seen.is_set():
+            try:
+                await self._executor.request(jobs.SyncLog(job=self._job, marker=self._marker), jobs.LogSynced)
+                retry_s = MARKER_WAIT_S
+            except JobletError as error:
+                self._failed(error)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+            try:
+                async with asyncio.timeout(retry_s):
+                    await self._marker_seen.wait()
+            except TimeoutError:
+                continue
+        try:
+            found = await self._executor.request(jobs.GetJob(job=self._job, visible_owner=None), jobs.JobFound)
+        except JobletError as error:
+            self._failed(error)
+        else:
+            self._on_change(jobs.JobChanged(job=found.job))
+        self._heard_at = asyncio.get_running_loop().time()
+
+    def _failed(self, error: JobletError) -> None:
+        if error.reason is Reason.NOT_FOUND:
+            self._vanish()
+        elif error.reason is not Reason.UNAVAILABLE:
+            log.warning("cannot keep in step with a job", job=self._job, why=str(error))
+
+    def _on_log(self, body: Body) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        if isinstance(body, LogMarker):
+            if body.marker == self._marker:
+                self._marker_seen.set()
+                self._reached(body.last_sequence)
+            return
+        if not isinstance(body, LogRecords):
+            return
+        try:
+            batches = batches_of(body.records)
+        except records.CorruptRecord as error:
+            # Not given on: followers see a hole and read those entries from history.
+            self.corrupt += 1
+            log.warning("corrupt records on the bus", job=self._job, why=str(error), times=self.corrupt)
+            return
+        for batch in batches:
+            if self._position is not None:
+                self._position = max(self._position, batch.last)
+            for follower in self._followers:
+                follower.live(batch)
+
+    def _reached(self, last: int) -> None:
+        self._position = max(self._position or 0, last)
+        for follower in self._followers:
+            follower.marked(self._position)
+
+    def _on_change(self, body: Body) -> None:
+        if not isinstance(body, jobs.JobChanged):
+            return
+        if body.deleted:
+            self._vanish()
+        elif body.job.state in jobs.TERMINAL and self._end is None:
+            self._end = body.job
+            for follower in self._followers:
+                follower.ended(body.job)
+
+    def _vanish(self) -> None:
+        self._gone = True
+        for follower in self._followers:
+            follower.gone()
+
+
+class Feeds:
+    """The feeds of all jobs that somebody follows."""
+
+    def __init__(self, hub: Hub, executor: Requester, *, silence_s: float = SILENCE_S) -> None:
+        self._hub = hub
+        self._executor = executor
+        self._silence_s = silence_s
+        self._feeds: dict[JobId, tuple[Feed, asyncio.Task[None]]] = {}
+
+    @contextmanager
+    def following(self, job: JobId, follower: Follower) -> Iterator[None]:
+        """Follow a job inside the with-block; all followers of a job share one feed."""
+        if job not in self._feeds:
+            feed = Feed(job, self._hub, self._executor, silence_s=self._silence_s)
+            self._feeds[job] = feed, asyncio.create_task(feed.run())
+        feed, task = self._feeds[job]
+        try:
+            with feed.followed_by(follower):
+                yield
+        finally:
+            if feed.followers == 0:
+                task.cancel()
+                self._feeds.pop(job, None)
+
+    def __len__(self) -> int:
+        return len(self._feeds)

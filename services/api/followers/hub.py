@@ -1,0 +1,55 @@
+"""The hub: the one subscription socket of the process, shared by everything that listens to the executor's events.
+
+Belongs here: who listens to which topic. A topic is subscribed once, however many listen, and let go with the last.
+Does not belong here: what the messages mean. Listeners are plain functions that must not wait.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeAlias
+
+from common.bus.events import Subscriber
+from common.messages.envelope import Body
+
+Listener: TypeAlias = Callable[[Body], None]
+
+ALL_JOBS: Final = "job."
+"""Prefix of every job's own topic."""
+
+
+class Hub:
+    """Hands events to listeners. `run` must be running."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self._subscriber = subscriber
+        self._listeners: dict[str, list[Listener]] = {}
+
+    @contextmanager
+    def listening(self, topic: str, listener: Listener) -> Iterator[None]:
+        """Call `listener` with every message on `topic` (a whole topic, or ALL_JOBS) inside the with-block."""
+        listeners = self._listeners.setdefault(topic, [])
+        if not listeners:
+            self._subscriber.subscribe(topic)
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            listeners.remove(listener)
+            if not listeners:
+                del self._listeners[topic]
+                self._subscriber.unsubscribe(topic)
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """What is subscribed now."""
+        return frozenset(self._listeners)
+
+    async def run(self) -> None:
+        """Receive for ever."""
+        async for topic, message in self._subscriber.messages():
+            for key in (topic, ALL_JOBS) if topic.startswith(ALL_JOBS) else (topic,):
+                for listener in tuple(self._listeners.get(key, ())):
+                    listener(message.body)
+            # Receiving from a socket that is never empty never waits, and would leave no turn to anybody else.
+            await asyncio.sleep(0)

@@ -1,0 +1,157 @@
+"""Reading a range of history for one follower, until all of it is there.
+
+Belongs here: queries to persist for a closed range of sequences, waiting while persist is away or behind, and joining
+small answers into large ones. Does not belong here: which range (`machine.py`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Final, NamedTuple, Protocol
+
+from google.protobuf.message import Message
+
+from common import records
+from common.errors import JobletError, Reason
+from common.identifiers import JobId
+from proto.joblet.v1 import persist_pb2
+from services.api.followers.chunks import Chunk, Selection, cut, stored_chunk
+from services.api.followers.machine import SEND_BYTES
+
+GATHER_S: Final = 0.002
+"""How long the next answer may take before what was gathered is sent alone."""
+
+RETRY_S: Final = 0.1
+RETRY_S_MAX: Final = 1.0
+
+
+class Queries(Protocol):
+    """What is needed of `services.api.history.History`."""
+
+    def raw(self, method: str, request: Message) -> AsyncIterator[bytes]:
+        """The answers to a query, as bytes."""
+
+
+class Part(NamedTuple):
+    """Chunks of the range in order, and up to where the range is read with them."""
+
+    chunks: list[Chunk]
+    through: int
+
+
+class Reader:
+    """Reads one job's history as one client wants it. `missing_s`: see `read`."""
+
+    def __init__(self, queries: Queries, job: JobId, selection: Selection, *, missing_s: float) -> None:
+        self._queries = queries
+        self._job = job
+        self._selection = selection
+        self._missing_s = missing_s
+
+    async def read(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncIterator[Part]:
+        """Every wanted entry from `first` to `last`, in order, once. Goes on while persist is away or behind.
+
+        `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all. When
+        it answers but has nothing more for `missing_s`, the rest does not exist: JobletError(DATA_LOSS).
+        """
+        retry_s = RETRY_S
+        while first <= last:
+            before = first
+            try:
+                async with aclosing(self._once(first, last, tail=tail, final=final)) as parts:
+                    async for part in parts:
+                        first = part.through + 1
+                        yield part
+            except JobletError as error:
+                if error.reason is not Reason.UNAVAILABLE:
+                    raise
+            if first > before:
+                retry_s, tail = RETRY_S, None
+            if first <= last:
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+    async def _once(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncIterator[Part]:
+        """One query. It ends early when persist does."""
+        through = first - 1
+        query = self._query(first, last, tail)
+        async with aclosing(_gathered(self._queries.raw("QueryLogBatches", query), self._missing_s)) as answers:
+            async for answer in answers:
+                if answer is None:
+                    if final:
+                        raise JobletError(
+                            Reason.DATA_LOSS,
+                            f"the output from entry {through + 1} to {last} is not stored",
+                            detail=f"to read what comes after, ask from sequence {last + 1}",
+                        )
+                    continue
+                chunks: list[Chunk] = []
+                for chunk in answer:
+                    piece = cut(chunk, through + 1, last)
+                    if piece is None:
+                        continue
+                    if self._selection.everything and tail is None and piece.first > through + 1:
+                        chunks.append(_not_stored(through + 1, piece.first - 1, piece.time_ns))
+                    chunks.append(piece)
+                    through = piece.last
+                if chunks:
+                    yield Part(chunks, through)
+        if not self._selection.everything and through < last:
+            yield Part([], last)  # the rest of the range was looked through, and nothing in it is wanted
+
+    def _query(self, first: int, last: int, tail: int | None) -> persist_pb2.LogBatchQueryRequest:
+        wanted = self._selection
+        query = persist_pb2.LogQueryRequest(
+            job_id=self._job,
+            start_time=wanted.start_ns,
+            end_time=wanted.end_ns,
+            filter=wanted.text.decode("utf-8"),
+        )
+        if wanted.stream is not None:
+            query.stream = persist_pb2.StreamType.ValueType(wanted.stream)
+        return persist_pb2.LogBatchQueryRequest(
+            query=query, from_sequence=first, until_sequence=last, tail=tail, wait=True
+        )
+
+
+def _not_stored(first: int, last: int, time_ns: int) -> Chunk:
+    """Persist passed over entries without a gap record: the client is told, not led to believe it has all."""
+    return Chunk(
+        stream=records.Stream.NONE,
+        first=first,
+        lines=last - first + 1,
+        time_ns=time_ns,
+        data=b"",
+        partial=False,
+        gap_reason="not_stored",
+    )
+
+
+async def _gathered(answers: AsyncIterator[bytes], quiet_s: float) -> AsyncIterator[list[Chunk] | None]:
+    """Chunks of answers that come close together, up to SEND_BYTES; None after `quiet_s` without an answer."""
+    gathered: list[Chunk] = []
+    size_bytes = 0
+    iterator = aiter(answers)
+    reading = asyncio.ensure_future(anext(iterator, None))
+    try:
+        while True:
+            await asyncio.wait({reading}, timeout=GATHER_S if gathered else quiet_s)
+            if not reading.done():
+                yield gathered or None
+                gathered, size_bytes = [], 0
+                continue
+            answer = reading.result()
+            if answer is None:
+                break
+            gathered.append(stored_chunk(persist_pb2.LogBatch.FromString(answer)))
+            size_bytes += len(answer)
+            if size_bytes >= SEND_BYTES:
+                yield gathered
+                gathered, size_bytes = [], 0
+            reading = asyncio.ensure_future(anext(iterator, None))
+        if gathered:
+            yield gathered
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
+        await answers.aclose()  # type: ignore[attr-defined]  # a generator, whatever Queries says of it

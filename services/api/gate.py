@@ -1,0 +1,196 @@
+"""The gate that every call passes: TLS version, identity, permission, capacity, audit; and errors on the way back.
+
+It is an interceptor that wraps each handler, because an interceptor by itself sees neither the peer nor the
+certificate. Requests reach the wrapper as bytes: nothing of a body is parsed before its caller is authorized. What a
+handler gives back may be bytes already (one encoding shared by many followers), and is then passed on as it is.
+
+Not here: whether a caller may touch one particular job (`access.py`).
+"""
+
+import asyncio
+import hashlib
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from common.errors import JobletError, Reason, invalid, unavailable
+from services.api import audit, calls
+from services.api.calls import Call, Context
+from services.api.capacity import Capacity
+from services.api.identity import principal_of
+from services.api.permissions import RULES, Scope, roles_with, scope_of
+from services.api.status import status_of
+
+log = structlog.get_logger(__name__)
+
+TLS_VERSION: Final = b"TLSv1.3"
+HANDLERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+class Gate(aio.ServerInterceptor[Any, Any]):
+    """Admits calls. `clock` gives Unix seconds. After `shut` nothing new is admitted."""
+
+    def __init__(self, *, audit_log: audit.Audit, capacity: Capacity, clock: Callable[[], float] = time.time) -> None:
+        self._audit = audit_log
+        self._capacity = capacity
+        self._clock = clock
+        self._wrapped: dict[str, Any] = {}
+        self._running: set[asyncio.Task[Any]] = set()
+        self._shut = False
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:  # grpc's handlers have no public type
+        """The guarded handler of a method; None (UNIMPLEMENTED) when nobody registered one."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if method not in self._wrapped:
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    async def shut(self) -> None:
+        """End every call with UNAVAILABLE, so that its client tries again, and admit no more."""
+        self._shut = True
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running, timeout=5.0)
+
+    def _wrap(self, method: str, handler: Any) -> Any:  # as above
+        streams_in, streams_out = handler.request_streaming, handler.response_streaming
+        behaviour = getattr(handler, f"{'stream' if streams_in else 'unary'}_{'stream' if streams_out else 'unary'}")
+        parse, serialize = handler.request_deserializer, handler.response_serializer
+
+        async def guarded(raw: Any, context: Context) -> Any:  # bytes or an iterator of bytes
+            async def run() -> Any:  # whatever the behaviour answers
+                request = _parsed_each(parse, raw) if streams_in else _parsed(parse, raw)
+                if not inspect.isasyncgenfunction(behaviour):
+                    return await behaviour(request, context)
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+                return None
+
+            return await self._guard(method, context, run)
+
+        return HANDLERS[streams_in, streams_out](
+            guarded,
+            request_deserializer=None,
+            response_serializer=lambda answer: answer if isinstance(answer, bytes) else serialize(answer),
+        )
+
+    async def _guard(self, method: str, context: Context, run: Callable[[], Awaitable[Any]]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
+        call: Call | None = None
+        try:
+            call = self._admit(method, context)
+            calls.enter(call)
+            with self._capacity.of(call.rule):
+                answer = await run()
+            call.decided("allowed")
+            return answer
+        except JobletError as error:
+            self._refused(call, error)
+            return await _abort(context, error)
+        except asyncio.CancelledError:
+            if not self._shut:
+                raise
+            return await _abort(context, unavailable("the api service is stopping", "try again"))
+        except aio.AbortError:
+            raise
+        except Exception:  # the boundary of a task: whatever our own mistake is, the client learns two words
+            log.exception("call failed", method=method)
+            return await _abort(context, JobletError(Reason.INTERNAL, "internal error"))
+        finally:
+            self._running.discard(task)
+            if call is not None:
+                call.decided("allowed", "ended early")
+
+    def _refused(self, call: Call | None, error: JobletError) -> None:
+        if error.reason is Reason.INTERNAL:
+            log.error("call failed", error=str(error))
+        if call is not None:
+            call.decided(error.reason, error.message)
+
+    def _admit(self, method: str, context: Context) -> Call:
+        """Who calls, and whether his roles let him use the method at all."""
+        if self._shut:
+            raise unavailable("the api service is stopping", "try again")
+        properties = context.auth_context()
+        pem = b"".join(properties.get("x509_pem_cert", ()))
+        serial = ""
+        try:
+            if list(properties.get("ssl_tls_version", ())) != [TLS_VERSION]:
+                raise JobletError(Reason.UNAUTHENTICATED, "this connection is not TLS 1.3", detail="use TLS 1.3")
+            if not pem:
+                raise JobletError(Reason.UNAUTHENTICATED, "no client certificate", detail="use mutual TLS")
+            serial = f"sha256:{hashlib.sha256(pem).hexdigest()}"
+            principal = principal_of(pem, now_s=self._clock())
+        except JobletError as error:
+            self._turned_away(method, context.peer(), serial, error)
+            raise
+        rule = RULES.get(method)
+        if rule is None:
+            error = JobletError(Reason.DENIED, f"{method} is open to nobody", detail="it has no permission row")
+            self._turned_away(method, context.peer(), serial, error)
+            raise error
+        call = Call(principal=principal, method=method, rule=rule, peer=context.peer(), audit_log=self._audit)
+        if scope_of(principal.roles, rule.permission) is Scope.NONE:
+            error = JobletError(
+                Reason.DENIED,
+                f"{principal.name} may not {rule.permission}",
+                detail=f"this needs a certificate with the role {' or '.join(roles_with(rule.permission))}",
+            )
+            call.decided(error.reason, error.message)
+            raise error
+        return call
+
+    def _turned_away(self, method: str, peer: str, serial: str, error: JobletError) -> None:
+        log.warning("caller refused", method=method, peer=peer, certificate=serial, why=error.message)
+        self._audit.record(
+            audit.Decision(
+                time=audit.now(),
+                who="",
+                serial=serial,
+                roles=(),
+                scheme="",
+                method=method,
+                job="",
+                peer=peer,
+                outcome=error.reason,
+                why=error.message,
+            )
+        )
+
+
+def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:  # a request of any method
+    try:
+        return parse(raw)
+    except DecodeError as cause:
+        raise invalid("the request is not a message of this method", "see proto/joblet/v1") from cause
+
+
+async def _parsed_each(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for one in raw:
+        yield _parsed(parse, one)
+
+
+async def _abort(context: Context, error: JobletError) -> None:
+    status = status_of(error)
+    await context.abort(status.code, status.details, status.trailing_metadata)

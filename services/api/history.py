@@ -1,0 +1,80 @@
+"""The history service (persist), asked over its unix socket. Not here: who may ask, and what followers lack.
+
+Messages pass as bytes where nobody here looks into them: a query of millions of lines is handed on, not re-encoded.
+"""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+from google.protobuf.message import Message
+from grpc import aio
+
+from common.errors import JobletError, Reason, unavailable
+from proto.joblet.v1 import persist_pb2
+from services.api.status import reason_of
+
+SERVICE: Final = "/joblet.v1.PersistService/"
+MESSAGE_BYTES_MAX: Final = 16 * 2**20
+CALL_TIMEOUT_S: Final = 30.0
+
+OPTIONS: Final = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    # persist may be restarted at any time, and followers wait for it: never back off for longer than a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class History:
+    """A connection to persist. Errors come as JobletError, UNAVAILABLE while it is away."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
+        self._delete: Any = self._channel.unary_unary(
+            SERVICE + "DeleteJobData",
+            persist_pb2.DeleteJobDataRequest.SerializeToString,
+            persist_pb2.DeleteJobDataResponse.FromString,
+        )
+        self._streams: dict[str, Any] = {
+            method: self._channel.unary_stream(SERVICE + method, Message.SerializeToString, None)
+            for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics")
+        }
+
+    async def raw(self, method: str, request: Message) -> AsyncIterator[bytes]:
+        """The answers of a query as they came. Leaving early ends the query."""
+        call = self._streams[method](request)
+        try:
+            while (message := await call.read()) is not aio.EOF:
+                yield message
+        except aio.AioRpcError as error:
+            raise _as_error(error) from error
+        finally:
+            call.cancel()
+
+    async def delete(self, job: str) -> persist_pb2.DeleteJobDataResponse:
+        """Remove all that is stored of a job; nothing stored is no error."""
+        try:
+            answer: persist_pb2.DeleteJobDataResponse = await self._delete(
+                persist_pb2.DeleteJobDataRequest(job_id=job), timeout=CALL_TIMEOUT_S
+            )
+        except aio.AioRpcError as error:
+            raise _as_error(error) from error
+        return answer
+
+    async def close(self) -> None:
+        """Give the connection up."""
+        await self._channel.close(None)
+
+
+def _as_error(error: aio.AioRpcError) -> JobletError:
+    code = error.code()
+    if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
+        return unavailable("the history service does not answer", "try again")
+    reason = reason_of(code)
+    if reason is Reason.UNAUTHENTICATED:  # between two services of ours, so the caller has nothing to do with it
+        reason = Reason.INTERNAL
+    return JobletError(reason, error.details() or code.name, retryable=reason is Reason.EXHAUSTED)

@@ -1,0 +1,230 @@
+"""Requests to messages: every field that a client sends is checked here, and named in the refusal.
+
+Belongs here: the shape of requests (bounds, alphabets, enumerations), pure. Does not belong here: what this host can
+do (executor), and whose uploads those are (`uploads/`). Nothing is ever parsed as a shell would.
+"""
+
+import re
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from common.errors import JobletError, Reason, invalid
+from common.identifiers import parse_name
+from common.messages import jobs
+from common.quantities import DURATION_MS_MAX, SIZE_BYTES_MAX
+from proto.joblet.v1 import job_pb2
+from services.api.convert import NETWORKS, STATES
+
+COMMAND_BYTES_MAX: Final = 4096  # PATH_MAX
+ARGUMENTS_MAX: Final = 4096
+ARGUMENT_BYTES_MAX: Final = 128 * 1024 - 1  # MAX_ARG_STRLEN less its NUL: execve(2)
+ARGUMENTS_BYTES_MAX: Final = 1024 * 1024  # arguments and environment together
+VARIABLES_MAX: Final = 1024
+LABELS_MAX: Final = 64
+LABEL_VALUE_CHARACTERS_MAX: Final = 256
+VOLUMES_MAX: Final = 32
+UPLOADS_MAX: Final = 16
+PAGE_SIZE_DEFAULT: Final = 100
+PAGE_SIZE_MAX: Final = 1000
+PAGE_TOKEN_CHARACTERS_MAX: Final = 512
+GRACE_MS_MAX: Final = 24 * 3600 * 1000
+
+LIMIT_RANGES: Final[dict[str, tuple[int, int]]] = {
+    "cpu_percent": (1, 1_000_000),
+    "cpu_weight": (1, 10_000),
+    "memory_bytes": (1, SIZE_BYTES_MAX),
+    "pids": (1, 4_194_304),  # PID_MAX_LIMIT
+    "io_weight": (1, 10_000),
+    "read_bytes_per_s": (1, SIZE_BYTES_MAX),
+    "write_bytes_per_s": (1, SIZE_BYTES_MAX),
+    "read_ops_per_s": (1, SIZE_BYTES_MAX),
+    "write_ops_per_s": (1, SIZE_BYTES_MAX),
+    "timeout_ms": (1, DURATION_MS_MAX),
+}
+_CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?){0,255}", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
+_PAGE_TOKEN = re.compile(rf"[A-Za-z0-9_.:=+/-]{{0,{PAGE_TOKEN_CHARACTERS_MAX}}}", re.ASCII)
+_KERNEL_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
+
+_STATES: Final = {number: state for state, number in STATES.items()}
+_NETWORKS: Final = {number: network for network, number in NETWORKS.items()}
+
+
+def job_spec(spec: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
+    """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
+
+    Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
+    """
+    if spec.secret_environment:
+        raise _not_available("secret_environment", "pass no secrets, or put them into an uploaded file")
+    if spec.HasField("start_at"):
+        raise _not_available("start_at", "start the job when it is to run")
+    arguments = _arguments(spec)
+    _at_most("upload_ids", len(spec.upload_ids), UPLOADS_MAX)
+    if len(set(spec.upload_ids)) != len(spec.upload_ids):
+        raise invalid("upload_ids names an upload twice")
+    work_bytes = spec.work_bytes if spec.HasField("work_bytes") else None
+    if work_bytes is not None:
+        _within("work_bytes", work_bytes, 4096, SIZE_BYTES_MAX)
+    return jobs.JobSpec(
+        command=_text("command", spec.command, COMMAND_BYTES_MAX, empty=False),
+        args=arguments,
+        name=parse_name(spec.name, "job") if spec.name else "",
+        labels=labels("labels", spec.labels),
+        environment=_environment(spec.environment),
+        workdir=_absolute("workdir", spec.workdir) if spec.workdir else "/work",
+        work_bytes=work_bytes,
+        limits=_limits(spec.limits),
+        volumes=_volumes(spec.volumes),
+        network=_network(spec.network),
+        grace_ms=_within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
+        stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
+        uploads=tuple(upload(one) for one in spec.upload_ids),
+    )
+
+
+def stop_grace_ms(request: job_pb2.StopJobRequest) -> int | None:
+    """How long the caller gives the job after the stop signal; None: as its spec says."""
+    return _within("grace_ms", request.grace_ms, 0, GRACE_MS_MAX) if request.HasField("grace_ms") else None
+
+
+def signal_number(field: str, name: str) -> int | None:
+    """The number of `SIGTERM` or `TERM`; None when empty."""
+    if not name:
+        return None
+    word = name if name.startswith("SIG") else f"SIG{name}"
+    try:
+        return int(signal.Signals[word])
+    except KeyError:
+        raise invalid(f"{field}: no such signal {name[:40]!r}", "use a name such as SIGTERM or SIGINT") from None
+
+
+def job_filter(message: job_pb2.JobFilter) -> jobs.ListJobs:
+    """Which jobs are wanted, as a listing of the first page that everybody may see; the caller narrows it."""
+    _at_most("filter.states", len(message.states), len(STATES) * 2)
+    unknown = [number for number in message.states if number not in _STATES]
+    if unknown:
+        raise invalid(f"filter.states: no such state {unknown[0]}", "see JobState in proto/joblet/v1/job.proto")
+    return jobs.ListJobs(
+        visible_owner=None,
+        states=tuple(dict.fromkeys(_STATES[number] for number in message.states)),
+        owner=_text("filter.owner", message.owner, 256),
+        labels=labels("filter.labels", message.labels),
+    )
+
+
+def page_size(value: int) -> int:
+    """How many jobs a page is to have."""
+    return _within("page_size", value, 1, PAGE_SIZE_MAX) if value else PAGE_SIZE_DEFAULT
+
+
+def page_token(text: str) -> str:
+    """A token from the page before; the executor knows what it means."""
+    if not _PAGE_TOKEN.fullmatch(text):
+        raise invalid("page_token: malformed", "use next_page_token of the page before, as it is")
+    return text
+
+
+def labels(field: str, entries: Mapping[str, str]) -> dict[str, str]:
+    """Labels: names as names are, values short and printable."""
+    _at_most(field, len(entries), LABELS_MAX)
+    for value in entries.values():
+        if len(value) > LABEL_VALUE_CHARACTERS_MAX or not (value.isprintable() or not value):
+            raise invalid(
+                f"{field}: malformed value {value[:40]!r}",
+                f"use at most {LABEL_VALUE_CHARACTERS_MAX} printable characters",
+            )
+    return {parse_name(key, "label"): value for key, value in entries.items()}
+
+
+def _arguments(spec: job_pb2.JobSpec) -> tuple[str, ...]:
+    _at_most("args", len(spec.args), ARGUMENTS_MAX)
+    arguments = tuple(_text("args", one, ARGUMENT_BYTES_MAX) for one in spec.args)
+    variables = (text for entry in spec.environment.items() for text in entry)
+    total = sum(len(text.encode()) + 1 for text in (spec.command, *arguments, *variables))
+    if total > ARGUMENTS_BYTES_MAX:
+        raise invalid(
+            f"args and environment have {total} bytes together, at most {ARGUMENTS_BYTES_MAX}", "upload a file instead"
+        )
+    return arguments
+
+
+def _environment(entries: Mapping[str, str]) -> dict[str, str]:
+    _at_most("environment", len(entries), VARIABLES_MAX)
+    for name, value in entries.items():
+        if not _VARIABLE.fullmatch(name):
+            raise invalid(
+                f"environment: malformed name {name[:40]!r}",
+                "use letters, digits, '_' and '.', not beginning with a digit",
+            )
+        _text(f"environment: {name}", value, ARGUMENT_BYTES_MAX - 256)
+    return dict(entries)
+
+
+def _limits(message: job_pb2.Limits) -> jobs.Limits:
+    values: dict[str, int] = {}
+    for field, (low, high) in LIMIT_RANGES.items():
+        if message.HasField(field):  # type: ignore[arg-type]  # a test compares the names with the descriptor
+            values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
+    cores = message.cpu_cores if message.HasField("cpu_cores") else None
+    if cores is not None and not _CPU_LIST.fullmatch(cores):
+        raise invalid(f"limits.cpu_cores: malformed list {cores[:40]!r}", "use such as 0-1,4")
+    return jobs.Limits(cpu_cores=cores, **values)
+
+
+def _volumes(mounts: Iterable[job_pb2.VolumeMount]) -> tuple[jobs.VolumeMount, ...]:
+    volumes = tuple(
+        jobs.VolumeMount(
+            name=parse_name(mount.name, "volume"),
+            path=_absolute("volumes.path", mount.path or f"/volumes/{mount.name}"),
+            read_only=mount.read_only,
+        )
+        for mount in mounts
+    )
+    _at_most("volumes", len(volumes), VOLUMES_MAX)
+    return volumes
+
+
+def _network(number: int) -> jobs.Network:
+    if number == job_pb2.NETWORK_MODE_UNSPECIFIED:
+        return jobs.Network.NONE
+    if number not in _NETWORKS:
+        raise invalid(f"network: no such mode {number}", "see NetworkMode in proto/joblet/v1/job.proto")
+    return _NETWORKS[job_pb2.NetworkMode.ValueType(number)]
+
+
+def _absolute(field: str, path: str) -> str:
+    """An absolute path in the job, without a step up, outside the kernel's own file systems."""
+    _text(field, path, COMMAND_BYTES_MAX)
+    if not path.startswith("/") or any(part in {".", ".."} for part in path.split("/")):
+        raise invalid(f"{field}: {path[:80]!r} is no plain absolute path", "use such as /work, without . and ..")
+    if any(path == top or path.startswith(f"{top}/") for top in _KERNEL_DIRECTORIES):
+        raise invalid(f"{field}: {path[:80]!r} belongs to the kernel", "use a path such as /work")
+    return path
+
+
+def _text(field: str, text: str, bytes_max: int, *, empty: bool = True) -> str:
+    if not text and not empty:
+        raise invalid(f"{field} is missing")
+    if "\0" in text:
+        raise invalid(f"{field} has a NUL byte")
+    size = len(text.encode())
+    if size > bytes_max:
+        raise invalid(f"{field} has {size} bytes, at most {bytes_max}")
+    return text
+
+
+def _within(field: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise invalid(f"{field}: {value} is out of range", f"use {low} to {high}")
+    return value
+
+
+def _at_most(field: str, count: int, count_max: int) -> None:
+    if count > count_max:
+        raise invalid(f"{field} has {count} entries, at most {count_max}")
+
+
+def _not_available(field: str, detail: str) -> JobletError:
+    return JobletError(Reason.UNIMPLEMENTED, f"{field} is not available in this release", detail=detail)

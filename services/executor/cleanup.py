@@ -1,0 +1,182 @@
+"""What an ended job leaves on the host, and its removal: control groups, `root`, `control`, in the end the directory.
+
+Not here: the journal while the executor still knows the job, and anything inside the job's own namespaces, which the
+kernel takes away with their last process. docs/protocol.md describes the directory.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import structlog
+
+from common.config.layout import Layout
+from common.errors import JobletError, precondition
+from common.identifiers import JobId, parse_job_id
+from services.executor.cgroups.driver import CgroupDriver
+
+log = structlog.get_logger(__name__)
+
+GIVE_UP_MS: Final = 10_000
+"""A killed process can stay in the kernel (disk wait, memory being freed) and hold its group so long."""
+
+PAUSE_MS_FIRST: Final = 1
+PAUSE_MS_MAX: Final = 100
+DEPTH_MAX: Final = 64
+"""Of directories in a job's directory, which holds one level of our own making."""
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Swept(NamedTuple):
+    """What a sweep removed."""
+
+    groups: frozenset[JobId]
+    directories: frozenset[JobId]
+
+
+class Cleanup:
+    """Removes traces through `driver` and below `layout.jobs`. Everything can be done twice."""
+
+    def __init__(self, driver: CgroupDriver, layout: Layout, *, give_up_ms: int = GIVE_UP_MS) -> None:
+        self._driver = driver
+        self._jobs = layout.jobs
+        self._give_up_ms = give_up_ms
+        self._unfinished: set[JobId] = set()
+
+    @property
+    def unfinished(self) -> frozenset[JobId]:
+        """Jobs whose groups could not be removed yet: the sweep list of `retry`."""
+        return frozenset(self._unfinished)
+
+    async def end(self, job: JobId) -> bool:
+        """Kill what is left of an ended job, and remove its groups, `root` and `control`; keep journal and lock.
+
+        False: a group still held a process when the time was up; the job is on the sweep list.
+        """
+        removed = await self._remove_groups(job)
+        self._clear_directory(job)
+        return removed
+
+    async def retry(self) -> frozenset[JobId]:
+        """Try each job of the sweep list once more; those that are still on it."""
+        for job in tuple(self._unfinished):
+            if self._try_remove(job):
+                log.info("control groups removed at last", job_id=job)
+        return self.unfinished
+
+    def forget(self, job: JobId) -> None:
+        """Remove the job's directory with everything in it. Raises JobletError when something is in the way."""
+        try:
+            with _opened(str(self._jobs)) as jobs, contextlib.suppress(FileNotFoundError):
+                _remove_tree(jobs, job)
+        except OSError as cause:
+            raise precondition(
+                f"cannot remove {self._jobs / job}: {os.strerror(cause.errno or 0)}",
+                "something that is not joblet's was put there; look at it and remove it by hand",
+            ) from cause
+
+    async def sweep(self, *, alive: frozenset[JobId], known: frozenset[JobId]) -> Swept:
+        """At start: remove what jobs that are not `alive` left. Directories of `known` jobs keep journal and lock."""
+        groups = self._driver.present() - alive
+        directories = self._directories()
+        unknown = directories - known - alive
+        await asyncio.gather(*(self.end(job) for job in groups | ((directories & known) - alive)))
+        for job in unknown:
+            try:
+                self.forget(job)
+            except JobletError as error:
+                log.error("a directory of an unknown job stays", job_id=job, why=str(error))
+        if groups or unknown:
+            log.info("swept", groups=len(groups), directories=len(unknown))
+        return Swept(groups, unknown)
+
+    async def _remove_groups(self, job: JobId) -> bool:
+        deadline = time.monotonic() + self._give_up_ms / 1000
+        pause_ms = PAUSE_MS_FIRST
+        while not self._try_remove(job):
+            if time.monotonic() > deadline:
+                log.error("a control group of an ended job is still in use", job_id=job, waited_ms=self._give_up_ms)
+                return False
+            await asyncio.sleep(pause_ms / 1000)
+            pause_ms = min(PAUSE_MS_MAX, pause_ms * 2)
+        return True
+
+    def _try_remove(self, job: JobId) -> bool:
+        try:
+            self._driver.kill(job)
+            removed = self._driver.remove(job)
+        except (OSError, JobletError) as error:  # one job's groups must not stop the clean-up of the others
+            log.error("cannot remove control groups", job_id=job, why=str(error))
+            removed = False
+        if removed:
+            self._unfinished.discard(job)
+        else:
+            self._unfinished.add(job)
+        return removed
+
+    def _clear_directory(self, job: JobId) -> None:
+        """Remove `root` and `control`. What cannot be removed is told: the job has ended all the same."""
+        try:
+            with _opened(str(self._jobs)) as jobs, _opened(job, jobs) as directory:
+                for name in ("root", "control"):
+                    with contextlib.suppress(FileNotFoundError):
+                        _remove_tree(directory, name)
+        except FileNotFoundError:
+            return
+        except OSError as cause:
+            log.error("cannot clear a job's directory", job_id=job, why=str(cause))
+
+    def _directories(self) -> frozenset[JobId]:
+        found: set[JobId] = set()
+        try:
+            with os.scandir(self._jobs) as entries:
+                names = sorted(entry.name for entry in entries)
+        except FileNotFoundError:
+            return frozenset()
+        for name in names:
+            try:
+                found.add(parse_job_id(name))
+            except JobletError:
+                log.warning("not a job's directory; left alone", path=str(self._jobs / name))
+        return frozenset(found)
+
+
+@contextlib.contextmanager
+def _opened(name: str, parent: int | None = None) -> Iterator[int]:
+    """A descriptor of a directory that is no symbolic link."""
+    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove_tree(parent: int, name: str, *, depth: int = 0) -> None:
+    """Remove `name` below the directory `parent`, never through a symbolic link and never into another mount.
+
+    OSError: FileNotFoundError when there is none, EXDEV at a mount, ELOOP when it is too deep.
+    """
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except IsADirectoryError:
+        pass
+    if depth == DEPTH_MAX:
+        raise OSError(errno.ELOOP, "nested too deep", name)
+    with _opened(name, parent) as directory:
+        if _mount_of(directory) != _mount_of(parent):
+            raise OSError(errno.EXDEV, "something is mounted there", name)
+        for entry in os.listdir(directory):  # noqa: PTH208  # of a descriptor: no path is walked twice
+            _remove_tree(directory, entry, depth=depth + 1)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _mount_of(descriptor: int) -> str:
+    """The id of the mount that a descriptor is on (proc_pid_fdinfo(5)); st_dev is the same on both sides of a bind."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:  # noqa: PTH123
+        return next(line for line in info if line.startswith("mnt_id:"))

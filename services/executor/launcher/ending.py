@@ -1,0 +1,68 @@
+"""How a job ended: the payloads of START and EXIT, and the last numbers of its cgroups. docs/protocol.md has both."""
+
+import os
+from typing import Any, Final, NamedTuple
+
+from services.executor.launcher.handshake import Failure
+from services.executor.launcher.task import Groups, Reading
+
+PAYLOAD_VERSION: Final = 1
+_CONTROL_FILE_BYTES_MAX: Final = 64 * 1024
+
+
+class Ending(NamedTuple):
+    """What the monitor knows when all is over. `status` is a wait status, None when nothing was started."""
+
+    status: int | None
+    ended_by: str  # "", "client" or "timeout"
+    failure: Failure | None
+
+
+def start_payload(pid: int) -> dict[str, Any]:
+    """The START record: `pid` is the main process on the host."""
+    return {"version": PAYLOAD_VERSION, "pid": pid, "monitor_pid": os.getpid()}
+
+
+def exit_payload(ending: Ending, groups: Groups) -> dict[str, Any]:
+    """The EXIT record; reads the job's groups, so everything in them has ended."""
+    outcome, exit_code, signal = "not_started", None, None
+    if ending.status is not None:
+        code = os.waitstatus_to_exitcode(ending.status)
+        outcome = "exited" if code >= 0 else "signaled"
+        exit_code, signal = (code, None) if code >= 0 else (None, -code)
+    return {
+        "version": PAYLOAD_VERSION,
+        "outcome": outcome,
+        "exit_code": exit_code,
+        "signal": signal,
+        "ended_by": ending.ended_by,
+        "cpu_time_us": read_first(groups.cpu_time_us),
+        "memory_peak_bytes": read_first(groups.memory_peak_bytes),
+        "oom_kills": read_first(groups.oom_kills),
+        "failure": ending.failure._asdict() if ending.failure else None,
+    }
+
+
+def read_first(readings: tuple[Reading, ...]) -> int:
+    """The first of `readings` that can be read; 0 when none can."""
+    for reading in readings:
+        value = _read(reading)
+        if value is not None:
+            return value
+    return 0
+
+
+def _read(reading: Reading) -> int | None:
+    try:
+        descriptor = os.open(reading.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = os.read(descriptor, _CONTROL_FILE_BYTES_MAX).decode("ascii", "replace")
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return None
+    for line in content.splitlines():
+        key, _, number = line.rpartition(" ")
+        if key == reading.key and number.isascii() and number.isdigit():
+            return int(number) // reading.divisor
+    return None

@@ -1,0 +1,159 @@
+"""The job's main process (PID 2) from its fork to its exec: it becomes exactly as privileged as the job may be.
+
+Here: session, descriptors, limits, signals, credentials, uploads, directory, exec. It runs inside the sandbox already,
+where no Python module can be found any more: everything is imported before. References: execve(2), credentials(7),
+capabilities(7), signal(7), close_range(2).
+"""
+
+import errno
+import os
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple, NoReturn
+
+from services.executor.launcher import uploads
+from services.executor.launcher.handshake import Failure, Kind, StepFailed, failure_of, send
+from services.executor.launcher.task import Task
+from services.executor.linux import processes
+from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
+
+UPLOAD_DIRECTORY: Final = "/work"
+_NOT_EXECUTED: Final = 127
+_SIGNALS_END: Final = 65
+
+
+class Inherited(NamedTuple):
+    """The descriptors that the main process is born with."""
+
+    report: socket.socket
+    stdout: int
+    stderr: int
+    archives: tuple[int, ...]
+
+
+def become_job(task: Task, inherited: Inherited) -> NoReturn:
+    """Execute the job's command. Whatever fails is reported, and the process ends."""
+    try:
+        _prepare(task, inherited)
+        send(inherited.report, Kind.EXEC)
+        failure = _execute(task)
+    except StepFailed as failed:
+        failure = failed.failure
+    except Exception as cause:  # noqa: BLE001  # process entry: a bug here must reach the client as well
+        failure = failure_of("prepare", cause)
+    try:
+        send(inherited.report, Kind.FAILED, failure=failure)
+    finally:
+        os._exit(_NOT_EXECUTED)
+
+
+def _prepare(task: Task, inherited: Inherited) -> None:
+    with _step("session"):
+        os.setsid()
+        _standard_descriptors(inherited)
+        os.umask(0o022)
+    with _step("signals"):
+        _reset_signals()
+    with _step("limits"):
+        for limit in task.resources:
+            resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
+    with _step("credentials"):
+        _drop_privileges(task.uid, task.gid)
+    with _step(uploads.STEP):
+        for archive in inherited.archives:
+            uploads.unpack(archive, UPLOAD_DIRECTORY)
+    with _step("workdir", task.workdir):
+        directory = openat2(-100, task.workdir, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_MAGICLINKS)
+        os.fchdir(directory)
+    with _step("descriptors"):
+        processes.mark_close_on_exec(3)
+
+
+@contextmanager
+def _step(name: str, path: str = "") -> Iterator[None]:
+    """Whatever the operating system refuses in here is a failure of this step."""
+    try:
+        yield
+    except OSError as cause:
+        raise StepFailed(failure_of(name, cause, path=path)) from cause
+
+
+def _standard_descriptors(inherited: Inherited) -> None:
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(null, 0)
+    os.dup2(inherited.stdout, 1)
+    os.dup2(inherited.stderr, 2)
+
+
+def _reset_signals() -> None:
+    # An ignored signal stays ignored over an exec, and Python ignores SIGPIPE and SIGXFSZ.
+    for number in range(1, _SIGNALS_END):
+        try:
+            signal.signal(number, signal.SIG_DFL)
+        except (OSError, ValueError):  # SIGKILL, SIGSTOP, and the C library's own two
+            continue
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _drop_privileges(uid: int, gid: int) -> None:
+    processes.drop_bounding_set()
+    os.setgroups(())
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    processes.set_capabilities(())
+    processes.set_no_new_privileges()
+    try:
+        processes.join_new_session_keyring()
+    except OSError as cause:
+        if cause.errno != errno.ENOSYS:  # a kernel without keyrings has none to share
+            raise
+
+
+def _execute(task: Task) -> Failure:
+    """Execute the command, looked up along the job's PATH as execvp(3) does. Returns only when that failed."""
+    environment = dict(task.environment)
+    command, argv = task.command, (task.command, *task.args)
+    if "/" in command:
+        return _explain(task, _execve(command, argv, environment), command)
+    refused: OSError | None = None
+    for directory in environment.get("PATH", "").split(":"):
+        candidate = f"{directory or '.'}/{command}"
+        cause = _execve(candidate, argv, environment)
+        if cause.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.lexists(candidate):
+            continue
+        if cause.errno != errno.EACCES:
+            return _explain(task, cause, candidate)
+        refused = cause
+    if refused is not None:
+        return _explain(task, refused, command)
+    text = f"command {command!r} not found in PATH ({environment.get('PATH', '')})"
+    return Failure("exec", command, errno.ENOENT, text)
+
+
+def _execve(path: str, argv: tuple[str, ...], environment: dict[str, str]) -> OSError:
+    try:
+        os.execve(path, argv, environment)  # noqa: S606  # that there is no shell is the point
+    except OSError as cause:
+        return cause
+
+
+def _explain(task: Task, cause: OSError, path: str) -> Failure:
+    """The failure of an execve in words: its errno alone is ambiguous."""
+    command = repr(task.command)
+    match cause.errno:
+        case errno.ENOENT if os.path.lexists(path):
+            text = f"command {command} cannot be executed: its interpreter or loader does not exist in the job's root"
+        case errno.ENOENT | errno.ENOTDIR:
+            text = f"command {command} not found"
+        case errno.EACCES:
+            text = f"command {command} is not executable: permission denied"
+        case errno.ENOEXEC:
+            text = f"command {command} is no program; a script needs a first line such as #!/bin/sh"
+        case errno.E2BIG:
+            text = f"command {command}: arguments and environment are too long"
+        case _:
+            text = f"command {command} cannot be executed: {cause.strerror}"
+    return Failure("exec", path, cause.errno or 0, text)

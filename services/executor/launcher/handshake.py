@@ -1,0 +1,93 @@
+"""How a monitor, the job's init (PID 1) and the job's main process (PID 2) talk until the job runs, and afterwards.
+
+     monitor                            init                                main
+        │ clone3 (namespaces, cgroup) ───▶│
+        │ writes it into its groups        │ waits
+        │── GO ──────────────────────────▶│ (GO_MS_MAX)
+        │                                  │ carries the operations out
+        │◀─ FAILED(step, path, errno) ─────│ any of them failed: it exits
+        │                                  │ fork ──────────────────────────▶│ credentials, uploads, directory
+        │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
+        │◀─ EXEC (with its pid) ───────────┼──────────────────────────────────│ all is done but the exec
+        │◀─ end of file ───────────────────┼──────────────────────────────────│ execve closed the report socket
+        │ START record                     │                                  │ the job runs
+        │── SIGNAL(number) ──────────────▶│ kill(main's group)               │
+        │◀─ ENDED(wait status) ────────────│◀─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─ ─┘
+        │                                  │ exits, and the kernel kills what is left in the namespace
+        ▼ reads the pipes to their end, EXIT record
+
+Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). From the
+clone to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
+of the report without EXEC before it, or of init without ENDED, means that the process was killed.
+
+When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or sees the channel's end where it waited for GO.
+"""
+
+import json
+import socket
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+GO_MS_MAX: Final = 10_000
+MESSAGE_BYTES_MAX: Final = 16 * 1024
+_TEXT_CHARACTERS_MAX: Final = 2000
+
+
+class Kind(IntEnum):
+    """What a message says."""
+
+    GO = 1
+    FAILED = 2
+    EXEC = 3
+    SIGNAL = 4
+    ENDED = 5
+
+
+class Failure(NamedTuple):
+    """A step that could not be done, in words that reach the client."""
+
+    step: str
+    path: str
+    errno: int
+    message: str
+
+
+class StepFailed(Exception):
+    """Carries a Failure up to the process's entry."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Message(NamedTuple):
+    """A received message: `number` of SIGNAL and ENDED, `failure` of FAILED."""
+
+    kind: Kind
+    number: int = 0
+    failure: Failure | None = None
+
+
+def failure_of(step: str, cause: BaseException, *, path: str = "") -> Failure:
+    """`cause` as a Failure of `step`; an OSError brings errno and, unless `path` is given, its path."""
+    if isinstance(cause, OSError):
+        where = path or (cause.filename if isinstance(cause.filename, str) else "")
+        return Failure(step, where, cause.errno or 0, cause.strerror or str(cause))
+    return Failure(step, path, 0, f"{type(cause).__name__}: {cause}")
+
+
+def send(endpoint: socket.socket, kind: Kind, *, number: int = 0, failure: Failure | None = None) -> None:
+    """Send one message. OSError: nobody is there to read it."""
+    body: dict[str, Any] = {"number": number}
+    if failure is not None:
+        body["failure"] = failure._replace(
+            path=failure.path[:_TEXT_CHARACTERS_MAX], message=failure.message[:_TEXT_CHARACTERS_MAX]
+        )
+    endpoint.sendall(bytes([kind]) + json.dumps(body).encode())
+
+
+def parse(packet: bytes) -> Message:
+    """The message in a packet. ValueError: it is none."""
+    body = json.loads(packet[1:])
+    failure = body.get("failure")
+    return Message(Kind(packet[0]), body["number"], Failure(*failure) if failure else None)

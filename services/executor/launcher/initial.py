@@ -1,0 +1,180 @@
+"""The job's init, the first process of its namespaces: builds the sandbox, starts the main process, reaps, forwards.
+
+It ends when the main process has ended, and then the kernel kills everything else in the namespace, see
+pid_namespaces(7). It stays root without any capability but CAP_KILL, and is not dumpable: the job can neither signal
+nor trace it nor look through /proc/1.
+"""
+
+import os
+import select
+import signal
+import socket
+from typing import Final, NamedTuple, NoReturn
+
+from services.executor.launcher import uploads
+from services.executor.launcher.execution import Inherited, become_job
+from services.executor.launcher.handshake import (
+    GO_MS_MAX,
+    MESSAGE_BYTES_MAX,
+    Kind,
+    StepFailed,
+    failure_of,
+    parse,
+    send,
+)
+from services.executor.launcher.newroot import NewRoot
+from services.executor.launcher.task import Task
+from services.executor.linux import processes
+
+_FORWARDED: Final = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCONT,
+    signal.SIGWINCH,
+)
+_OOM_SCORE_ADJUSTMENT: Final = b"500"
+"""Jobs go before the node's services when the host itself runs out of memory."""
+
+
+class Ends(NamedTuple):
+    """init's ends of what the monitor made: channel, report, and the pipes that the job writes to."""
+
+    channel: socket.socket
+    report: socket.socket
+    stdout: int
+    stderr: int
+
+
+def run_init(task: Task, ends: Ends) -> NoReturn:
+    """Everything that PID 1 does, to its exit."""
+    try:
+        processes.set_parent_death_signal(signal.SIGKILL)
+        _close_all_but(ends)
+        _await_go(ends.channel)
+        archives = uploads.open_archives(task.uploads)
+        _build(task)
+        main = _fork_main(task, ends, archives)
+        status = _watch(main, ends.channel)
+        send(ends.channel, Kind.ENDED, number=status)
+    except StepFailed as failed:
+        send(ends.channel, Kind.FAILED, failure=failed.failure)
+    except Exception as cause:  # noqa: BLE001  # process entry: a bug here must reach the client as well
+        send(ends.channel, Kind.FAILED, failure=failure_of("init", cause))
+    finally:
+        os._exit(0)
+
+
+def _close_all_but(ends: Ends) -> None:
+    # What the monitor holds (lock, journal, control, its ends of the pipes) is not for this process.
+    previous = 2
+    for keep in sorted((ends.channel.fileno(), ends.report.fileno(), ends.stdout, ends.stderr)):
+        os.closerange(previous + 1, keep)
+        previous = keep
+    processes.close_from(previous + 1)
+
+
+def _await_go(channel: socket.socket) -> None:
+    channel.settimeout(GO_MS_MAX / 1000)
+    packet = channel.recv(MESSAGE_BYTES_MAX)
+    if not packet:
+        os._exit(1)  # the monitor is gone, perhaps before the death signal was set
+    if parse(packet).kind is not Kind.GO:
+        raise ValueError(f"expected GO, received {packet[:1]!r}")
+    channel.settimeout(None)
+
+
+def _build(task: Task) -> None:
+    """Carry the plan out; the first step that fails is the failure."""
+    try:
+        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        os.umask(0o022)
+    except OSError as cause:
+        raise StepFailed(failure_of("oom_score_adj", cause)) from cause
+    root = NewRoot(f"{task.job_dir}/root")
+    for operation in task.operations:
+        try:
+            operation.execute(root)
+        except OSError as cause:
+            path = getattr(operation, "path", "")
+            raise StepFailed(failure_of(operation.describe(), cause, path=path)) from cause
+
+
+def _write(path: str, value: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value)
+    finally:
+        os.close(descriptor)
+
+
+def _fork_main(task: Task, ends: Ends, archives: tuple[int, ...]) -> int:
+    try:
+        main = os.fork()
+    except OSError as cause:
+        raise StepFailed(failure_of("fork", cause)) from cause
+    if main == 0:
+        ends.channel.close()
+        become_job(task, Inherited(ends.report, ends.stdout, ends.stderr, archives))
+    ends.report.close()
+    for descriptor in (ends.stdout, ends.stderr, *archives):
+        os.close(descriptor)
+    processes.drop_bounding_set()
+    processes.set_no_new_privileges()
+    processes.set_capabilities((processes.CAP_KILL,))
+    return main
+
+
+def _watch(main: int, channel: socket.socket) -> int:
+    """Reap children and pass signals on until `main` has ended; its wait status."""
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for handled in (signal.SIGCHLD, *_FORWARDED):
+        signal.signal(handled, _noted)
+    poll = select.poll()
+    poll.register(reader, select.POLLIN)
+    poll.register(channel, select.POLLIN)
+    status = _reap(main)  # children that ended before the handler stood
+    while status is None:
+        for descriptor, _ in poll.poll():
+            if descriptor == reader:
+                for number in set(os.read(reader, 4096)) - {signal.SIGCHLD}:
+                    _signal_group(main, number)
+            else:
+                packet = channel.recv(MESSAGE_BYTES_MAX)
+                if not packet:
+                    os._exit(1)
+                message = parse(packet)
+                if message.kind is Kind.SIGNAL:
+                    _signal_group(main, message.number)
+        status = _reap(main)
+    return status
+
+
+def _noted(_number: int, _frame: object) -> None:
+    """The wake-up descriptor has the number already."""
+
+
+def _signal_group(main: int, number: int) -> None:
+    # `main` is not reaped yet, so its number cannot belong to anybody else. It may not have made its group yet.
+    try:
+        os.killpg(main, number)
+    except ProcessLookupError:
+        os.kill(main, number)
+
+
+def _reap(main: int) -> int | None:
+    """Collect every ended child, orphans included. The wait status of `main` when it is among them."""
+    status = None
+    while True:
+        try:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status
+        if pid == 0:
+            return status
+        if pid == main:
+            status = ended

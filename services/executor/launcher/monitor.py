@@ -1,0 +1,311 @@
+"""The monitor: one process per job that starts it, keeps its output and its end, and depends on nobody else's life.
+
+It lives in a session of its own with nothing but the job's files, waits with epoll(7), and is alone in its process: no
+thread, no lock. Phases: STARTING (until the end of the report), RUNNING, ENDING (the main process has ended, init not
+yet), DRAINING (everything in the namespace is dead; what is left in the pipes is read), DONE (EXIT is written).
+
+Here: events and timers. The start of the processes is in `birth.py`, the talk with them in `handshake.py`.
+"""
+
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final
+
+from common.records import RecordType, Stream
+from services.executor.launcher.birth import Born
+from services.executor.launcher.capture import LineSplitter
+from services.executor.launcher.commands import Verb, decode_commands
+from services.executor.launcher.ending import Ending, exit_payload, start_payload
+from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, failure_of, parse, send
+from services.executor.launcher.jobfiles import JobFiles
+from services.executor.launcher.journal import DiskJournal, Recorder
+from services.executor.launcher.task import Task
+from services.executor.linux.processes import pidfd_send_signal
+
+READ_BYTES: Final = 2**20
+SPACE_CHECK_MS: Final = 250
+"""Without space the journal is looked at this often, in case nobody says that space was freed."""
+
+
+class Phase(IntEnum):
+    """Where the job is, in the only order that there is."""
+
+    STARTING = 1
+    RUNNING = 2
+    ENDING = 3
+    DRAINING = 4
+    DONE = 5
+
+
+class Output:
+    """The monitor's end of one of the job's pipes."""
+
+    def __init__(self, stream: Stream, descriptor: int) -> None:
+        self.stream = stream
+        self.descriptor = descriptor
+        self.lines = LineSplitter()
+        self.open = True
+
+
+class Monitor:
+    """Watches one job to its end. Times are milliseconds of CLOCK_MONOTONIC: a jump of the clock ends no job."""
+
+    def __init__(self, task: Task, files: JobFiles) -> None:
+        self._task = task
+        self._files = files
+        self._phase = Phase.STARTING
+        self._recorder = Recorder(DiskJournal(files.journal), task.journal)
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._timers: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._outputs: tuple[Output, ...] = ()
+        self._reading = False
+        self._born: Born | None = None
+        self._executing_pid = 0
+        self._pending_signal = 0
+        self._status: int | None = None
+        self._ended_by = ""
+        self._failure: Failure | None = None
+
+    def fail(self, failure: Failure) -> None:
+        """No process could be made: write that down and be done."""
+        self._failure = failure
+        self._finish()
+        self._run_loop()
+
+    def run(self, born: Born) -> None:
+        """Watch the job to its end."""
+        self._born = born
+        self._outputs = (Output(Stream.STDOUT, born.stdout), Output(Stream.STDERR, born.stderr))
+        self._watch(born.init.pidfd, self._on_init_end)
+        self._watch(born.channel.fileno(), lambda: self._receive(born.channel))
+        self._watch(born.report.fileno(), lambda: self._receive(born.report))
+        self._watch(self._files.control, self._on_command)
+        self._set_timer("start", self._task.start_ms_max, self._on_start_timeout)
+        self._regulate()
+        send(born.channel, Kind.GO)
+        self._run_loop()
+
+    # Events
+
+    def _run_loop(self) -> None:
+        while self._phase is not Phase.DONE:
+            for descriptor, _ in self._epoll.poll(self._wait_s()):
+                handler = self._handlers.get(descriptor)
+                if handler is not None:  # else an earlier handler of this round took it away
+                    handler()
+            now = _now_ms()
+            for name, (due, handler) in list(self._timers.items()):
+                if due <= now and self._timers.pop(name, None):
+                    handler()
+            if self._phase is Phase.DRAINING:
+                self._drain()
+            self._regulate()
+
+    def _wait_s(self) -> float:
+        if not self._timers:
+            return -1
+        return max(0, min(due for due, _ in self._timers.values()) - _now_ms()) / 1000
+
+    def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
+        self._epoll.register(descriptor, select.EPOLLIN)
+        self._handlers[descriptor] = handler
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None):
+            self._epoll.unregister(descriptor)
+
+    def _set_timer(self, name: str, delay_ms: int, handler: Callable[[], None]) -> None:
+        self._timers[name] = (_now_ms() + delay_ms, handler)
+
+    # The handshake
+
+    def _receive(self, endpoint: socket.socket) -> None:
+        assert self._born is not None
+        try:
+            packet, ancillary, _, _ = endpoint.recvmsg(MESSAGE_BYTES_MAX, socket.CMSG_SPACE(12))
+        except ConnectionResetError:
+            packet, ancillary = b"", []
+        if not packet:
+            self._unwatch(endpoint.fileno())
+            if endpoint is self._born.report and self._executing_pid and self._failure is None:
+                self._started()
+            return
+        message = parse(packet)
+        match message.kind:
+            case Kind.EXEC:
+                # SCM_CREDENTIALS, unix(7): the kernel says who sent it, as a pid of this namespace.
+                self._executing_pid = int.from_bytes(ancillary[0][2][:4], "little")
+            case Kind.FAILED:
+                self._failure = self._failure or message.failure
+                self._kill()
+            case Kind.ENDED:
+                self._status = message.number
+                self._ending()
+            case Kind.GO | Kind.SIGNAL:
+                self._failure = self._failure or Failure("handshake", "", 0, f"unexpected {message.kind.name}")
+                self._kill()
+
+    def _started(self) -> None:
+        if self._phase is not Phase.STARTING:
+            return
+        self._phase = Phase.RUNNING
+        self._timers.pop("start", None)
+        self._recorder.event(RecordType.START, start_payload(self._executing_pid), time.time_ns())
+        if self._task.timeout_ms is not None:
+            self._set_timer("timeout", self._task.timeout_ms, self._on_timeout)
+        if self._pending_signal:
+            self._signal(self._pending_signal)
+
+    def _on_start_timeout(self) -> None:
+        text = f"not started within {self._task.start_ms_max} ms"
+        self._failure = self._failure or Failure("start", "", 0, text)
+        self._kill()
+
+    # Stopping
+
+    def _on_command(self) -> None:
+        for command in decode_commands(os.read(self._files.control, 4096)):
+            match command.verb:
+                case Verb.STOP:
+                    self._stop(command.signal, command.grace_ms, "client")
+                case Verb.SPACE_FREED:
+                    self._on_space()
+
+    def _on_timeout(self) -> None:
+        self._stop(self._task.stop_signal, self._task.grace_ms, "timeout")
+
+    def _stop(self, number: int, grace_ms: int, ended_by: str) -> None:
+        if self._phase not in (Phase.STARTING, Phase.RUNNING):
+            return
+        self._ended_by = self._ended_by or ended_by
+        if number == signal.SIGKILL:
+            self._kill()
+            return
+        due = self._timers["kill"][0] if "kill" in self._timers else None
+        if due is None or _now_ms() + grace_ms < due:  # a second stop may shorten the grace, never lengthen it
+            self._set_timer("kill", grace_ms, self._kill)
+        if self._phase is Phase.RUNNING:
+            self._signal(number)
+        else:
+            self._pending_signal = number  # sent at its first instruction
+
+    def _signal(self, number: int) -> None:
+        assert self._born is not None
+        try:
+            send(self._born.channel, Kind.SIGNAL, number=number)
+        except OSError:
+            return  # init has ended: its pidfd tells the rest
+
+    def _kill(self) -> None:
+        """SIGKILL init: the kernel kills everything in its PID namespace."""
+        assert self._born is not None
+        try:
+            pidfd_send_signal(self._born.init.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # it has ended: its pidfd tells the rest
+
+    def _ending(self) -> None:
+        if self._phase < Phase.ENDING:
+            self._phase = Phase.ENDING
+            for name in ("start", "timeout"):
+                self._timers.pop(name, None)
+            # init exits by itself; should it not, the job would be held up for ever.
+            self._set_timer("kill", self._task.grace_ms, self._kill)
+
+    # The end
+
+    def _on_init_end(self) -> None:
+        assert self._born is not None
+        self._unwatch(self._born.init.pidfd)
+        for endpoint in (self._born.report, self._born.channel):  # what they said last
+            while endpoint.fileno() in self._handlers:
+                self._receive(endpoint)
+        _, init_status = os.waitpid(self._born.init.pid, 0)
+        if self._phase is Phase.STARTING and self._failure is None:
+            text = "the job was killed before it was started"
+            if not self._ended_by:
+                text += f" (init: {os.waitstatus_to_exitcode(init_status)}; out of memory or processes?)"
+            self._failure = Failure("start", "", 0, text)
+        if self._status is None and self._failure is None:
+            self._status = init_status  # it was killed, and the job with it
+        self._phase = Phase.DRAINING
+        self._timers.clear()
+
+    def _drain(self) -> None:
+        """All writers are dead: read what is in the pipes, as far as there is space for it."""
+        for output in self._outputs:
+            while output.open and self._recorder.accepts_output():
+                self._read(output)
+        if not any(output.open for output in self._outputs):
+            self._finish()
+
+    def _finish(self) -> None:
+        ending = Ending(None if self._failure else self._status, self._ended_by, self._failure)
+        self._recorder.event(RecordType.EXIT, exit_payload(ending, self._task.groups), time.time_ns())
+        self._phase = Phase.DONE if self._recorder.settled else Phase.DRAINING
+        if self._phase is Phase.DONE:
+            self._sync()
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._files.journal)
+        except OSError:
+            return  # nobody could do better: what the disk lost is found by the checksums
+
+    # Output
+
+    def _regulate(self) -> None:
+        """Read the pipes when there is space for what they bring, else look again later."""
+        wanted = self._recorder.accepts_output() and self._phase < Phase.DRAINING
+        if wanted != self._reading:
+            self._reading = wanted
+            for output in self._outputs:
+                if wanted and output.open:
+                    self._watch(output.descriptor, lambda output=output: self._read(output))  # type: ignore[misc]
+                else:
+                    self._unwatch(output.descriptor)
+        if not (self._recorder.settled and self._recorder.accepts_output()) and "space" not in self._timers:
+            self._set_timer("space", SPACE_CHECK_MS, self._on_space)
+
+    def _on_space(self) -> None:
+        self._timers.pop("space", None)
+        self._recorder.retry(time.time_ns())
+
+    def _read(self, output: Output) -> None:
+        try:
+            received = os.read(output.descriptor, READ_BYTES)
+        except BlockingIOError:
+            if self._phase is not Phase.DRAINING:
+                return
+            received = b""  # a descriptor that the job passed on holds the pipe open, but the job is dead
+        now_ns = time.time_ns()
+        silence = f"silence {output.stream}"
+        if received:
+            self._recorder.output(output.stream, output.lines.feed(received), now_ns)
+        else:
+            self._unwatch(output.descriptor)
+            os.close(output.descriptor)
+            output.open = False
+            self._recorder.output(output.stream, output.lines.flush(), now_ns)
+        if output.lines.held:
+            self._set_timer(silence, self._task.journal.silence_ms, lambda: self._on_silence(output))
+        else:
+            self._timers.pop(silence, None)
+
+    def _on_silence(self, output: Output) -> None:
+        self._recorder.output(output.stream, output.lines.flush(), time.time_ns())
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def failed_birth(cause: OSError) -> Failure:
+    """The failure of the clone or of the placement in the groups."""
+    return failure_of("clone", cause)

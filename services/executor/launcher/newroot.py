@@ -1,0 +1,58 @@
+"""The root directory in the making: every path below it is resolved by the kernel as if it were `/` already.
+
+See openat2(2). Not here: what is put into it (`operations.py`).
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+
+
+class NewRoot:
+    """The directory that becomes the job's root. `path` is on the host, empty and inside the job's directory."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.descriptor = -1
+
+    def open(self) -> None:
+        """Hold the directory at `path`, with what is mounted there now."""
+        self.descriptor = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    @contextmanager
+    def at(self, path: str, flags: int = os.O_PATH) -> Iterator[int]:
+        """A descriptor of `path`, an absolute path inside. A symbolic link out of the root leads to the root."""
+        descriptor = openat2(self.descriptor, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def make_directory(self, path: str, mode: int = 0o755) -> None:
+        """A new directory; its parent exists."""
+        parent, name = posixpath.split(path)
+        with self.at(parent) as directory:
+            os.mkdir(name, mode, dir_fd=directory)
+            # The process's umask takes bits away, such as the sticky and the write bits of 1777.
+            os.chmod(name, mode, dir_fd=directory)
+
+    def make_file(self, path: str, content: bytes = b"", mode: int = 0o644) -> None:
+        """A new file; its parent exists."""
+        parent, name = posixpath.split(path)
+        with self.at(parent) as directory:
+            descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
+            try:
+                os.fchmod(descriptor, mode)
+                if content and os.write(descriptor, content) != len(content):
+                    raise OSError(28, f"write: file is cut off: {path}", path)
+            finally:
+                os.close(descriptor)
+
+    def make_symlink(self, path: str, target: str) -> None:
+        """A new symbolic link; its parent exists."""
+        parent, name = posixpath.split(path)
+        with self.at(parent) as directory:
+            os.symlink(target, name, dir_fd=directory)

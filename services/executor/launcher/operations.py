@@ -1,0 +1,280 @@
+"""The steps that make a job's sandbox, as frozen values: `describe()` prints one, `execute()` does it.
+
+Here: general steps on namespaces and the new root. Device and /proc steps are in `devices.py`. A step knows no job and
+no policy; which steps there are, and in which order, says `services/executor/plan.py`. They run in the job's first
+process, which is in its namespaces already, before the root is changed. References: mount_namespaces(7),
+mount_setattr(2), tmpfs(5), pivot_root(2).
+
+Only the standard library is imported: the launcher runs without site-packages.
+"""
+
+import os
+import stat
+from typing import Any, NamedTuple, Protocol
+
+from services.executor.launcher.devices import BindDevice, MaskPaths, MountProc, MountTerminals
+from services.executor.launcher.newroot import NewRoot
+from services.executor.linux import mounts, namespaces, network
+
+
+class Operation(Protocol):
+    """One step."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it. OSError: what failed, with the path."""
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class SetHostname(NamedTuple):
+    """The host name inside."""
+
+    name: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"set the host name to {self.name}"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        namespaces.sethostname(self.name)
+
+
+class LoopbackUp(NamedTuple):
+    """The only interface of a network namespace of its own."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "bring the loopback interface up"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        network.loopback_up()
+
+
+class UnshareCgroups(NamedTuple):
+    """A cgroup namespace whose root is the group where the process is now: so it comes after the placement."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "enter a new cgroup namespace, rooted at the job's groups"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        namespaces.unshare(namespaces.CLONE_NEWCGROUP)
+
+
+class MakeMountsPrivate(NamedTuple):
+    """Nothing mounted from here on reaches the host, and nothing of the host comes in."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "make every mount private"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+
+
+class MountRoot(NamedTuple):
+    """An empty tmpfs as the new root; it is made read-only at the end."""
+
+    size_bytes: int
+    inodes_max: int
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"mount tmpfs as the new root (size={self.size_bytes} inodes={self.inodes_max})"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        options = f"mode=0755,size={self.size_bytes},nr_inodes={self.inodes_max}"
+        mounts.mount("tmpfs", root.path, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, options)
+        root.open()
+
+
+class MakeDirectory(NamedTuple):
+    """A directory of root's."""
+
+    path: str
+    mode: int = 0o755
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"make directory {self.path} (mode={self.mode:04o})"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        root.make_directory(self.path, self.mode)
+
+
+class MakeSymlink(NamedTuple):
+    """A symbolic link."""
+
+    path: str
+    target: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"make symbolic link {self.path} -> {self.target}"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        root.make_symlink(self.path, self.target)
+
+
+class WriteFile(NamedTuple):
+    """A generated file, for everyone to read."""
+
+    path: str
+    content: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"write {self.path} ({len(self.content.encode())} bytes)"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        root.make_file(self.path, self.content.encode())
+
+
+class BindReadOnly(NamedTuple):
+    """A file or directory of the host at the same path, with all that is mounted below it, read-only.
+
+    Where the host has a symbolic link (merged /usr: /bin -> usr/bin) the link is copied; what it has not is left out.
+    """
+
+    path: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"bind {self.path} of the host read-only nosuid nodev (a link is copied, a missing path left out)"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        try:
+            mode = os.lstat(self.path).st_mode
+        except FileNotFoundError:
+            return
+        if stat.S_ISLNK(mode):
+            root.make_symlink(self.path, os.readlink(self.path))  # noqa: PTH115  # pathlib is not loaded in this process
+            return
+        tree = mounts.open_tree(self.path, recursive=True)
+        try:
+            mounts.mount_setattr(
+                tree,
+                mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV,
+                recursive=True,
+            )
+            if stat.S_ISDIR(os.fstat(tree).st_mode):
+                root.make_directory(self.path)
+            else:
+                root.make_file(self.path)
+            with root.at(self.path) as target:
+                mounts.move_mount(tree, target)
+        finally:
+            os.close(tree)
+
+
+class MountTmpfs(NamedTuple):
+    """A tmpfs for the job's own files."""
+
+    path: str
+    size_bytes: int
+    inodes_max: int
+    mode: int
+    uid: int
+    gid: int
+    executable: bool
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return (
+            f"mount tmpfs on {self.path} (size={self.size_bytes} inodes={self.inodes_max} mode={self.mode:04o}"
+            f" uid={self.uid} gid={self.gid} nosuid nodev{'' if self.executable else ' noexec'})"
+        )
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV | (0 if self.executable else mounts.MS_NOEXEC)
+        options = (
+            f"size={self.size_bytes},nr_inodes={self.inodes_max},mode={self.mode:04o},uid={self.uid},gid={self.gid}"
+        )
+        with root.at(self.path) as target:
+            mounts.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", flags, options)
+
+
+class EnterRoot(NamedTuple):
+    """Change the root for good: the old one is detached, and no descriptor or directory leads back."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "pivot_root into the new root and detach the old one"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        os.fchdir(root.descriptor)
+        mounts.pivot_root(".", ".")
+        # Both roots are on "." now, the old one above: this takes the old one, and the new one is left.
+        mounts.umount2(".", mounts.MNT_DETACH)
+        os.chdir("/")
+        os.close(root.descriptor)
+        root.descriptor = -1
+
+
+class SealRoot(NamedTuple):
+    """The root itself becomes read-only; what is mounted on it keeps its own flags."""
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return "make the root read-only nosuid nodev"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            mounts.mount_setattr(
+                descriptor,
+                mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV,
+                recursive=False,
+            )
+        finally:
+            os.close(descriptor)
+
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (
+        SetHostname,
+        LoopbackUp,
+        UnshareCgroups,
+        MakeMountsPrivate,
+        MountRoot,
+        MakeDirectory,
+        MakeSymlink,
+        WriteFile,
+        BindReadOnly,
+        MountTmpfs,
+        EnterRoot,
+        SealRoot,
+        BindDevice,
+        MountTerminals,
+        MountProc,
+        MaskPaths,
+    )
+}
+
+
+def encode_operation(operation: Operation) -> list[Any]:
+    """The wire form: name and fields."""
+    return [type(operation).__name__, operation._asdict()]
+
+
+def decode_operation(values: list[Any]) -> Operation:
+    """The operation in `values`. Raises KeyError, TypeError or ValueError when there is no such."""
+    name, fields = values
+    operation: Operation = _KINDS[name](**fields)
+    return operation

@@ -1,0 +1,109 @@
+"""What a process may be and do: prctl(2), capset(2), capabilities(7), close_range(2), keyctl(2), pidfd_send_signal(2).
+
+Headers: linux/prctl.h, linux/capability.h, linux/close_range.h, linux/keyctl.h.
+"""
+
+import ctypes
+from collections.abc import Iterable
+from typing import Final
+
+from services.executor.linux.libc import declare, declare_syscall, failed
+
+CAP_KILL: Final = 5
+CAP_SETGID: Final = 6
+CAP_SETUID: Final = 7
+CAP_SETPCAP: Final = 8
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_CAPBSET_READ: Final = 23
+_PR_CAPBSET_DROP: Final = 24
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+_CAPABILITY_VERSION_3: Final = 0x2008_0522
+_CAPABILITIES_MAX: Final = 64
+_CLOSE_RANGE_CLOEXEC: Final = 4
+_KEYCTL_JOIN_SESSION_KEYRING: Final = 1
+_EINVAL: Final = 22
+
+
+class _CapHeader(ctypes.Structure):
+    """struct __user_cap_header_struct."""
+
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapData(ctypes.Structure):
+    """struct __user_cap_data_struct; version 3 takes two of them."""
+
+    _fields_ = (("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32))
+
+
+_ulong = ctypes.c_ulong
+_prctl = declare("prctl", ctypes.c_int, _ulong, _ulong, _ulong, _ulong)
+_capset = declare("capset", ctypes.POINTER(_CapHeader), ctypes.POINTER(_CapData))
+_close_range = declare_syscall("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
+_keyctl = declare_syscall("keyctl", ctypes.c_int, ctypes.c_char_p, _ulong, _ulong, _ulong)
+_pidfd_send_signal = declare_syscall("pidfd_send_signal", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
+
+
+def set_parent_death_signal(signal: int) -> None:
+    """Get `signal` when the thread that made this process ends. A change of uid clears it."""
+    _prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0)
+
+
+def set_dumpable(*, dumpable: bool) -> None:
+    """Whether this process can be traced and its /proc read by its own uid, until it executes a program."""
+    _prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+
+
+def set_no_new_privileges() -> None:
+    """No program executed from here on gains a privilege: set-uid bits and file capabilities mean nothing."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def drop_bounding_set() -> None:
+    """Empty the capability bounding set. Needs CAP_SETPCAP."""
+    for capability in range(_CAPABILITIES_MAX):
+        try:
+            present = _prctl(_PR_CAPBSET_READ, capability, 0, 0, 0)
+        except OSError as cause:
+            if cause.errno == _EINVAL:  # one behind the last capability of this kernel
+                return
+            raise
+        if present:
+            _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def set_capabilities(capabilities: Iterable[int] = ()) -> None:
+    """Make exactly these effective and permitted, and leave nothing inheritable or ambient."""
+    mask = sum(1 << capability for capability in capabilities)
+    low, high = mask & 0xFFFF_FFFF, mask >> 32
+    header = _CapHeader(version=_CAPABILITY_VERSION_3, pid=0)
+    data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _capset(ctypes.byref(header), data)
+
+
+def mark_close_on_exec(first: int) -> None:
+    """Close every descriptor from `first` on when a program is executed (Linux 5.11)."""
+    _close_range(first, 0xFFFF_FFFF, _CLOSE_RANGE_CLOEXEC)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    _close_range(first, 0xFFFF_FFFF, 0)
+
+
+def join_new_session_keyring() -> None:
+    """Leave the session keyring for a new and empty one."""
+    _keyctl(_KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0)
+
+
+def pidfd_send_signal(pidfd: int, signal: int) -> None:
+    """Send `signal` to the process of the descriptor. OSError ESRCH: it has ended."""
+    try:
+        _pidfd_send_signal(pidfd, signal, None, 0)
+    except OSError as cause:
+        raise failed("pidfd_send_signal", cause.errno or 0) from cause

@@ -1,0 +1,62 @@
+"""What START and EXIT of a journal say, parsed once into events. The JSON is drawn in docs/protocol.md."""
+
+from typing import Literal
+
+import msgspec
+
+from common.records import RecordType
+from services.executor.events import Ended, Failure, Started
+from services.executor.journal import Note
+
+NOTE_VERSION = 1
+
+
+class _Start(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+    pid: int
+
+
+class _Exit(msgspec.Struct, frozen=True, kw_only=True):
+    version: int
+    outcome: Literal["exited", "signaled", "not_started"]
+    exit_code: int | None = None
+    signal: int | None = None
+    ended_by: Literal["", "client", "timeout"] = ""
+    cpu_time_us: int = 0
+    memory_peak_bytes: int = 0
+    oom_kills: int = 0
+    failure: Failure | None = None
+
+
+class UnreadableNote(Exception):
+    """A START or EXIT whose checksum is right and whose JSON is not what this version knows."""
+
+
+def parse_note(note: Note) -> Started | Ended:
+    """The event in a START or EXIT record. Raises UnreadableNote."""
+    try:
+        if note.type is RecordType.START:
+            start = msgspec.json.decode(note.payload, type=_Start)
+            _check_version(start.version)
+            return Started(at_ns=note.time_ns, pid=start.pid)
+        end = msgspec.json.decode(note.payload, type=_Exit)
+        _check_version(end.version)
+    except msgspec.MsgspecError as cause:
+        raise UnreadableNote(f"{note.type.name} record: {cause}") from cause
+    return Ended(
+        at_ns=note.time_ns,
+        outcome=end.outcome,
+        exit_code=end.exit_code,
+        signal=end.signal,
+        ended_by=end.ended_by,
+        cpu_time_us=end.cpu_time_us,
+        memory_peak_bytes=end.memory_peak_bytes,
+        oom_kills=end.oom_kills,
+        failure=end.failure,
+        last_sequence=note.last_sequence,
+    )
+
+
+def _check_version(version: int) -> None:
+    if version != NOTE_VERSION:
+        raise UnreadableNote(f"record has version {version}, this program knows version {NOTE_VERSION}")

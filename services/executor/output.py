@@ -1,0 +1,164 @@
+"""The output of all jobs between their journals and the world: live cursor → topics, durable cursor → persist.
+
+Joins `follower.py`, `live.py` and `sender.py`, owns the open journals and keeps the cursors. What START and EXIT mean
+is decided elsewhere: they are handed to `listener`.
+"""
+
+import os
+from typing import Final, NamedTuple, Protocol
+
+import structlog
+
+from common.bus.transport import PushSocket
+from common.config.layout import Layout
+from common.config.settings import Settings
+from common.identifiers import JobId
+from services.executor.follower import Follower
+from services.executor.job_store import Cursor
+from services.executor.journal import Journal, Note, Slice
+from services.executor.live import Live
+from services.executor.sender import Sender
+from services.executor.writer import RecordWriter
+
+log = structlog.get_logger(__name__)
+
+JOURNAL_FILE: Final = "journal"
+
+
+class Listener(Protocol):
+    """Is told what output says about the jobs themselves."""
+
+    def noted(self, job: JobId, note: Note) -> None:
+        """The job's START or EXIT; all output before it was handed on."""
+
+    def damaged(self, job: JobId, problem: str) -> None:
+        """The job's journal cannot be read behind some place."""
+
+    def delivered(self, job: JobId) -> None:
+        """Persist has all of an ended job's output: its journal may go."""
+
+    def space_freed(self, job: JobId) -> None:
+        """The job's journal has room again."""
+
+
+class ReadSoFar(NamedTuple):
+    """How far a journal was read: the last entry's sequence, what is wrong behind it, and bytes that are no record."""
+
+    last_sequence: int
+    corrupt: str
+    torn_bytes: int
+
+
+class Output:
+    """All jobs' output. Close it."""
+
+    def __init__(
+        self, listener: Listener, live: Live, writer: RecordWriter, push: PushSocket, settings: Settings, layout: Layout
+    ) -> None:
+        self._listener = listener
+        self._live = live
+        self._writer = writer
+        self._layout = layout
+        self._persists = settings.persist.enabled
+        self._journals: dict[JobId, Journal] = {}
+        self.follower = Follower(self)
+        self.sender = Sender(push, self, settings.joblet.journal)
+        self.torn_journals = 0
+
+    def prepare(self, job: JobId) -> None:
+        """Make a new job's directory and its empty journal. Raises OSError."""
+        directory = self._layout.job_dir(job)
+        directory.mkdir(mode=0o700)
+        os.close(os.open(directory / JOURNAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+    def begin(self, cursor: Cursor) -> bool:
+        """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
+        journal: Journal | None = None
+        try:
+            journal = Journal(self._layout.job_dir(cursor.job) / JOURNAL_FILE)
+        except FileNotFoundError:
+            log.info("a job has no journal", job=cursor.job)
+        if self._persists:
+            self.sender.add(cursor, journal)
+        if journal is None:
+            return False
+        self._journals[cursor.job] = journal
+        self.follower.follow(
+            cursor.job, journal, offset=cursor.acknowledged_offset, last_sequence=cursor.acknowledged_sequence
+        )
+        return True
+
+    def last_sequence(self, job: JobId) -> int | None:
+        """Sequence of the last entry that was published; None: the job is not followed."""
+        tail = self.follower.tail(job)
+        return None if tail is None else tail.last_sequence
+
+    async def read_all(self, job: JobId) -> ReadSoFar:
+        """Wait until all that the journal holds now was handed on."""
+        await self.follower.caught_up(job)
+        tail = self.follower.tail(job)
+        if tail is None:
+            return ReadSoFar(0, "", 0)
+        return ReadSoFar(tail.last_sequence, tail.corrupt, tail.journal.size() - tail.offset)
+
+    def finish(self, job: JobId, last_sequence: int) -> None:
+        """The job has ended: follow no more; deliver what is left, then the end."""
+        tail = self.follower.tail(job)
+        torn_bytes = 0 if tail is None else tail.journal.size() - tail.offset
+        if torn_bytes:
+            self.torn_journals += 1
+            log.warning("journal of an ended job has a torn tail: ignored", job=job, bytes=torn_bytes)
+        self.follower.leave(job)
+        if self._persists:
+            self.sender.ended(job, last_sequence)
+        else:
+            self._close_journal(job)
+
+    def drop(self, job: JobId) -> None:
+        """Deliver nothing more of a job and close its journal."""
+        self.follower.leave(job)
+        self.sender.remove(job)
+        self._close_journal(job)
+
+    def close(self) -> None:
+        """Close every journal."""
+        self.follower.close()
+        for job in list(self._journals):
+            self._close_journal(job)
+
+    def records_read(self, job: JobId, piece: Slice) -> None:
+        """See follower.Sink."""
+        self._live.records(job, piece.records)
+        self.sender.grown(job, piece.end)
+        if piece.corrupt:
+            self._listener.damaged(job, piece.corrupt)
+        for note in piece.notes:
+            self._listener.noted(job, note)
+
+    def cursor_moved(self, cursor: Cursor) -> None:
+        """See sender.Keeper."""
+        self._writer.save_cursor(cursor)
+
+    def save_cursors(self) -> bool:
+        """See sender.Keeper."""
+        return self._writer.flush()
+
+    def space_freed(self, job: JobId) -> None:
+        """See sender.Keeper."""
+        self._listener.space_freed(job)
+
+    def damaged(self, job: JobId, problem: str) -> None:
+        """See sender.Keeper."""
+        self._listener.damaged(job, problem)
+
+    def delivered(self, job: JobId) -> None:
+        """See sender.Keeper."""
+        self._close_journal(job)
+        self._listener.delivered(job)
+
+    def _close_journal(self, job: JobId) -> None:
+        journal = self._journals.pop(job, None)
+        if journal is not None:
+            journal.close()
+
+

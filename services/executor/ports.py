@@ -1,0 +1,54 @@
+"""What the executor's middle needs of the kernel and of its neighbours: small protocols, each with a fake in tests.
+
+The real ones: `launching.py` behind `adapters.py`, `monitors.py` and `control.py`, `cleanup.py`, `sampler.py`.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from common.identifiers import JobId
+from common.messages.jobs import JobRecord
+from services.executor.events import Job
+
+
+class Launches(Protocol):
+    """Makes monitors."""
+
+    async def launch(self, job: Job) -> None:
+        """Make the job's monitor. Raises JobletError or OSError when there is none."""
+
+    def describe(self, record: JobRecord) -> tuple[str, ...]:
+        """The steps by which `launch` would do it."""
+
+
+class Monitors(Protocol):
+    """Talks to the monitors of running jobs."""
+
+    def watch(self, job: JobId, gone: Callable[[], None]) -> bool:
+        """Call `gone` once, from the event loop, when the job's monitor has ended. False: there is none."""
+
+    def stop(self, job: JobId, *, signal: int, grace_ms: int) -> bool:
+        """Hand the monitor a stop. False: no monitor took it."""
+
+    def space_freed(self, job: JobId) -> None:
+        """Tell a monitor that its journal has room again."""
+
+
+class Cleans(Protocol):
+    """Removes what jobs leave on the host. See cleanup.Cleanup."""
+
+    async def end(self, job: JobId) -> bool:
+        """Kill what is left of the job and remove its groups; keep the journal. False: it will be tried again."""
+
+    def forget(self, job: JobId) -> None:
+        """Remove the job's directory. Raises JobletError."""
+
+
+class Samples(Protocol):
+    """Measures running jobs. See sampler.Sampler."""
+
+    def add(self, job: JobId, *, started_at_ns: int | None) -> None:
+        """Measure the job from now on; None: it was taken up after a restart."""
+
+    def finish(self, job: JobId) -> None:
+        """Measure it a last time."""

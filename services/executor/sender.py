@@ -1,0 +1,259 @@
+"""Sends what the outboxes of all jobs hold to persist, and hears its acknowledgements. The effects around durable.py.
+
+Jobs take turns, a batch each. Bounded three ways: bytes unacknowledged of one job, of all jobs, and bytes sent since
+persist was last heard of; while persist is silent, one batch goes out from time to time to find out whether it lives
+(it announces itself when it starts, so this matters only when that word was lost).
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Final, NamedTuple, Protocol
+
+import structlog
+
+from common.bus import codec
+from common.bus.transport import PushSocket
+from common.config.settings import Journal as JournalSettings
+from common.identifiers import JobId
+from common.messages.envelope import Body, Message
+from common.messages.logs import PersistStarted, Resend, Stored
+from services.executor.durable import BATCH_BYTES, Outbox, Position
+from services.executor.job_store import Cursor
+from services.executor.journal import Journal, Slice
+
+log = structlog.get_logger(__name__)
+
+GIVE_BACK_BYTES: Final = 4 * 2**20
+TICK_S: Final = 0.5
+"""How often outboxes are looked at for being overdue."""
+PROBE_NS: Final = 10_000_000_000
+"""How often a batch goes to a persist that is silent."""
+
+
+class Messages(Protocol):
+    """What is needed of common.bus.requests.Receiver."""
+
+    def messages(self) -> AsyncIterator[Message]:
+        """Every valid message, for ever."""
+
+
+class Keeper(Protocol):
+    """Keeps cursors, and is told of progress."""
+
+    def cursor_moved(self, cursor: Cursor) -> None:
+        """Save the cursor soon."""
+
+    def save_cursors(self) -> bool:
+        """Save them now; False when that is impossible."""
+
+    def space_freed(self, job: JobId) -> None:
+        """Part of the job's journal was given back."""
+
+    def damaged(self, job: JobId, problem: str) -> None:
+        """The job's journal cannot be read behind some place: what is before it is delivered."""
+
+    def delivered(self, job: JobId) -> None:
+        """Persist has all of the job."""
+
+
+class _Parcel(NamedTuple):
+    outbox: Outbox
+    journal: Journal | None  # None: there is nothing but the end to send
+
+
+class Sender:
+    """The durable cursors of all jobs. `run` and `hear` must be running."""
+
+    def __init__(
+        self,
+        push: PushSocket,
+        keeper: Keeper,
+        settings: JournalSettings,
+        *,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._push = push
+        self._keeper = keeper
+        self._settings = settings
+        self._now_ns = now_ns
+        self._parcels: dict[JobId, _Parcel] = {}
+        self._given_back: dict[JobId, int] = {}
+        self._ready: deque[JobId] = deque()
+        self._queued: set[JobId] = set()
+        self._wake = asyncio.Event()
+        self._unheard_bytes = 0
+        self._probe_ns = 0
+
+    def add(self, cursor: Cursor, journal: Journal | None) -> None:
+        """Deliver a job from `cursor` on."""
+        self._parcels[cursor.job] = _Parcel(Outbox(cursor, now_ns=self._now_ns()), journal)
+        self._given_back[cursor.job] = cursor.acknowledged_offset
+        self._enqueue(cursor.job)
+
+    def grown(self, job: JobId, readable: int) -> None:
+        """The job's journal can be read up to `readable` now."""
+        parcel = self._parcels.get(job)
+        if parcel is not None:
+            parcel.outbox.grown(readable)
+            self._enqueue(job)
+
+    def ended(self, job: JobId, last_sequence: int) -> None:
+        """The job has ended; `last_sequence` was its last entry that can be read."""
+        parcel = self._parcels.get(job)
+        if parcel is not None:
+            parcel.outbox.ended(last_sequence)
+            self._enqueue(job)
+
+    def remove(self, job: JobId) -> None:
+        """Deliver nothing more of a job."""
+        self._parcels.pop(job, None)
+        self._given_back.pop(job, None)
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes of all jobs that are sent and not acknowledged."""
+        return sum(parcel.outbox.in_flight_bytes for parcel in self._parcels.values())
+
+    async def run(self) -> None:
+        """Send what there is to send, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._ready and self._may_send():
+                job = self._ready.popleft()
+                self._queued.discard(job)
+                await self._turn(job)
+                await asyncio.sleep(0)  # the live cursor's turn
+
+    async def watch(self) -> None:
+        """Go back where nothing was acknowledged for too long, for ever."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.look_for_overdue()
+
+    def look_for_overdue(self) -> None:
+        """Go back where nothing was acknowledged for too long."""
+        now_ns = self._now_ns()
+        for job, parcel in self._parcels.items():
+            if parcel.outbox.overdue(now_ns):
+                log.warning("persist has not acknowledged in time: sending again", job=job)
+                parcel.outbox.give_up_waiting(now_ns=now_ns)
+                self._went_back(job, parcel.outbox)
+        if self._ready:
+            self._wake.set()
+
+    async def hear(self, messages: Messages) -> None:
+        """Take acknowledgements, for ever."""
+        async for message in messages.messages():
+            self.heard(message.body)
+
+    def heard(self, body: Body) -> None:
+        """One word from persist."""
+        self._unheard_bytes = 0
+        match body:
+            case Stored():
+                self._stored(body)
+            case Resend():
+                parcel = self._parcels.get(body.job)
+                if parcel is not None and parcel.outbox.missing(body.epoch, now_ns=self._now_ns()):
+                    self._went_back(body.job, parcel.outbox)
+            case PersistStarted():
+                log.info("persist started: sending again what it has not acknowledged", instance=body.instance[:64])
+                for job, started in self._parcels.items():
+                    started.outbox.go_back(now_ns=self._now_ns())
+                    self._went_back(job, started.outbox)
+            case _:
+                raise AssertionError(f"{type(body).__name__} is not in the endpoint's table")
+        self._wake.set()
+
+    def _stored(self, stored: Stored) -> None:
+        parcel = self._parcels.get(stored.job)
+        if parcel is None:
+            return
+        outbox = parcel.outbox
+        if not outbox.stored(stored.last_sequence, ended=stored.ended, now_ns=self._now_ns()):
+            return
+        if outbox.delivered:
+            self.remove(stored.job)
+            self._keeper.delivered(stored.job)
+            return
+        self._keeper.cursor_moved(outbox.cursor)
+        self._give_back(parcel)
+        self._enqueue(stored.job)
+
+    def _give_back(self, parcel: _Parcel) -> None:
+        """Free the acknowledged beginning of a journal; the cursor is saved first, so that nobody reads the hole."""
+        job, end = parcel.outbox.job, parcel.outbox.acknowledged.offset
+        threshold = min(GIVE_BACK_BYTES, max(1, self._settings.bytes_max // 4))
+        if parcel.journal is None or end - self._given_back[job] < threshold or not self._keeper.save_cursors():
+            return
+        try:
+            parcel.journal.give_back(end)
+        except OSError as cause:
+            log.warning("journal space cannot be given back", job=job, problem=str(cause))
+        self._given_back[job] = end
+        self._keeper.space_freed(job)
+
+    def _went_back(self, job: JobId, outbox: Outbox) -> None:
+        self._keeper.cursor_moved(outbox.cursor)
+        self._enqueue(job)
+
+    def _enqueue(self, job: JobId) -> None:
+        if job not in self._queued:
+            self._queued.add(job)
+            self._ready.append(job)
+        self._wake.set()
+
+    def _may_send(self) -> bool:
+        total = self._settings.unacknowledged_total_bytes_max
+        if self.unacknowledged_bytes >= total:
+            return False
+        if self._unheard_bytes < total:
+            return True
+        if self._now_ns() - self._probe_ns < PROBE_NS:
+            return False
+        self._probe_ns = self._now_ns()
+        return True
+
+    async def _turn(self, job: JobId) -> None:
+        parcel = self._parcels.get(job)
+        if parcel is None:
+            return
+        message = self._next(parcel)
+        if message is None:
+            return
+        payload = codec.encode(message)
+        self._unheard_bytes += len(payload)
+        self._enqueue(job)
+        await self._push.send(payload)
+
+    def _next(self, parcel: _Parcel) -> Body | None:
+        outbox = parcel.outbox
+        if outbox.has_records() and parcel.journal is not None:
+            piece = self._read(outbox, parcel.journal)
+            return None if piece is None else outbox.send_records(piece, now_ns=self._now_ns())
+        return outbox.send_end(now_ns=self._now_ns()) if outbox.end_is_due() else None
+
+    def _read(self, outbox: Outbox, journal: Journal) -> Slice | None:
+        """The next batch, or None when the job's window has no room for it."""
+        room = self._settings.unacknowledged_bytes_max - outbox.in_flight_bytes
+        unsent = outbox.readable - outbox.sent.offset
+        wanted = min(BATCH_BYTES, unsent, max(room, 1))
+        try:
+            piece = journal.read(
+                outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True
+            )
+        except OSError as cause:
+            piece = Slice(outbox.sent.offset, outbox.sent.offset, b"", outbox.sent.sequence, (), str(cause))
+        if piece.corrupt:
+            log.error("journal damaged: what is before goes to persist", job=outbox.job, problem=piece.corrupt)
+            self._keeper.damaged(outbox.job, piece.corrupt)
+            self._enqueue(outbox.job)
+            outbox.unreadable(Position(piece.end, piece.last_sequence))
+        if not piece.records:
+            return None
+        if len(piece.records) > room and outbox.in_flight_bytes:
+            return None
+        return piece

@@ -1,0 +1,65 @@
+"""What of a batch is new and what is missing before it: records and positions in, chunks per stream out. Pure.
+
+A record that is stored is refused as a repeat by the last sequence of its stream; sequences that neither stream has
+and nobody sent are a hole, which gets a gap line of its own, in the stream of the record behind it, so that readers
+see it. What is written then is the business of store.py.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from common.records import Record, RecordType, Stream
+from services.persist import lines
+from services.persist.lines import Chunk
+
+HOLE_REASON: Final = "never received"
+
+
+class Plan(NamedTuple):
+    """Chunks by stream, and what was counted on the way."""
+
+    chunks: dict[Stream, list[Chunk]]
+    repeats: int  # entries that were stored already
+    missing: int  # entries that nobody sent
+
+
+def plan(records: Iterable[Record], positions: dict[Stream, int], *, level_with: int = 0) -> Plan:
+    """What to append for checked `records` when each stream is stored up to `positions`.
+
+    `level_with` is the sequence that the job is known to have reached by the end of `records`; 0: not known. Entries
+    up to there that did not come are missing, too.
+    """
+    chunks: dict[Stream, list[Chunk]] = {Stream.STDOUT: [], Stream.STDERR: []}
+    last = dict(positions)
+    repeats = missing = time_ns = 0
+    for record in records:
+        time_ns = record.time_ns
+        if record.type not in (RecordType.OUTPUT, RecordType.GAP):
+            continue
+        stream, expected = Stream(record.stream), max(last.values()) + 1
+        if record.sequence > expected:
+            missing += record.sequence - expected
+            chunks[stream].append(_hole(stream, expected, record.sequence, record.time_ns))
+        skip = max(0, last[stream] - record.sequence + 1)
+        if skip >= record.lines:
+            repeats += record.lines
+            continue
+        repeats += skip
+        chunks[stream].extend(lines.encode(record, skip=skip))
+        last[stream] = record.last_sequence
+    expected = max(last.values()) + 1
+    if level_with >= expected:
+        missing += level_with + 1 - expected
+        chunks[Stream.STDOUT].append(_hole(Stream.STDOUT, expected, level_with + 1, time_ns))
+    return Plan(chunks, repeats, missing)
+
+
+def _hole(stream: Stream, first: int, end: int, time_ns: int) -> Chunk:
+    return lines.gap_chunk(
+        lines.STREAM_NAMES[stream],
+        time_ns=time_ns,
+        sequence=first,
+        lines=end - first,
+        gap_bytes=0,
+        reason=HOLE_REASON,
+    )

@@ -1,0 +1,113 @@
+"""Rules for all tests: nothing is left behind, and nothing is skipped in silence.
+
+Belongs here: hooks and fixtures that hold for every folder. Does not belong here: fixtures of one folder (they stand
+in that folder's conftest.py).
+
+A test below `LEAK_CHECKED` is compared with the host before it (tests/leaks.py). A skipped test is told at the end with
+its reason; in CI (environment CI=true) a skip is a failure unless its reason names a row of `EXPECTED_SKIPS`, and that
+row's probe finds by trying that this host really lacks the thing.
+"""
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.leaks import CGROUP_ROOT, left_behind, snapshot
+from tests.waiting import NeverHappened, wait_for
+
+TESTS: Final = Path(__file__).parent
+LEAK_CHECKED: Final = frozenset({"linux", "e2e", "fault"})
+SETTLE_S: Final = 10.0
+"""How long things may take to go after a test: the kernel removes a dying control group when it likes."""
+
+
+def _missing_program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is None
+
+
+def _no_cgroup_v2() -> bool:
+    controllers = CGROUP_ROOT / "cgroup.controllers"
+    return not controllers.exists() or "memory" not in controllers.read_text().split()
+
+
+def _no_cgroup_v1() -> bool:
+    return not (CGROUP_ROOT / "memory" / "memory.limit_in_bytes").exists()
+
+
+EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
+    "needs root": lambda: os.geteuid() != 0,
+    "needs to be unprivileged": lambda: os.geteuid() == 0,
+    "needs cgroups v2": _no_cgroup_v2,
+    "needs cgroups v1": _no_cgroup_v1,
+    "needs openssl": _missing_program("openssl"),
+    "needs jq": _missing_program("jq"),
+}
+"""Words of a skip reason → True when the host lacks it. A skip for another reason is unexpected."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Descriptors, children, mounts, control groups and job directories are after the test what they were before.
+
+    Fixtures of a wider scope are set up before this one and so are part of "before".
+    """
+    parts = request.path.relative_to(TESTS).parts
+    if parts[0] not in LEAK_CHECKED:
+        yield
+        return
+    base = tmp_path_factory.getbasetemp()
+    before = snapshot(base)
+    yield
+    try:
+        wait_for(lambda: not left_behind(before, snapshot(base)), timeout_s=SETTLE_S, what="the test's remains to go")
+    except NeverHappened:
+        remains = left_behind(before, snapshot(base))
+        pytest.fail("left behind:\n  " + "\n  ".join(remains), pytrace=False)
+
+
+def _skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+def expected_skip(reason: str) -> bool:
+    """Whether the host really lacks what `reason` names."""
+    return any(words in reason and lacking() for words, lacking in EXPECTED_SKIPS.items())
+
+
+def _in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in {"true", "1"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn an unexpected skip into a failure in CI."""
+    report = yield
+    if report.skipped and _in_ci() and not hasattr(report, "wasxfail"):
+        reason = _skip_reason(report)
+        if not expected_skip(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped in CI for a reason that this host does not have: {reason}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what this host could not run, and why."""
+    reports = terminalreporter.stats.get("skipped", [])
+    if not reports:
+        return
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for report in reports:
+        by_reason[_skip_reason(report)].append(report.nodeid)
+    terminalreporter.section("not run on this host")
+    for reason, tests in sorted(by_reason.items()):
+        terminalreporter.line(f"{len(tests):4d}  {reason}")
+        for test in sorted(tests)[:5]:
+            terminalreporter.line(f"        {test}")
+        if len(tests) > 5:
+            terminalreporter.line(f"        and {len(tests) - 5} more")

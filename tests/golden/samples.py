@@ -1,0 +1,145 @@
+"""One sample of every message that may travel, every field set to something that is not its default.
+
+Belongs here: the samples, and what writes `messages_v1.json` from them (`python -m tests.golden.samples`). Does not
+belong here: any judgement. The file holds the bytes of version 1 as they were released: it grows with new messages and
+never changes for old ones.
+"""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from common import records
+from common.bus import codec
+from common.errors import Reason
+from common.identifiers import JobId
+from common.messages import jobs, logs
+from common.messages.envelope import Body, Failure, kind_of
+
+GOLDEN: Final = Path(__file__).with_name("messages_v1.json")
+SENT_AT_NS: Final = 1_704_067_200_123_456_789
+JOB: Final = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
+RECORD: Final = records.encode(
+    records.RecordType.OUTPUT,
+    b"out\x00\xff\n",
+    time_ns=SENT_AT_NS,
+    sequence=7,
+    lines=1,
+    stream=records.Stream.STDOUT,
+)
+SPEC: Final = jobs.JobSpec(
+    command="/bin/echo",
+    args=("a", "ü"),
+    name="build",
+    labels={"team": "red"},
+    environment={"LANG": "C"},
+    workdir="/work/sub",
+    work_bytes=2**21,
+    limits=jobs.Limits(
+        cpu_percent=150,
+        cpu_weight=200,
+        cpu_cores="0-1",
+        memory_bytes=2**26,
+        pids=64,
+        io_weight=300,
+        read_bytes_per_s=1,
+        write_bytes_per_s=2,
+        read_ops_per_s=3,
+        write_ops_per_s=4,
+        timeout_ms=60_000,
+    ),
+    volumes=(jobs.VolumeMount(name="data", path="/data", read_only=True),),
+    network=jobs.Network.ISOLATED,
+    uploads=(jobs.Upload(id="u-1", bytes=10, entries=2),),
+    grace_ms=500,
+    stop_signal=2,
+)
+RECORD_OF_JOB: Final = jobs.JobRecord(
+    id=JOB,
+    owner="ann",
+    node_id="node-1",
+    state=jobs.State.FAILED,
+    spec=SPEC,
+    created_at_ns=SENT_AT_NS,
+    started_at_ns=SENT_AT_NS + 1,
+    ended_at_ns=SENT_AT_NS + 2,
+    pid=4711,
+    exit_code=7,
+    signal=9,
+    oom_killed=True,
+    reason="out of memory",
+    usage=jobs.Usage(cpu_time_us=1, memory_peak_bytes=2, oom_kills=3),
+    last_sequence=12,
+    stop_requested_at_ns=SENT_AT_NS + 3,
+)
+METRIC: Final = logs.StoreMetric(
+    job=JOB,
+    time_ns=SENT_AT_NS,
+    cpu_percent=12.5,
+    memory_bytes=1,
+    io_read_bytes=2,
+    io_write_bytes=3,
+    io_read_ops=4,
+    io_write_ops=5,
+    pids=6,
+)
+SAMPLES: Final[tuple[Body, ...]] = (
+    Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True),
+    jobs.RunJob(owner="ann", spec=SPEC, idempotency_key="k"),
+    jobs.JobAccepted(job=RECORD_OF_JOB, existing=True),
+    jobs.PlanJob(owner="ann", spec=SPEC),
+    jobs.JobPlan(steps=("mount /proc", "exec /bin/echo")),
+    jobs.GetJob(job=JOB, visible_owner="ann"),
+    jobs.JobFound(job=RECORD_OF_JOB),
+    jobs.ListJobs(
+        visible_owner="ann",
+        states=(jobs.State.RUNNING, jobs.State.LOST),
+        owner="ann",
+        labels={"team": "red"},
+        page_size=10,
+        page_token="p",
+    ),
+    jobs.JobPage(jobs=(RECORD_OF_JOB,), next_page_token="p"),
+    jobs.StopJob(job=JOB, signal=9, grace_ms=0),
+    jobs.CancelJob(job=JOB),
+    jobs.DeleteJob(job=JOB),
+    jobs.JobDeleted(job=JOB),
+    jobs.SyncLog(job=JOB, marker="m"),
+    jobs.LogSynced(job=JOB),
+    jobs.GetNode(),
+    jobs.NodeFacts(
+        node_id="node-1",
+        version="0.1.0",
+        kernel="6.18.0",
+        cgroup_version="hybrid",
+        cpus=2,
+        memory_bytes=2**34,
+        running_jobs=3,
+        capabilities=(jobs.Capability(name="limit.memory", level="enforced", detail="v1"),),
+    ),
+    logs.LogRecords(job=JOB, records=RECORD),
+    logs.LogMarker(job=JOB, marker="m", last_sequence=7),
+    logs.StoreRecords(job=JOB, epoch=3, batch=4, records=RECORD * 2),
+    logs.EndOfJob(job=JOB, epoch=3, batch=5, last_sequence=7),
+    METRIC,
+    logs.Stored(job=JOB, epoch=3, last_sequence=7, ended=True),
+    logs.Resend(job=JOB, epoch=3),
+    logs.PersistStarted(instance="i"),
+    jobs.JobChanged(job=RECORD_OF_JOB, deleted=True),
+)
+
+
+def payload_of(body: Body) -> bytes:
+    """The bytes of `body` with fixed ids and, unlike codec.encode, a fixed time."""
+    packed = codec.encode(body, message_id="id-1", cause_id="id-0", reply_to="api-replies-7.sock")
+    at = packed.index(b"sent_at_ns") + len(b"sent_at_ns") + 1  # the marker byte of a 64-bit integer
+    return packed[:at] + SENT_AT_NS.to_bytes(8, "big") + packed[at + 8 :]
+
+
+def main() -> None:
+    """Write the golden file anew: only to add messages."""
+    GOLDEN.write_text(json.dumps({kind_of(type(each)): payload_of(each).hex() for each in SAMPLES}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

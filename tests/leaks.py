@@ -1,0 +1,128 @@
+"""What a test may leave behind: nothing. A snapshot before, a snapshot after, and the difference in words.
+
+Belongs here: reading what exists (descriptors, children, mounts, control groups, directories) and comparing. Does not
+belong here: cleaning up; a test that needs that has found a bug. See proc(5), cgroups(7).
+
+Only what can be ours counts, because the host is shared: children of this process, its own descriptors, mounts and
+directories below the test session's base directory, and groups whose name carries `OWN_MARK`.
+"""
+
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+OWN_MARK: Final = f"joblet-test-{os.getpid()}"
+"""The cgroup parent that tests configure; the process id keeps two test runs on one host apart."""
+
+CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+CGROUP_DEPTH_MAX: Final = 3
+"""How deep below the root our parent can be: a hybrid host has one tree a controller."""
+
+_RUNTIME_DESCRIPTORS: Final = ("anon_inode:", "/dev/null", "/dev/urandom", "/memfd:")
+"""Descriptors that event loops, gRPC and the interpreter keep for the life of the process."""
+
+
+class Snapshot(NamedTuple):
+    """What existed at one moment."""
+
+    descriptors: frozenset[str]
+    children: frozenset[int]
+    mounts: frozenset[str]
+    groups: frozenset[str]
+    directories: frozenset[str]
+
+
+def snapshot(base: Path) -> Snapshot:
+    """Everything that a test could leave behind now; `base` is the session's base directory."""
+    return Snapshot(
+        descriptors=_descriptors(),
+        children=children_of(os.getpid()),
+        mounts=mounts_below(base),
+        groups=own_groups(),
+        directories=_directories(base),
+    )
+
+
+def left_behind(before: Snapshot, after: Snapshot) -> list[str]:
+    """One line for each thing that is there now and was not before; empty when the test was clean."""
+    return [
+        *(f"descriptor {each}" for each in sorted(after.descriptors - before.descriptors)),
+        *(f"child process {each} ({command_of(each)})" for each in sorted(after.children - before.children)),
+        *(f"mount {each}" for each in sorted(after.mounts - before.mounts)),
+        *(f"control group {each}" for each in sorted(after.groups - before.groups)),
+        *(f"directory {each}" for each in sorted(after.directories - before.directories)),
+    ]
+
+
+def children_of(pid: int) -> frozenset[int]:
+    """Process ids of the direct children of `pid`, zombies included; empty when it is gone."""
+    found: set[int] = set()
+    for task in _listing(Path(f"/proc/{pid}/task")):
+        try:
+            found.update(int(each) for each in (task / "children").read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return frozenset(found)
+
+
+def descendants_of(pid: int) -> frozenset[int]:
+    """Process ids of everything below `pid`."""
+    found: set[int] = set()
+    pending = [pid]
+    while pending:
+        below = children_of(pending.pop()) - found
+        found |= below
+        pending.extend(below)
+    return frozenset(found)
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process for people; "gone" when there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip() or "?"
+    except (FileNotFoundError, ProcessLookupError):
+        return "gone"
+
+
+def mounts_below(base: Path) -> frozenset[str]:
+    """Mount points of this mount namespace at or below `base` (field 5 of mountinfo)."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    inside = f"{base}/"
+    return frozenset(point for point in points if point == str(base) or point.startswith(inside))
+
+
+def own_groups(mark: str = OWN_MARK) -> frozenset[str]:
+    """Control groups below a parent whose name contains `mark`, not the parent itself, in every mounted tree."""
+    found: set[str] = set()
+    for directory, below, _ in os.walk(CGROUP_ROOT):
+        depth = len(Path(directory).relative_to(CGROUP_ROOT).parts)
+        inside = mark in directory
+        if inside:
+            found.update(f"{directory}/{each}" for each in below)
+        elif depth >= CGROUP_DEPTH_MAX:
+            below.clear()
+    return frozenset(found)
+
+
+def _descriptors() -> frozenset[str]:
+    found: set[str] = set()
+    for entry in _listing(Path("/proc/self/fd")):
+        try:
+            target = str(entry.readlink())
+        except FileNotFoundError:  # the descriptor of this very listing
+            continue
+        if not target.startswith(_RUNTIME_DESCRIPTORS):
+            found.add(f"{entry.name} → {target}")
+    return frozenset(each for each in found if "/proc/" not in each)
+
+
+def _directories(base: Path) -> frozenset[str]:
+    """Job directories below any base directory of the session: `<anything>/jobs/<id>`."""
+    return frozenset(str(each) for each in base.glob("*/jobs/*") if each.is_dir())
+
+
+def _listing(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return []

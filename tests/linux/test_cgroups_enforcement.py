@@ -1,0 +1,247 @@
+"""That the kernel really enforces what a plan says: each limit is run into from inside, on this host's hierarchies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from common.errors import JobletError, Reason
+from common.identifiers import JobId, new_job_id
+from common.messages.jobs import Limits
+from common.messages.logs import StoreMetric
+from services.executor.cgroups import control_files
+from services.executor.cgroups.driver import CgroupDriver, CgroupPlan, Reading, Write
+from services.executor.host import probe_host
+from tests.linux.test_cgroups_contract import FORKING, created, make, own_settings, start
+from tests.waiting import wait_for
+
+MIB = 2**20
+BOMB = "b=[]\nfor _ in range(128): b.append(bytearray(b'x') * 2**20)\nprint('survived')"
+FORK_UNTIL_REFUSED = """
+import os, signal, time
+forked = 0
+while forked < 200:
+    try:
+        pid = os.fork()
+    except BlockingIOError:
+        break
+    if pid == 0:
+        signal.pause()
+    forked += 1
+print(forked, flush=True)
+"""
+
+
+@pytest.fixture(params=["selected", "v1 with the freezer"])
+def driver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CgroupDriver]:
+    """The drivers that limit; nothing of theirs is left."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    settings = own_settings(tmp_path)
+    made = make(request.param, probe_host(settings), settings)
+    yield made
+    for job in made.present():
+        end(made, job)
+    made.release()
+
+
+def end(driver: CgroupDriver, job: JobId) -> None:
+    """Kill and remove."""
+    driver.kill(job)
+    wait_for(lambda: driver.remove(job), what="the job's groups to go")
+
+
+def run(plan: CgroupPlan, script: str) -> tuple[int, bytes]:
+    """Exit status and output of a Python script in the groups of `plan`."""
+    process = start(plan, sys.executable, "-I", "-S", "-c", script)
+    output, _ = process.communicate(timeout=30)
+    return process.returncode, output
+
+
+def read_first(readings: tuple[Reading, ...]) -> int:
+    """What the monitor reads at the end: the first that can be read."""
+    reading = readings[0]
+    whole = (
+        control_files.read_table(reading.path)[reading.key] if reading.key else control_files.read_number(reading.path)
+    )
+    return whole // reading.divisor
+
+
+@pytest.mark.requirement("S2.31")
+@pytest.mark.threat("C10")
+def test_cpu_share(driver: CgroupDriver) -> None:
+    """A busy loop limited to 20 % of a core gets that share, within a tenth of it; cpu_percent says so."""
+    job, plan = created(driver, Limits(cpu_percent=20))
+    process = start(plan, sys.executable, "-I", "-S", "-c", "print(flush=True)\nwhile True: pass")
+    assert process.stdout is not None
+    process.stdout.readline()
+    first = driver.sample(job, previous=None, now_ns=time.time_ns())
+    assert first is not None
+    time.sleep(2.0)  # the share is defined over a time
+    second = driver.sample(job, previous=first, now_ns=time.time_ns())
+    end(driver, job)
+    process.communicate(timeout=10)
+    assert second is not None
+    assert second.cpu_percent <= 22.0
+    assert second.cpu_percent >= 10.0  # less than the limit only because the machine is busy with others
+
+
+@pytest.mark.requirement("T.5")
+def test_cpu_percent_without_a_limit(driver: CgroupDriver) -> None:
+    """The positive control: the same loop without a limit is well above 20 %, counted from the job's start."""
+    job, plan = created(driver)
+    at_start = StoreMetric(job=job, time_ns=time.time_ns(), cpu_percent=0.0, memory_bytes=0)
+    process = start(plan, sys.executable, "-I", "-S", "-c", "while True: pass")
+
+    def used() -> bool:
+        sample = driver.sample(job, previous=at_start, now_ns=time.time_ns())
+        return sample is not None and sample.cpu_percent > 30
+
+    wait_for(used, what="the loop to use more than 30 % of a core")
+    end(driver, job)
+    process.communicate(timeout=10)
+
+
+@pytest.mark.requirement("S2.31")
+@pytest.mark.threat("C02")
+def test_memory_bomb_is_killed_and_counted(driver: CgroupDriver) -> None:
+    """A process that takes more than its memory limit is killed with signal 9 and counted; the peak is the limit."""
+    job, plan = created(driver, Limits(memory_bytes=64 * MIB))
+    status, output = run(plan, BOMB)
+    assert (status, output) == (-signal.SIGKILL, b"")
+    assert read_first(plan.oom_kills) >= 1
+    assert 32 * MIB < read_first(plan.memory_peak_bytes) <= 64 * MIB
+    assert read_first(plan.cpu_time_us) > 0
+    end(driver, job)
+
+
+def test_memory_bomb_without_a_limit_survives(driver: CgroupDriver) -> None:
+    """The positive control: the same process lives without a limit, and no kill is counted."""
+    job, plan = created(driver)
+    assert run(plan, BOMB) == (0, b"survived\n")
+    assert read_first(plan.oom_kills) == 0
+    assert read_first(plan.memory_peak_bytes) > 128 * MIB
+    end(driver, job)
+
+
+@pytest.mark.threat("C04")
+def test_memory_limit_counts_swap(driver: CgroupDriver) -> None:
+    """Memory and swap together are limited to what memory is: there is no way round through swap."""
+    job, plan = created(driver, Limits(memory_bytes=64 * MIB))
+    swap = {Path(write.path).name: write.value for write in plan.writes if "sw" in Path(write.path).name}
+    assert swap in (
+        {"memory.memsw.limit_in_bytes": str(64 * MIB)},
+        {"memory.swap.max": "0"},
+        {"memory.swappiness": "0"},
+    )
+    for write in plan.writes:
+        assert control_files.means_the_same(write.value, control_files.read(write.path).strip()), write
+    end(driver, job)
+
+
+@pytest.mark.threat("C01")
+def test_fork_bomb_is_stopped(driver: CgroupDriver) -> None:
+    """With pids 30 a process can fork 29 times, and the 30th is refused; a sample counts them."""
+    job, plan = created(driver, Limits(pids=30))
+    process = start(plan, sys.executable, "-I", "-S", "-c", FORK_UNTIL_REFUSED + "signal.pause()")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"29\n"
+    sample = driver.sample(job, previous=None, now_ns=time.time_ns())
+    assert sample is not None
+    assert sample.pids == 30
+    end(driver, job)
+    process.communicate(timeout=10)
+
+
+@pytest.mark.threat("C01")
+@pytest.mark.threat("C30")
+def test_kill_ends_processes_that_fork_all_the_time(driver: CgroupDriver) -> None:
+    """Double forks with setsid that go on while kill() works do not get away; two seconds later nothing is left."""
+    job, plan = created(driver, Limits(pids=200))
+    process = start(plan, sys.executable, "-I", "-S", "-c", FORKING)
+    procs = f"{plan.directories[0]}/cgroup.procs"
+    wait_for(lambda: len(control_files.read_processes(procs)) > 100, what="a hundred processes")
+    seen = control_files.read_processes(procs)
+    driver.kill(job)
+    process.communicate(timeout=2)
+    wait_for(lambda: driver.remove(job), timeout_s=2, what="the job's groups to go")
+    assert not any(Path(directory).exists() for directory in plan.directories)
+    wait_for(lambda: not any(alive(pid) for pid in seen), timeout_s=2, what="every process to be gone")
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie that its new parent has not collected yet does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_cpuset(driver: CgroupDriver) -> None:
+    """A job that asks for CPU 0 runs there only."""
+    job, plan = created(driver, Limits(cpu_cores="0"))
+    status, output = run(plan, "import os; print(sorted(os.sched_getaffinity(0)))")
+    assert (status, output) == (0, b"[0]\n")
+    end(driver, job)
+
+
+def test_cpu_weight(driver: CgroupDriver) -> None:
+    """A weight is written as the version has it, and read back."""
+    job, plan = created(driver, Limits(cpu_weight=50))
+    name = {Path(write.path).name: write.value for write in plan.writes}
+    assert name.get("cpu.shares") == "512" or name.get("cpu.weight") == "50"
+    end(driver, job)
+
+
+def test_a_refused_value_leaves_nothing(driver: CgroupDriver) -> None:
+    """When the kernel refuses a write the error names path and value, and the groups made so far are gone again."""
+    job = new_job_id()
+    plan = driver.plan(job, Limits(pids=10))
+    broken = plan._replace(writes=(*plan.writes, Write(f"{plan.directories[-1]}/cgroup.procs", "none")))
+    with pytest.raises(JobletError, match=r"cannot write 'none' to .*/cgroup.procs: Invalid argument") as caught:
+        driver.create(broken)
+    assert caught.value.reason is Reason.PRECONDITION
+    assert job not in driver.present()
+
+
+def test_create_makes_the_parent_again(driver: CgroupDriver) -> None:
+    """An operator who removes the empty parent group harms nobody."""
+    driver.release()
+    job, plan = created(driver, Limits(pids=10))
+    assert all(Path(directory).is_dir() for directory in plan.directories)
+    assert driver.remove(job)
+
+
+def test_the_plan_is_plain(driver: CgroupDriver) -> None:
+    """A plan survives JSON, in which it travels to the launcher."""
+    plan = driver.plan(new_job_id(), Limits(cpu_percent=50, memory_bytes=64 * MIB, pids=10))
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=CgroupPlan) == plan
+
+
+def test_joining_by_tasks_is_quick(driver: CgroupDriver) -> None:
+    """The way a job joins its v1 groups does not wait for an RCU grace period (see driver.CgroupPlan)."""
+    job, plan = created(driver)
+    assert all(path.endswith("/tasks") for path in plan.join)
+    joins = json.dumps(plan.join)
+    script = f"""
+import os, time
+begun = time.perf_counter()
+for path in {joins}:
+    descriptor = os.open(path, os.O_WRONLY)
+    os.write(descriptor, b"0")
+    os.close(descriptor)
+print(int((time.perf_counter() - begun) * 1e6))
+"""
+    fastest_us = min(
+        int(subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True).stdout)
+        for _ in range(5)
+    )
+    assert fastest_us < 3000  # one grace period is 6 ms and more
+    end(driver, job)
