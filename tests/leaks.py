@@ -3,16 +3,20 @@
 Belongs here: reading what exists (descriptors, children, mounts, control groups, directories) and comparing. Does not
 belong here: cleaning up; a test that needs that has found a bug. See proc(5), cgroups(7).
 
-Only what can be ours counts, because the host is shared: children of this process, its own descriptors, mounts and
-directories below the test session's base directory, and groups whose name carries `OWN_MARK`.
+Only what can be ours counts, because the host is shared: children of this process, its own descriptors, and mounts, job
+directories and groups whose path carries `OWN_MARK` or lies below pytest's base directory.
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
 OWN_MARK: Final = f"joblet-test-{os.getpid()}"
-"""The cgroup parent that tests configure; the process id keeps two test runs on one host apart."""
+"""Name of the cgroup parent, and beginning of the names of base directories, that tests configure.
+
+The process id keeps two test runs on one host apart.
+"""
 
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 CGROUP_DEPTH_MAX: Final = 3
@@ -33,7 +37,7 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(base: Path) -> Snapshot:
-    """Everything that a test could leave behind now; `base` is the session's base directory."""
+    """Everything that a test could leave behind now; `base` is pytest's base directory."""
     return Snapshot(
         descriptors=_descriptors(),
         children=children_of(os.getpid()),
@@ -85,10 +89,9 @@ def command_of(pid: int) -> str:
 
 
 def mounts_below(base: Path) -> frozenset[str]:
-    """Mount points of this mount namespace at or below `base` (field 5 of mountinfo)."""
+    """Mount points of this mount namespace (field 5 of mountinfo) below `base`, or that carry OWN_MARK."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    inside = f"{base}/"
-    return frozenset(point for point in points if point == str(base) or point.startswith(inside))
+    return frozenset(point for point in points if OWN_MARK in point or Path(base) in Path(point).parents)
 
 
 def own_groups(mark: str = OWN_MARK) -> frozenset[str]:
@@ -117,8 +120,9 @@ def _descriptors() -> frozenset[str]:
 
 
 def _directories(base: Path) -> frozenset[str]:
-    """Job directories below any base directory of the session: `<anything>/jobs/<id>`."""
-    return frozenset(str(each) for each in base.glob("*/jobs/*") if each.is_dir())
+    """Job directories below any base directory of the session: `<base directory>/jobs/<id>`."""
+    own = Path(tempfile.gettempdir()).glob(f"{OWN_MARK}-*/jobs/*")
+    return frozenset(str(each) for each in (*base.glob("*/jobs/*"), *own) if each.is_dir())
 
 
 def _listing(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ class NeverHappened(AssertionError):
     """The condition did not come true before the deadline; the text names the condition."""
 
 
-def wait_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str) -> T:
+def wait_for(condition: Callable[[], T | Literal[False] | None], *, timeout_s: float = 10.0, what: str) -> T:
     """Ask `condition` until it answers something true, and give that answer back.
 
     `what` completes the sentence "waited … for"; NeverHappened after `timeout_s`. The condition is asked once more

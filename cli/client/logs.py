@@ -4,7 +4,8 @@ Here: resuming at the sequence after the last one delivered, and dropping repeat
 (`cli/rnx/sink.py`). See StreamLogs in proto/joblet/v1/job.proto.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from cli.client.patience import RESUME_WINDOW_S, Patience
 from cli.client.session import Session
@@ -13,27 +14,35 @@ from proto.joblet.v1 import job_pb2
 
 
 class LogStream:
-    """Iterate over it once for the chunks that `request` asks for.
+    """The chunks that `request` asks for, handed to a consumer by `follow`, once.
 
-    `next_sequence` is where to go on: behind everything whose processing the consumer has finished. `ended` is the
-    ended job once a followed stream is over.
+    `next_sequence` is where to go on: behind everything that the consumer is done with. `ended` is the
+    ended job once a followed stream is over. `guard` is entered around the consumer's work on a chunk together with the
+    counting of it, for a caller who must not be interrupted between the two.
     """
 
     def __init__(
-        self, session: Session, request: job_pb2.StreamLogsRequest, *, patience: Patience | None = None
+        self,
+        session: Session,
+        request: job_pb2.StreamLogsRequest,
+        *,
+        guard: AbstractContextManager[object] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._session = session
         self._request = request
         self._patience = patience or Patience(RESUME_WINDOW_S)
+        self._guard = guard or nullcontext()
         self._entries = 0
         self._begun = False
         self.next_sequence = max(request.from_sequence, 1)
         self.ended: job_pb2.Job | None = None
 
-    def __iter__(self) -> Iterator[job_pb2.LogChunk]:
+    def follow(self, consume: Callable[[job_pb2.LogChunk], None]) -> None:
+        """Give every chunk to `consume`, in order, until the end. Raises JobletError when it cannot go on."""
         while not self._complete():
             try:
-                yield from self._one_call()
+                self._one_call(consume)
                 if self._ends_here():
                     return
                 raise JobletError(
@@ -45,7 +54,7 @@ class LogStream:
             except JobletError as error:
                 self._bear(error)
 
-    def _one_call(self) -> Iterator[job_pb2.LogChunk]:
+    def _one_call(self, consume: Callable[[job_pb2.LogChunk], None]) -> None:
         session = self._session
         with session.translated():
             call = session.jobs.StreamLogs(self._continuation(), timeout=session.remaining_s())
@@ -53,21 +62,22 @@ class LogStream:
                 for response in call:
                     self._patience.progress()
                     for chunk in response.chunks:
-                        yield from self._deliver(chunk)
+                        self._deliver(chunk, consume)
                     if response.HasField("ended"):
                         self.ended = response.ended
             finally:
                 session.cancel(call)
 
-    def _deliver(self, chunk: job_pb2.LogChunk) -> Iterator[job_pb2.LogChunk]:
+    def _deliver(self, chunk: job_pb2.LogChunk, consume: Callable[[job_pb2.LogChunk], None]) -> None:
         fresh = after(chunk, self.next_sequence) if self._begun else chunk
         if fresh is None:
             return
-        yield fresh
-        # Only now has the consumer finished with it: an interrupt during its work must not count it as delivered.
-        self._begun = True
-        self._entries += fresh.lines
-        self.next_sequence = fresh.first_sequence + fresh.lines
+        with self._guard:
+            consume(fresh)
+            # Only now is it done with: what an error cut off must not count as delivered.
+            self._begun = True
+            self._entries += fresh.lines
+            self.next_sequence = fresh.first_sequence + fresh.lines
 
     def _continuation(self) -> job_pb2.StreamLogsRequest:
         """The first request, or what is left of it."""

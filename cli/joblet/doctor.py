@@ -84,16 +84,11 @@ def _as_json(info: node_pb2.NodeInfo) -> str:
 def _as_text(info: node_pb2.NodeInfo) -> str:
     width = max((len(each.name) for each in info.capabilities), default=0)
     lines = [
-        f"node {info.node_id}: joblet {info.version}, Linux {info.kernel}, cgroups {info.cgroup_version}, "
+        f"node {escape_line(info.node_id)}: joblet {info.version}, Linux {info.kernel}, cgroups {info.cgroup_version}, "
         f"{info.cpus} CPUs, {format_size(info.memory_bytes)}, {info.running_jobs} running jobs"
     ]
     lines += [
-        f"{each.name:{width}}  {_WORDS.get(each.level, 'unknown'):8}  {each.detail}".rstrip()
+        f"{escape_line(each.name):{width}}  {_WORDS.get(each.level, 'unknown'):8}  {escape_line(each.detail)}".rstrip()
         for each in info.capabilities
     ]
-    return "\n".join(escape_line(line) if index == 0 else _row(line) for index, line in enumerate(lines))
-
-
-def _row(line: str) -> str:
-    """Escaped, with the blanks that align it kept."""
-    return "".join(character if character == " " else escape_line(character) or " " for character in line)
+    return "\n".join(lines)

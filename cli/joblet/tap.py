@@ -37,6 +37,7 @@ _WORDS: Final = {
     records.RecordType.EXIT: "exit",
     records.RecordType.GAP: "gap",
 }
+_BARE: Final = frozenset({"type", "stream", "state", "content", "content_b64", "payload", "command"})
 _STREAMS: Final = {records.Stream.STDOUT: "stdout", records.Stream.STDERR: "stderr"}
 
 
@@ -167,18 +168,14 @@ def _content(piece: bytes) -> dict[str, str]:
 
 
 def _word(key: str, value: Any) -> str:
-    match key, value:
-        case ("type" | "stream" | "state", _):
-            return str(value)
-        case ("sequence", _):
-            return f"#{value}"
-        case ("content" | "payload", str()):
-            return escape_line(value)
-        case ("content_b64", str()):
-            return escape_line(base64.b64decode(value).decode("utf-8", "backslashreplace"))
-        case ("command", list()):
-            return escape_line(" ".join(value))
-        case _ if key.endswith("_bytes"):
-            return f"{key}={format_size(value)}"
-        case _:
-            return f"{key}={escape_line(str(value))}"
+    """One field for people: the telling ones bare, the others as key=value."""
+    if key == "content_b64":
+        value = base64.b64decode(value).decode("utf-8", "backslashreplace")
+    if key == "command":
+        value = " ".join(value)
+    if key == "sequence":
+        return f"#{value}"
+    if key.endswith("_bytes"):
+        return f"{key}={format_size(value)}"
+    shown = escape_line(str(value))
+    return shown if key in _BARE else f"{key}={shown}"

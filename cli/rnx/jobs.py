@@ -71,13 +71,16 @@ def wait_command(invocation: Invocation, *, job: str) -> int:
 
 @click.command("stop", cls=Verb, example="rnx job stop 6fa459ea\nrnx job stop 6fa459ea --signal INT --grace 30s")
 @job_argument
-@click.option("--signal", type=SIGNAL, default="", metavar="S", help="Name or number.  [default: the job's own]")
+@click.option("--signal", type=SIGNAL, metavar="S", help="Name or number.  [default: the job's own]")
 @click.option("--grace", type=DURATION, help="Time until everything in the job is killed.  [default: the job's own]")
 @pass_invocation
-def stop_command(invocation: Invocation, *, job: str, signal: str, grace: int | None) -> None:
-    """Ask a job to stop; after the grace period every process of it is killed. Does not wait for the end."""
+def stop_command(invocation: Invocation, *, job: str, signal: str | None, grace: int | None) -> None:
+    """Ask a job to stop.
+
+    After the grace period every process of it is killed. Does not wait for the end.
+    """
     with invocation.session() as session:
-        _print_outcome(invocation, stop_job(session, job, signal=signal, grace_ms=grace))
+        _print_outcome(invocation, stop_job(session, job, signal=signal or "", grace_ms=grace))
 
 
 @click.command("cancel", cls=Verb, example="rnx job cancel 6fa459ea")

@@ -13,7 +13,7 @@ from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.jobs import job_argument
 from cli.rnx.sink import STDOUT, JsonSink, Sink, TextSink, stored_sink
-from cli.rnx.values import TIME
+from cli.rnx.values import RATE, TIME
 from common.errors import invalid
 from proto.joblet.v1 import job_pb2
 
@@ -29,11 +29,9 @@ from proto.joblet.v1 import job_pb2
 @click.option("--filter", "text", default="", metavar="TEXT", help="Only entries that contain this text.")
 @click.option("--since", type=TIME, help="From then on: RFC 3339, a duration back from now, or now.")
 @click.option("--until", type=TIME, help="Before then.")
-@click.option(
-    "--tail", type=click.IntRange(0, 2**63 - 1), metavar="N", help="Of what is stored only the last N entries."
-)
-@click.option("--from-seq", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="From this sequence on.")
-@click.option("--limit", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="End after N entries.")
+@click.option("--tail", type=RATE, help="Of what is stored only the last N entries.")
+@click.option("--from-seq", type=RATE, default=0, help="From this sequence on.")
+@click.option("--limit", type=RATE, default=0, help="End after N entries.")
 @click.option("--timestamps", is_flag=True, help="The time before each line.")
 @click.option("--follow/--no-follow", default=True, help="Go on live until the job ends.  [default: follow]")
 @click.option("--raw", is_flag=True, help="Send control characters of the job to the terminal as they are.")
@@ -53,7 +51,9 @@ def log_command(
     follow: bool,
     raw: bool,
 ) -> None:
-    """Print a job's output: what is stored, then what comes, both streams to stdout in their order.
+    """Print a job's output, stored and live.
+
+    First what is stored, then what comes until the job ends; both streams to stdout in their order.
 
     Elsewhere than on a terminal the bytes are exactly the job's. With --json one object an entry: sequence, timestamp
     (Unix nanoseconds), stream, content or content_b64, and partial where no line end follows.
@@ -73,8 +73,7 @@ def log_command(
             limit=limit,
             follow=follow,
         )
-        for chunk in LogStream(session, request):
-            sink.write(chunk)
+        LogStream(session, request).follow(sink.write)
     sink.finish()
 
 

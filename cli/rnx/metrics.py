@@ -49,7 +49,9 @@ def metrics_command(
     plot: bool,
     follow: bool,
 ) -> None:
-    """Print a job's samples: CPU since the one before, memory and processes now, I/O since the beginning.
+    """Print a job's use of resources over time.
+
+    CPU is since the sample before, memory and processes are at its time, I/O is since the job began.
 
     With --json one object a line. An aggregate is one sample of what is stored and does not follow.
     """

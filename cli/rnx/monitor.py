@@ -71,7 +71,10 @@ class Board:
 @click.command("monitor", cls=Verb, example="rnx monitor")
 @pass_invocation
 def monitor_command(invocation: Invocation) -> None:
-    """A live full-screen view of jobs and node; Ctrl-C leaves. Elsewhere than on a terminal: one view."""
+    """A live view of the jobs and the node.
+
+    Fills the screen; Ctrl-C leaves. Elsewhere than on a terminal it prints one view and ends.
+    """
     console = Console(highlight=False)
     with invocation.session() as session:
         if invocation.json:

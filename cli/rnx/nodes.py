@@ -46,7 +46,7 @@ def info_command(invocation: Invocation) -> None:
 @click.command("nodes", cls=Verb, example="rnx nodes --json")
 @pass_invocation
 def nodes_command(invocation: Invocation) -> None:
-    """The contexts of the client configuration; --node takes their names."""
+    """The contexts that --node can name."""
     entries = read_nodes(find_config(invocation.config)).values()
     if invocation.json:
         print_json([{"name": entry.name, "address": entry.address, "node_id": entry.node_id} for entry in entries])

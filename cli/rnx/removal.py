@@ -22,7 +22,7 @@ from common.errors import JobletError, Reason
 @job_argument
 @pass_invocation
 def delete_command(invocation: Invocation, *, job: str) -> None:
-    """Remove an ended job: its record, its logs and its metrics."""
+    """Remove an ended job with its logs and metrics."""
     with invocation.session() as session:
         deleted = delete_job(session, job)
     if invocation.json:
@@ -39,7 +39,10 @@ def delete_command(invocation: Invocation, *, job: str) -> None:
 @click.option("--yes", "-y", "sure", is_flag=True, help="Do not ask.")
 @pass_invocation
 def delete_all_command(invocation: Invocation, *, owner: str, label: tuple[str, ...], sure: bool) -> int:
-    """Remove every ended job that matches; running ones stay. Asks first on a terminal."""
+    """Remove every ended job that matches.
+
+    Running jobs stay. Asks first on a terminal.
+    """
     labels = pairs(label, "--label")
     if not sure and not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise click.UsageError("nobody can be asked here: give --yes to delete every ended job that matches")

@@ -66,7 +66,7 @@ def run_command(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    """Run COMMAND as a job: its output is yours, and so is its exit code.
+    """Run COMMAND as a job, with its output here.
 
     Without -d it stays attached: the job's stdout goes to stdout and its stderr to stderr, byte for byte, and rnx exits
     as the job did (128+n after signal n, 1 when it did not start).
@@ -90,7 +90,10 @@ def run_command(
 def start_command(
     invocation: Invocation, /, *, detach: bool, idempotency_key: str | None, dry_run: bool, **options: Any
 ) -> int:
-    """Start COMMAND as a job, print its id and leave it running: run --detach."""
+    """Start COMMAND as a job and print its id.
+
+    The same as run --detach.
+    """
     del detach  # that is what this command is
     return _run(invocation, RunOptions(**options), Policy.DETACH, idempotency_key, detach=True, dry_run=dry_run)
 
@@ -142,10 +145,10 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
             tell(f"rnx: left before the node answered: the job may run, see `rnx job list` (idempotency key {key})")
             return Exit.INTERRUPTED
         request = job_pb2.StreamLogsRequest(job_id=job.id, follow=True)
-        stream = LogStream(session, request)
+        stream = LogStream(session, request, guard=interrupts.held)
         try:
             interrupts.job_started(job.id)
-            _copy(stream)
+            stream.follow(attached_sink().write)
         except KeyboardInterrupt:
             tell(f"rnx: left job {job.id}: go on with `rnx job log {job.id} --from-seq {stream.next_sequence}`")
             return Exit.INTERRUPTED
@@ -158,12 +161,6 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
     assert stream.ended is not None
     tell_end(stream.ended)
     return Exit.INTERRUPTED if interrupted else exit_of_job(stream.ended)
-
-
-def _copy(stream: LogStream) -> None:
-    sink = attached_sink()
-    for chunk in stream:
-        sink.write(chunk)
 
 
 def _end_job(session: Session, job_id: str, policy: Policy) -> None:

@@ -11,10 +11,12 @@ from typing import Any, Final, NamedTuple
 import click
 
 from cli.rnx.values import (
+    COUNT,
     CPUS,
     DURATION,
     MEMORY,
     PERCENT,
+    RATE,
     SCHEDULE,
     SIGNAL,
     SIZE,
@@ -27,8 +29,6 @@ from common.errors import JobletError, Reason, invalid
 from proto.joblet.v1 import job_pb2
 
 NETWORKS: Final = ("none", "isolated", "bridge", "host")
-_COUNT: Final = click.IntRange(0, 2**32 - 1)
-_RATE: Final = click.IntRange(0, 2**63 - 1)
 
 
 class RunOptions(NamedTuple):
@@ -60,7 +60,7 @@ class RunOptions(NamedTuple):
     network: str | None
     schedule: int | None
     grace: int | None
-    stop_signal: str
+    stop_signal: str | None
 
 
 _PATH: Final = click.Path(path_type=Path)
@@ -81,15 +81,15 @@ _OPTIONS: Final = (
     click.option("--work-size", type=SIZE, help="Size of /work.  [default: 1 MiB, and the uploads]"),
     click.option("--max-cpu", type=PERCENT, help="CPU time in percent of one core: 150 is one and a half."),
     click.option("--cpus", type=CPUS, help="The same in cores: 1.5."),
-    click.option("--cpu-weight", type=_COUNT, metavar="N", help="Share against other jobs, 1 to 10000; 100 is normal."),
+    click.option("--cpu-weight", type=COUNT, help="Share against other jobs, 1 to 10000; 100 is normal."),
     click.option("--cpu-cores", metavar="LIST", help="Cores to run on, such as 0-1,4."),
     click.option("--max-memory", type=MEMORY, help="Memory, swap included; a bare number is MB."),
-    click.option("--pids", type=_COUNT, metavar="N", help="Processes and threads."),
-    click.option("--io-weight", type=_COUNT, metavar="N", help="Share of the disks, 1 to 10000; 100 is normal."),
+    click.option("--pids", type=COUNT, help="Processes and threads."),
+    click.option("--io-weight", type=COUNT, help="Share of the disks, 1 to 10000; 100 is normal."),
     click.option("--read-bps", type=SIZE, help="Bytes read per second."),
     click.option("--write-bps", type=SIZE, help="Bytes written per second."),
-    click.option("--read-iops", type=_RATE, metavar="N", help="Reads per second."),
-    click.option("--write-iops", type=_RATE, metavar="N", help="Writes per second."),
+    click.option("--read-iops", type=RATE, help="Reads per second."),
+    click.option("--write-iops", type=RATE, help="Writes per second."),
     click.option("--max-iobps", type=SIZE, help="Refused: use --read-bps and --write-bps."),
     click.option(
         "--timeout",
@@ -104,7 +104,7 @@ _OPTIONS: Final = (
     click.option("--network", type=click.Choice(NETWORKS), help="What of the network the job sees."),
     click.option("--schedule", type=SCHEDULE, help="Start then: RFC 3339, or a duration from now."),
     click.option("--grace", type=DURATION, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
-    click.option("--stop-signal", type=SIGNAL, default="", help="How the job is asked to stop.  [default: SIGTERM]"),
+    click.option("--stop-signal", type=SIGNAL, help="How the job is asked to stop.  [default: SIGTERM]"),
 )
 
 
@@ -143,7 +143,7 @@ def build_spec(options: RunOptions) -> job_pb2.JobSpec:
         volumes=[job_pb2.VolumeMount(name=v.name, path=v.path, read_only=v.read_only) for v in options.volume],
         network=options.network.upper() if options.network else None,
         grace_ms=options.grace,
-        stop_signal=options.stop_signal,
+        stop_signal=options.stop_signal or "",
     )
     if options.schedule is not None:
         spec.start_at.FromNanoseconds(options.schedule)

@@ -17,6 +17,8 @@ from common.errors import JobletError, invalid
 from common.quantities import parse_duration_ms, parse_size, parse_time_ns
 
 MIB: Final = 2**20
+COUNT_MAX: Final = 2**32 - 1
+RATE_MAX: Final = 2**63 - 1
 _VOLUME = re.compile(r"([^:]+)(?::(/[^:]*))?(?::(ro|rw))?")
 
 
@@ -62,12 +64,18 @@ def _future(text: str) -> int:
         return parse_time_ns(text, now_ns=time.time_ns())
 
 
+def _whole(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text[:20]) > most:
+        raise invalid(f"malformed number {text[:40]!r}: use a whole number from 0 to {most}")
+    return int(text)
+
+
 def _percent(text: str) -> int:
     try:
         value = int(text.removesuffix("%"))
     except ValueError:
         value = 0
-    if value < 1:
+    if not 1 <= value <= COUNT_MAX:
         raise invalid(
             f"malformed percentage {text[:40]!r}: use a whole number from 1, such as 150 for one core and a half"
         )
@@ -79,7 +87,7 @@ def _cpus(text: str) -> int:
         percent = round(float(text) * 100)
     except (ValueError, OverflowError):
         percent = 0
-    if percent < 1:
+    if not 1 <= percent <= COUNT_MAX:
         raise invalid(f"malformed number of cpus {text[:40]!r}: use such as 0.5 or 2")
     return percent
 
@@ -102,6 +110,8 @@ def _volume(text: str) -> VolumeArgument:
     return VolumeArgument(match[1], match[2] or "", match[3] == "ro")
 
 
+COUNT: Final = Parsed("N", lambda text: _whole(text, COUNT_MAX))
+RATE: Final = Parsed("N", lambda text: _whole(text, RATE_MAX))
 SIZE: Final = Parsed("SIZE", parse_size)
 MEMORY: Final = Parsed("SIZE", lambda text: parse_size(text, bare_unit_bytes=MIB))
 DURATION: Final = Parsed("DUR", parse_duration_ms)

@@ -47,7 +47,11 @@ def load_settings(path: Path | None, *, base_dir: Path | None = None, port: int 
         settings = msgspec.structs.replace(settings, joblet=joblet)
     if port is not None:
         settings = msgspec.structs.replace(settings, server=msgspec.structs.replace(settings.server, port=port))
-    _check_values(settings)
+    try:
+        _check_values(settings)
+    except JobletError as error:
+        where = f"{file}: " if file is not None else ""
+        raise JobletError(error.reason, where + error.message, detail=error.detail) from error
     return settings
 
 

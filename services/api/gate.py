@@ -39,7 +39,7 @@ HANDLERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
 }
 
 
-class Gate(aio.ServerInterceptor[Any, Any]):
+class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Admits calls. `clock` gives Unix seconds. After `shut` nothing new is admitted."""
 
     def __init__(self, *, audit_log: audit.Audit, capacity: Capacity, clock: Callable[[], float] = time.time) -> None:
@@ -78,9 +78,12 @@ class Gate(aio.ServerInterceptor[Any, Any]):
         async def guarded(raw: Any, context: Context) -> Any:  # bytes or an iterator of bytes
             async def run() -> Any:  # whatever the behaviour answers
                 request = _parsed_each(parse, raw) if streams_in else _parsed(parse, raw)
-                if not inspect.isasyncgenfunction(behaviour):
-                    return await behaviour(request, context)
-                async with aclosing(behaviour(request, context)) as responses:
+                answer = behaviour(request, context)
+                if inspect.isawaitable(answer):
+                    answer = await answer
+                if not inspect.isasyncgen(answer):
+                    return answer
+                async with aclosing(answer) as responses:
                     async for response in responses:
                         await context.write(response)
                 return None
@@ -120,7 +123,7 @@ class Gate(aio.ServerInterceptor[Any, Any]):
         finally:
             self._running.discard(task)
             if call is not None:
-                call.decided("allowed", "ended early")
+                call.decided("unfinished", "the call ended before it was decided")
 
     def _refused(self, call: Call | None, error: JobletError) -> None:
         if error.reason is Reason.INTERNAL:
@@ -147,18 +150,18 @@ class Gate(aio.ServerInterceptor[Any, Any]):
             raise
         rule = RULES.get(method)
         if rule is None:
-            error = JobletError(Reason.DENIED, f"{method} is open to nobody", detail="it has no permission row")
-            self._turned_away(method, context.peer(), serial, error)
-            raise error
+            denied = JobletError(Reason.DENIED, f"{method} is open to nobody", detail="it has no permission row")
+            self._turned_away(method, context.peer(), serial, denied)
+            raise denied
         call = Call(principal=principal, method=method, rule=rule, peer=context.peer(), audit_log=self._audit)
         if scope_of(principal.roles, rule.permission) is Scope.NONE:
-            error = JobletError(
+            denied = JobletError(
                 Reason.DENIED,
                 f"{principal.name} may not {rule.permission}",
                 detail=f"this needs a certificate with the role {' or '.join(roles_with(rule.permission))}",
             )
-            call.decided(error.reason, error.message)
-            raise error
+            call.decided(denied.reason, denied.message)
+            raise denied
         return call
 
     def _turned_away(self, method: str, peer: str, serial: str, error: JobletError) -> None:

@@ -3,7 +3,7 @@
 Messages pass as bytes where nobody here looks into them: a query of millions of lines is handed on, not re-encoded.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,15 +40,15 @@ class History:
             persist_pb2.DeleteJobDataResponse.FromString,
         )
         self._streams: dict[str, Any] = {
-            method: self._channel.unary_stream(SERVICE + method, Message.SerializeToString, None)
+            method: self._channel.unary_stream(SERVICE + method, lambda message: message.SerializeToString(), None)
             for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics")
         }
 
-    async def raw(self, method: str, request: Message) -> AsyncIterator[bytes]:
+    async def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
         """The answers of a query as they came. Leaving early ends the query."""
         call = self._streams[method](request)
         try:
-            while (message := await call.read()) is not aio.EOF:
+            while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
                 yield message
         except aio.AioRpcError as error:
             raise _as_error(error) from error

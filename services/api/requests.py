@@ -165,7 +165,7 @@ def _environment(entries: Mapping[str, str]) -> dict[str, str]:
 def _limits(message: job_pb2.Limits) -> jobs.Limits:
     values: dict[str, int] = {}
     for field, (low, high) in LIMIT_RANGES.items():
-        if message.HasField(field):  # type: ignore[arg-type]  # a test compares the names with the descriptor
+        if message.HasField(field):
             values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
     cores = message.cpu_cores if message.HasField("cpu_cores") else None
     if cores is not None and not _CPU_LIST.fullmatch(cores):
@@ -186,12 +186,13 @@ def _volumes(mounts: Iterable[job_pb2.VolumeMount]) -> tuple[jobs.VolumeMount, .
     return volumes
 
 
-def _network(number: int) -> jobs.Network:
+def _network(number: job_pb2.NetworkMode) -> jobs.Network:
     if number == job_pb2.NETWORK_MODE_UNSPECIFIED:
         return jobs.Network.NONE
-    if number not in _NETWORKS:
+    network = _NETWORKS.get(number)
+    if network is None:
         raise invalid(f"network: no such mode {number}", "see NetworkMode in proto/joblet/v1/job.proto")
-    return _NETWORKS[job_pb2.NetworkMode.ValueType(number)]
+    return network
 
 
 def _absolute(field: str, path: str) -> str:

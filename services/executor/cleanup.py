@@ -72,11 +72,13 @@ class Cleanup:
     def forget(self, job: JobId) -> None:
         """Remove the job's directory with everything in it. Raises JobletError when something is in the way."""
         try:
-            with _opened(str(self._jobs)) as jobs, contextlib.suppress(FileNotFoundError):
+            with _opened(str(self._jobs)) as jobs:
                 _remove_tree(jobs, job)
+        except FileNotFoundError:
+            return
         except OSError as cause:
             raise precondition(
-                f"cannot remove {self._jobs / job}: {os.strerror(cause.errno or 0)}",
+                f"cannot remove {self._jobs / job}: {cause.strerror} ({cause.filename})",
                 "something that is not joblet's was put there; look at it and remove it by hand",
             ) from cause
 

@@ -123,6 +123,7 @@ class Outbox:
         message = EndOfJob(job=self.job, epoch=self._epoch, batch=self._batch, last_sequence=self.last_sequence)
         self._batch += 1
         self._end_sent = True
+        self._highest_sent = max(self._highest_sent, self.last_sequence)
         return message
 
     def stored(self, last_sequence: int, *, ended: bool, now_ns: int) -> bool:

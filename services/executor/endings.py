@@ -32,7 +32,9 @@ def settle(job: Job, event: Ended) -> Job:
 def lose(job: Job, event: MonitorLost) -> Job:
     """The job whose monitor died without telling its end."""
     what = event.reason or "its monitor ended without recording how the job ended"
-    return job.with_record(**_common(job, event.at_ns, event.last_sequence), state=State.LOST, reason=_joined(what, job.record.reason))
+    return job.with_record(
+        **_common(job, event.at_ns, event.last_sequence), state=State.LOST, reason=_joined(what, job.record.reason)
+    )
 
 
 def _joined(*reasons: str) -> str:
@@ -48,7 +50,7 @@ def _common(job: Job, at_ns: int, last_sequence: int) -> dict[str, Any]:
 
 def _verdict(event: Ended) -> tuple[State, str]:
     if event.outcome == "not_started":
-        if event.ended_by == "client" and event.failure is None:
+        if event.ended_by == "client" and (event.failure is None or not event.failure.errno):
             return State.STOPPED, "stopped before its command ran"
         return State.FAILED, could_not_start(event.failure)
     if event.ended_by == "client":

@@ -28,7 +28,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stop: StopOrder | None = None
 
     def with_record(self, **changes: Any) -> "Job":
-        """This job with fields of its record changed."""
+        """The same job with fields of its record changed."""
         return msgspec.structs.replace(self, record=msgspec.structs.replace(self.record, **changes))
 
 

@@ -13,12 +13,15 @@ from typing import Final, NamedTuple
 
 from common.errors import JobletError, invalid
 from common.identifiers import JobId, parse_job_id
-from common.messages.jobs import JobRecord, ListJobs, State
-from services.executor.job_store import JOB_COLUMNS, JobStore
+from common.messages.jobs import ListJobs, State
+from services.executor.events import Job
+from services.executor.job_store import JobStore
 
 PAGE_SIZE_MAX: Final = 1000
 PAGE_SIZE_DEFAULT: Final = 100
 ROWS_PER_PAGE_MAX: Final = 8000
+PAGE_BYTES_MAX: Final = 2 * 2**20
+"""A page ends behind the job that reaches it: it must fit into one message of gRPC (4 MiB by default)."""
 LABELS_MAX: Final = 64
 
 Position = tuple[int, str]
@@ -29,9 +32,9 @@ _NEWEST: Final[Position] = (2**63 - 1, "~")
 
 
 class JobsPage(NamedTuple):
-    """Records, newest first, and where to go on; empty: nowhere."""
+    """Jobs, newest first, and where to go on; empty: nowhere."""
 
-    jobs: tuple[JobRecord, ...]
+    jobs: tuple[Job, ...]
     next_page_token: str
 
 
@@ -44,15 +47,16 @@ def page(store: JobStore, request: ListJobs) -> JobsPage:
     if owner is None and (request.owner or request.visible_owner is not None):
         return JobsPage((), "")
     before = _parse_token(request.page_token) if request.page_token else _NEWEST
-    found: list[JobRecord] = []
-    looked_at, last = 0, before
+    found: list[Job] = []
+    looked_at, found_bytes, last = 0, 0, before
     for position in _walk(store, request, owner, before):
-        if len(found) == size or looked_at == ROWS_PER_PAGE_MAX:
+        if len(found) == size or looked_at == ROWS_PER_PAGE_MAX or found_bytes >= PAGE_BYTES_MAX:
             return JobsPage(tuple(found), _token(last))
         looked_at, last = looked_at + 1, position
-        record = _matching(store, position[1], request, owner)
-        if record is not None:
-            found.append(record)
+        match = _matching(store, position[1], request, owner)
+        if match is not None:
+            found.append(match[0])
+            found_bytes += match[1]
     return JobsPage(tuple(found), "")
 
 
@@ -96,14 +100,15 @@ def _positions(
     return ((int(created_at_ns), str(job)) for created_at_ns, job in rows)
 
 
-def _matching(store: JobStore, job: str, request: ListJobs, owner: str | None) -> JobRecord | None:
-    row = store.connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id=?", (job,)).fetchone()
+def _matching(store: JobStore, job: str, request: ListJobs, owner: str | None) -> tuple[Job, int] | None:
+    """The job and its bytes, if it is one of those asked for."""
+    row = store.row(job)
     if row is None or (request.states and row[3] not in request.states) or (owner is not None and row[2] != owner):
         return None
     stored = store.decoded(row)
     if stored is None or not request.labels.items() <= stored.record.spec.labels.items():
         return None
-    return stored.record
+    return stored, len(row[5])
 
 
 def _token(position: Position) -> str:
@@ -121,5 +126,3 @@ def _parse_token(text: str) -> Position:
 
 def _job_id(raw: bytes) -> JobId:
     return parse_job_id(raw.decode("ascii"))
-
-

@@ -26,7 +26,21 @@ OWNERS_MAX: Final = 60_000
 """Ranges of 65,536 uids that fit below 2^32 - 2, with room for a base."""
 
 Columns = tuple[str, int, str, str, str | None, bytes]
-JOB_COLUMNS: Final = "id, created_at_ns, owner, state, key, data"
+_BY_ID: Final = "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE id = ?"
+_BY_PREFIX: Final = (
+    "SELECT id, created_at_ns, owner, state, key, data FROM jobs"
+    " WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR owner = ?2) LIMIT 2"
+)
+_BY_KEY: Final = "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE owner = ? AND key = ?"
+_BY_STATE: Final = (
+    "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE state = ? ORDER BY created_at_ns, id"
+)
+_INSERT: Final = "INSERT INTO jobs (id, created_at_ns, owner, state, key, data) VALUES (?, ?, ?, ?, ?, ?)"
+_DELETES: Final = (
+    "DELETE FROM jobs WHERE id = ?",
+    "DELETE FROM labels WHERE id = ?",
+    "DELETE FROM cursors WHERE id = ?",
+)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Job)
 
@@ -47,9 +61,14 @@ class JobStore:
         self.connection = open_store(path, now_ns=now_ns)
         self.damaged_rows = 0
 
+    def row(self, job: str) -> Columns | None:
+        """The job's row, unchecked."""
+        row: Columns | None = self.connection.execute(_BY_ID, (job,)).fetchone()
+        return row
+
     def get(self, job: JobId) -> Job | None:
         """The job, or None."""
-        row = self.connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs WHERE id=?", (job,)).fetchone()
+        row = self.row(job)
         return None if row is None else self.decoded(row)
 
     def find(self, reference: str, *, visible_owner: str | None) -> Job:
@@ -57,10 +76,7 @@ class JobStore:
 
         Raises NOT_FOUND when there is none, INVALID when there are several. What is not visible does not count.
         """
-        rows = self.connection.execute(
-            f"SELECT {JOB_COLUMNS} FROM jobs WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR owner = ?2) LIMIT 2",
-            (reference, visible_owner),
-        ).fetchall()
+        rows = self.connection.execute(_BY_PREFIX, (reference, visible_owner)).fetchall()
         jobs = [job for job in map(self.decoded, rows) if job is not None]
         if not jobs:
             raise not_found(f"there is no job {reference}", "list the jobs you can see with: rnx job list")
@@ -70,15 +86,16 @@ class JobStore:
 
     def find_by_key(self, owner: str, key: str) -> Job | None:
         """The job that `owner` started with this idempotency key."""
-        row = self.connection.execute(
-            f"SELECT {JOB_COLUMNS} FROM jobs WHERE owner=? AND key=?", (owner, key)
-        ).fetchone()
+        row = self.connection.execute(_BY_KEY, (owner, key)).fetchone()
         return None if row is None else self.decoded(row)
 
     def unended(self) -> Iterator[Job]:
         """Every job that is not in a terminal state."""
         for state in sorted(set(State) - TERMINAL):
-            yield from self._jobs("WHERE state=? ORDER BY created_at_ns, id", (state.value,))
+            for row in self.connection.execute(_BY_STATE, (state.value,)).fetchall():
+                job = self.decoded(row)
+                if job is not None:
+                    yield job
 
     def cursors(self) -> list[Cursor]:
         """Every job of which persist does not yet have all."""
@@ -91,9 +108,7 @@ class JobStore:
     def insert(self, job: Job, key: str) -> None:
         """Add a job, its labels and its cursor. Raises sqlite3.IntegrityError for a known id or key."""
         record = job.record
-        self.connection.execute(
-            f"INSERT INTO jobs ({JOB_COLUMNS}) VALUES (?,?,?,?,?,?)", self._columns(job, key or None)
-        )
+        self.connection.execute(_INSERT, self._columns(job, key or None))
         self.connection.executemany(
             "INSERT INTO labels (name, value, created_at_ns, id, owner) VALUES (?,?,?,?,?)",
             [(n, v, record.created_at_ns, record.id, record.owner) for n, v in record.spec.labels.items()],
@@ -120,13 +135,13 @@ class JobStore:
 
     def delete(self, job: JobId) -> None:
         """Forget a job."""
-        for table in ("jobs", "labels", "cursors"):
-            self.connection.execute(f"DELETE FROM {table} WHERE id=?", (job,))  # noqa: S608  # names from the tuple
+        for statement in _DELETES:
+            self.connection.execute(statement, (job,))
 
     def owner_number(self, owner: str) -> int:
         """The number of the owner's uid range, given at first sight and never to anyone else.
 
-        Durable when it returns. Raises EXHAUSTED when every range is taken.
+        Durable when it returns. Raises EXHAUSTED when every range is taken, or the disk does not take it.
         """
         known = self.connection.execute("SELECT number FROM owners WHERE owner=?", (owner,)).fetchone()
         if known is not None:
@@ -134,8 +149,11 @@ class JobStore:
         number = int(self.connection.execute("SELECT coalesce(max(number) + 1, 0) FROM owners").fetchone()[0])
         if number >= OWNERS_MAX:
             raise exhausted(f"{OWNERS_MAX} owners have uid ranges, no more fit", "use another node for new owners")
-        self.connection.execute("PRAGMA synchronous=FULL")
-        self.connection.execute("INSERT INTO owners (number, owner) VALUES (?,?)", (number, owner))
+        try:
+            self.connection.execute("PRAGMA synchronous=FULL")
+            self.connection.execute("INSERT INTO owners (number, owner) VALUES (?,?)", (number, owner))
+        except sqlite3.Error as cause:
+            raise exhausted(f"the owner's uid range cannot be recorded: {cause}", "free space for the state") from cause
         return number
 
     def close(self) -> None:
@@ -146,7 +164,7 @@ class JobStore:
         """The job in a row of JOB_COLUMNS, or None when its checksum or shape is wrong: reported, not raised."""
         job_id, created_at_ns, owner, state, key, data = row
         try:
-            if _checksum(job_id, created_at_ns, owner, state, key, data[4:]) != data[:4]:
+            if _checksum((job_id, created_at_ns, owner, state, key), data[4:]) != data[:4]:
                 raise ValueError("checksum does not match")
             return _DECODER.decode(data[4:])
         except (msgspec.MsgspecError, ValueError, TypeError) as problem:
@@ -154,20 +172,13 @@ class JobStore:
             log.error("a job's record is damaged", job=job_id, problem=str(problem), damaged=self.damaged_rows)
             return None
 
-    def _jobs(self, where: str, arguments: tuple[str, ...]) -> Iterator[Job]:
-        for row in self.connection.execute(f"SELECT {JOB_COLUMNS} FROM jobs {where}", arguments).fetchall():  # noqa: S608
-            job = self.decoded(row)
-            if job is not None:
-                yield job
-
     def _columns(self, job: Job, key: str | None) -> Columns:
         record = job.record
         data = _ENCODER.encode(job)
         state = record.state.value
-        checksum = _checksum(record.id, record.created_at_ns, record.owner, state, key, data)
-        return record.id, record.created_at_ns, record.owner, state, key, checksum + data
+        keys = (record.id, record.created_at_ns, record.owner, state, key)
+        return *keys, _checksum(keys, data) + data
 
 
-def _checksum(job_id: str, created_at_ns: int, owner: str, state: str, key: str | None, data: bytes) -> bytes:
-    columns = "\0".join((job_id, str(created_at_ns), owner, state, key or "")).encode()
-    return zlib.crc32(data, zlib.crc32(columns)).to_bytes(4, "little")
+def _checksum(keys: tuple[str, int, str, str, str | None], data: bytes) -> bytes:
+    return zlib.crc32(data, zlib.crc32("\0".join(map(str, keys)).encode())).to_bytes(4, "little")

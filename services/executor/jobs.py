@@ -7,12 +7,12 @@ the next event. Jobs that have not ended are in memory; ended ones are in the da
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from common.config.layout import Layout
-from common.errors import JobletError, exhausted, not_found
+from common.errors import JobletError, exhausted
 from common.identifiers import JobId, new_job_id
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
 from services.executor.events import (
@@ -33,19 +33,25 @@ from services.executor.events import (
     Refused,
     Save,
     SignalStop,
+    Started,
     StopDelivered,
     StopUndelivered,
 )
-from services.executor.job_store import Cursor, JobStore
+from services.executor.job_store import Cursor
 from services.executor.journal import Note
 from services.executor.live import Live
 from services.executor.machine import handle
 from services.executor.notes import UnreadableNote, parse_note
 from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
+from services.executor.registry import Registry
+from services.executor.tasks import Tasks
 from services.executor.writer import RecordWriter
 
 log = structlog.get_logger(__name__)
+
+LAUNCHES_AT_ONCE_MAX: Final = 16
+"""More wait their turn: each has a deadline at the launcher, which makes one monitor after the other."""
 
 
 class Jobs:
@@ -56,7 +62,7 @@ class Jobs:
     def __init__(
         self,
         *,
-        store: JobStore,
+        registry: Registry,
         writer: RecordWriter,
         live: Live,
         launches: Launches,
@@ -68,7 +74,7 @@ class Jobs:
         running_max: int,
         clock_ns: Callable[[], int],
     ) -> None:
-        self._store = store
+        self._registry = registry
         self._writer = writer
         self._live = live
         self._launches = launches
@@ -79,9 +85,9 @@ class Jobs:
         self._node_id = node_id
         self._running_max = running_max
         self._clock_ns = clock_ns
-        self._active: dict[JobId, Job] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._active = registry.active
+        self._tasks = Tasks()
+        self._launch_slots = asyncio.Semaphore(LAUNCHES_AT_ONCE_MAX)
 
     @property
     def active(self) -> frozenset[JobId]:
@@ -93,8 +99,8 @@ class Jobs:
 
         Raises EXHAUSTED when too many jobs run, or when the record cannot be written.
         """
-        if key and (known := await self._known_by_key(owner, key)) is not None:
-            return known, True
+        if key and (known := await self._registry.by_key(owner, key)) is not None:
+            return self.view(known.record), True
         if len(self._active) >= self._running_max:
             raise exhausted(f"{self._running_max} jobs are running: Max capacity reached", "wait for one to end")
         now_ns = self._clock_ns()
@@ -111,23 +117,6 @@ class Jobs:
         self._apply(record.id, Recorded(at_ns=self._clock_ns()))
         return self.view(self._active[record.id].record if record.id in self._active else record), False
 
-    async def _known_by_key(self, owner: str, key: str) -> JobRecord | None:
-        pending = self._writer.pending_by_key(owner, key)
-        if pending is not None:
-            job, done = pending
-            await asyncio.shield(done)
-            return self.view(self.current(job).record)
-        stored = self._store.find_by_key(owner, key)
-        return None if stored is None else self.view(self.current(stored).record)
-
-    def current(self, stored: Job) -> Job:
-        """The job as it is now: memory knows more of active ones than the database."""
-        return self._active.get(stored.record.id, stored)
-
-    def find(self, reference: str, *, visible_owner: str | None) -> JobRecord:
-        """The record of the one visible job that `reference` names. Raises NOT_FOUND, INVALID."""
-        return self.view(self.current(self._store.find(reference, visible_owner=visible_owner)).record)
-
     def view(self, record: JobRecord) -> JobRecord:
         """The record with how much output there is by now."""
         active = self._active.get(record.id)
@@ -139,7 +128,7 @@ class Jobs:
     def request(self, job: JobId, event: AnyEvent) -> JobRecord:
         """Do what a client asks for. Raises NOT_FOUND, and PRECONDITION when the job's state does not allow it."""
         self._apply(job, event)
-        return self.view(self._load(job).record)
+        return self.view(self._registry.load(job).record)
 
     async def delete(self, job: JobId) -> None:
         """Forget an ended job. Raises NOT_FOUND; PRECONDITION when it has not ended."""
@@ -149,6 +138,12 @@ class Jobs:
     def adopt(self, job: Job) -> None:
         """Take a job that has not ended over from the database, after a restart."""
         self._active[job.record.id] = job
+        if job.record.state is State.RUNNING:
+            self._samples.add(job.record.id, started_at_ns=None)
+
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Go on with `work` until it is done or the executor is closed."""
+        self._tasks.spawn(work)
 
     def happened(self, job: JobId, event: AnyEvent) -> None:
         """Something happened to a job by itself."""
@@ -168,8 +163,9 @@ class Jobs:
             self.damaged(job, str(cause))
             return
         self.happened(job, event)
-        if note.time_ns and job in self._active and self._active[job].record.state is State.RUNNING:
-            self._samples.add(job, started_at_ns=note.time_ns)
+        if isinstance(event, Started) and job in self._active:
+            self._samples.add(job, started_at_ns=event.at_ns)
+            self._drop_uploads(self._active[job])
 
     def damaged(self, job: JobId, problem: str) -> None:
         """See output.Listener."""
@@ -177,7 +173,7 @@ class Jobs:
 
     def delivered(self, job: JobId) -> None:
         """See output.Listener."""
-        self._spawn(self._forget_journal(job))
+        self._tasks.spawn(self._forget_journal(job))
 
     def space_freed(self, job: JobId) -> None:
         """See output.Listener."""
@@ -198,21 +194,12 @@ class Jobs:
 
     async def close(self) -> None:
         """Carry nothing more out. Running jobs go on."""
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         self._writer.flush()
-
-    def _load(self, job: JobId) -> Job:
-        known = self._active.get(job) or self._store.get(job)
-        if known is None:
-            raise not_found(f"there is no job {job}", "list the jobs you can see with: rnx job list")
-        return known
 
     def _apply(self, job_id: JobId, event: AnyEvent) -> list[asyncio.Task[None]]:
         """Decide and carry out; the tasks that go on in the background. Raises the error of a Refused."""
-        before = self._load(job_id)
+        before = self._registry.load(job_id)
         decision = handle(before, event)
         if isinstance(decision, Refused):
             raise decision.error
@@ -246,43 +233,55 @@ class Jobs:
             case Announce():
                 self._live.changed(self.view(job.record))
             case Launch():
-                return [self._spawn(self._launch(job))]
+                return [self._tasks.spawn(self._launch(job))]
             case SignalStop():
                 taken = self._monitors.stop(job_id, signal=instruction.signal, grace_ms=instruction.grace_ms)
                 answer = StopDelivered if taken else StopUndelivered
                 return self._apply(job_id, answer(at_ns=self._clock_ns()))
             case CleanUp():
-                return [self._spawn(self._clean_up(job))]
+                return [self._tasks.spawn(self._clean_up(job))]
             case Forget():
-                return [self._spawn(self._forget(job))]
+                return [self._tasks.spawn(self._forget(job))]
             case _:
                 raise AssertionError(f"unknown instruction {instruction}")
         return []
 
     async def _launch(self, job: Job) -> None:
         job_id = job.record.id
+        problem = ""
         try:
-            self.output.prepare(job_id)
-            self.output.begin(Cursor(job=job_id))
-            await self._launches.launch(job)
+            async with self._launch_slots:
+                await self._launches.launch(job)
         except (JobletError, OSError) as cause:
-            if not self.watch(job_id):
-                log.error("launch failed", job=job_id, why=str(cause))
-                self.happened(job_id, LaunchFailed(at_ns=self._clock_ns(), reason=f"could not be started: {cause}"))
-                return
+            problem = f"could not be started: {cause}"
+            log.error("launch failed", job=job_id, why=str(cause))
+        except Exception:  # the boundary of this task: without an end the job would stay STARTING for ever
+            problem = "could not be started: internal error"
+            log.exception("launch failed", job=job_id)
+        alive = self.watch(job_id)  # before its journal is opened: what it wrote until then is read below
+        self.output.begin(Cursor(job=job_id))
+        if alive:
+            self.happened(job_id, Launched(at_ns=self._clock_ns()))
+        elif problem:
+            self.happened(job_id, LaunchFailed(at_ns=self._clock_ns(), reason=problem))
         else:
-            if not self.watch(job_id):
-                await self.settle_without_monitor(job_id)
-        self.happened(job_id, Launched(at_ns=self._clock_ns()))
+            await self.settle_without_monitor(job_id)
 
     def _monitor_gone(self, job: JobId) -> None:
-        self._spawn(self.settle_without_monitor(job))
+        self._tasks.spawn(self.settle_without_monitor(job))
 
     async def _clean_up(self, job: Job) -> None:
         self._samples.finish(job.record.id)
-        for upload in job.record.spec.uploads:
-            self._layout.upload(upload.id).unlink(missing_ok=True)
+        self._drop_uploads(job)
         await self._cleans.end(job.record.id)
+
+    def _drop_uploads(self, job: Job) -> None:
+        """Staged archives have no use any more once the job has begun, or never will."""
+        for upload in job.record.spec.uploads:
+            try:
+                self._layout.upload(upload.id).unlink(missing_ok=True)
+            except OSError as cause:
+                log.warning("a staged upload cannot be removed", upload=upload.id, problem=str(cause))
 
     async def _forget(self, job: Job) -> None:
         job_id = job.record.id
@@ -296,16 +295,3 @@ class Jobs:
         await self._writer.durable()  # the end must be known for good before its only other witness goes
         self._cleans.forget(job)
         self._writer.remove_cursor(job)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._guarded(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
-        try:
-            await work
-        except Exception:
-            log.exception("a task about a job failed")
-            raise

@@ -84,7 +84,9 @@ def scan(data: bytes, offset: int, *, last_sequence: int, checked: bool) -> Slic
         magic, kind, _, _, time_ns, sequence, lines, length, crc = HEADER.unpack_from(data, position)
         end = position + HEADER_BYTES + length
         try:
-            _plausible(magic, kind, sequence, length, offset + position, last_sequence)
+            _plausible(magic, kind, length, offset + position)
+            if sequence != last_sequence + 1:
+                raise CorruptRecord(offset + position, f"sequence is {sequence} and not {last_sequence + 1}")
             if end > len(data):
                 break
             noted = kind in (RecordType.START, RecordType.EXIT)
@@ -101,20 +103,16 @@ def scan(data: bytes, offset: int, *, last_sequence: int, checked: bool) -> Slic
     return Slice(offset, offset + position, whole, last_sequence, tuple(notes), corrupt)
 
 
-def _plausible(magic: bytes, kind: int, sequence: int, length: int, offset: int, last_sequence: int) -> None:
+def _plausible(magic: bytes, kind: int, length: int, offset: int) -> None:
     if magic != MAGIC:
         raise CorruptRecord(offset, f"magic is {magic!r}")
     if not RecordType.START <= kind <= RecordType.GAP:
         raise CorruptRecord(offset, f"type is {kind}")
     if length > PAYLOAD_BYTES_MAX:
         raise CorruptRecord(offset, f"length {length} is over {PAYLOAD_BYTES_MAX}")
-    if sequence != last_sequence + 1:
-        raise CorruptRecord(offset, f"sequence is {sequence} and not {last_sequence + 1}")
 
 
 def _check(view: memoryview, position: int, end: int, crc: int, offset: int) -> None:
     body = view[position + HEADER_BYTES : end]
     if zlib.crc32(body, zlib.crc32(view[position : position + _CHECKED_BYTES])) != crc:
         raise CorruptRecord(offset, "checksum does not match")
-
-

@@ -1,5 +1,6 @@
-"""Publishes what happens to jobs as it happens. Never waits for anyone: a slow subscriber misses messages and sees a
-hole in the sequence; what it missed is with persist.
+"""Publishes what happens to jobs as it happens, and never waits for anyone.
+
+A slow subscriber misses messages and sees a hole in the sequence; what it missed is with persist.
 
 On `log.<job>`: whole records as they stand in the journal, and markers. On `job.<job>`: every change of state, the
 last one after the job's last log records.
@@ -34,9 +35,7 @@ class Live:
 
     def marker(self, job: JobId, marker: str, last_sequence: int) -> None:
         """Tell every subscriber of the job's log where the topic is: all up to `last_sequence` is behind it."""
-        self._publisher.publish(
-            log_topic(job), LogMarker(job=job, marker=marker, last_sequence=last_sequence)
-        )
+        self._publisher.publish(log_topic(job), LogMarker(job=job, marker=marker, last_sequence=last_sequence))
 
     def changed(self, record: JobRecord, *, deleted: bool = False) -> None:
         """Publish a job's record after a change, or its last one when it was deleted."""

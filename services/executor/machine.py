@@ -113,7 +113,9 @@ def _lose(job: Job, event: MonitorLost) -> Decision:
 def _damaged(job: Job, event: JournalDamaged) -> Decision:
     if job.record.reason:
         return Ignored(why="told already")
-    return Transition(job=job.with_record(reason=f"part of its output is lost: {event.problem}"), instructions=(Save(),))
+    return Transition(
+        job=job.with_record(reason=f"part of its output is lost: {event.problem}"), instructions=(Save(),)
+    )
 
 
 def _stop(job: Job, event: StopRequested) -> Decision:

@@ -4,7 +4,6 @@ Joins `follower.py`, `live.py` and `sender.py`, owns the open journals and keeps
 is decided elsewhere: they are handed to `listener`.
 """
 
-import os
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -53,7 +52,14 @@ class Output:
     """All jobs' output. Close it."""
 
     def __init__(
-        self, listener: Listener, live: Live, writer: RecordWriter, push: PushSocket, settings: Settings, layout: Layout
+        self,
+        listener: Listener,
+        *,
+        live: Live,
+        writer: RecordWriter,
+        push: PushSocket,
+        settings: Settings,
+        layout: Layout,
     ) -> None:
         self._listener = listener
         self._live = live
@@ -64,12 +70,6 @@ class Output:
         self.follower = Follower(self)
         self.sender = Sender(push, self, settings.joblet.journal)
         self.torn_journals = 0
-
-    def prepare(self, job: JobId) -> None:
-        """Make a new job's directory and its empty journal. Raises OSError."""
-        directory = self._layout.job_dir(job)
-        directory.mkdir(mode=0o700)
-        os.close(os.open(directory / JOURNAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def begin(self, cursor: Cursor) -> bool:
         """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
@@ -160,5 +160,3 @@ class Output:
         journal = self._journals.pop(job, None)
         if journal is not None:
             journal.close()
-
-

@@ -136,11 +136,13 @@ class Sender:
     def look_for_overdue(self) -> None:
         """Go back where nothing was acknowledged for too long."""
         now_ns = self._now_ns()
-        for job, parcel in self._parcels.items():
-            if parcel.outbox.overdue(now_ns):
-                log.warning("persist has not acknowledged in time: sending again", job=job)
-                parcel.outbox.give_up_waiting(now_ns=now_ns)
-                self._went_back(job, parcel.outbox)
+        overdue = [job for job, parcel in self._parcels.items() if parcel.outbox.overdue(now_ns)]
+        if overdue:
+            log.warning("persist has not acknowledged in time: sending again", jobs=len(overdue), one=overdue[0])
+        for job in overdue:
+            outbox = self._parcels[job].outbox
+            outbox.give_up_waiting(now_ns=now_ns)
+            self._went_back(job, outbox)
         if self._ready:
             self._wake.set()
 
@@ -242,9 +244,7 @@ class Sender:
         unsent = outbox.readable - outbox.sent.offset
         wanted = min(BATCH_BYTES, unsent, max(room, 1))
         try:
-            piece = journal.read(
-                outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True
-            )
+            piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True)
         except OSError as cause:
             piece = Slice(outbox.sent.offset, outbox.sent.offset, b"", outbox.sent.sequence, (), str(cause))
         if piece.corrupt:

@@ -114,7 +114,8 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
         connection.executescript(
-            f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA application_id={APPLICATION_ID};PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+            f"BEGIN IMMEDIATE;{_SCHEMA}"
+            f"PRAGMA application_id={APPLICATION_ID};PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
         )
     while 0 < version < SCHEMA_VERSION:
         connection.execute("BEGIN IMMEDIATE")

@@ -51,6 +51,10 @@ class RecordWriter:
                 return insert.job, insert.done
         return None
 
+    def unsaved(self, job: JobId) -> Job | None:
+        """What is newer than the database: a change that the disk has not taken yet."""
+        return self._updates.get(job)
+
     async def insert(self, job: Job, key: str) -> None:
         """Add a job; returns when it is durable. Raises EXHAUSTED when the disk does not take it."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -43,7 +43,7 @@ from services.persist.store import Store
 
 log = structlog.get_logger(__name__)
 
-WAITING_BYTES_MAX: Final = 128 * 2**20
+HELD_BYTES_MAX: Final = 128 * 2**20
 """Beyond, no message is taken until some of it is written: twice what the executor has on the way."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _TICK_S_MAX: Final = 0.05
@@ -105,7 +105,7 @@ class Ingest:
     async def _receive(self) -> None:
         async for message in self._source.messages():
             self._take(message.body)
-            while self._machine.waiting_bytes > WAITING_BYTES_MAX:
+            while self._machine.held_bytes > HELD_BYTES_MAX:
                 self._room.clear()
                 await self._room.wait()
 
@@ -171,10 +171,14 @@ class Ingest:
         try:
             written = await asyncio.get_running_loop().run_in_executor(self._pool, write)
         except AbandonedSegment:
-            self._failed(job, "synchronizing failed: nothing more of this job is stored by this process", abandoned=True)
+            self._failed(
+                job, "synchronizing failed: nothing more of this job is stored by this process", abandoned=True
+            )
         except OSError as cause:
             full = cause.errno in _FULL
-            self._failed(job, f"{'no room' if full else 'cannot write'}: {os.strerror(cause.errno or 0)}", abandoned=False)
+            self._failed(
+                job, f"{'no room' if full else 'cannot write'}: {os.strerror(cause.errno or 0)}", abandoned=False
+            )
         except Exception:
             log.exception("storing failed", job=job)
             self._failed(job, "internal error", abandoned=False)

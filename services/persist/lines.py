@@ -1,10 +1,10 @@
-"""Journal records to JSON lines and back: the text inside the members of a log file. Pure.
+r"""Journal records to JSON lines and back: the text inside the members of a log file. Pure.
 
     {"timestamp":ns,"sequence":n,"stream":"stdout","content":"…"}              a line; "content_b64" if it is not UTF-8
     {"timestamp":ns,"sequence":n,"stream":"stdout","content":"…","partial":true}      no line end follows
     {"timestamp":ns,"sequence":first,"stream":"stdout","gap":lines,"gap_bytes":n,"reason":"…"}
 
-A line ends at b"\\n" and nowhere else; the content is without it, a b"\\r" before it stays. Everything is done by the
+A line ends at b"\n" and nowhere else; the content is without it, a b"\r" before it stays. Everything is done by the
 batch: this is where persist spends its time. Not here: members (member.py) and how readers get runs (runs.py).
 """
 

@@ -53,6 +53,7 @@ class _Job:
         self.waiting_bytes = 0
         self.waiting_since_ms = 0
         self.flushing = False
+        self.flushing_bytes = 0
         self.resend_at_ms: int | None = None
         self.abandoned = False
 
@@ -70,8 +71,8 @@ class Machine:
         self._jobs: dict[JobId, _Job] = {}
         self._timed: dict[JobId, _Job] = {}
         """Those of `_jobs` for which time matters: a batch waits, or a Resend does."""
-        self.waiting_bytes = 0
-        """Of all jobs, not yet given to a Flush."""
+        self.held_bytes = 0
+        """Of all jobs: what waits and what is being written."""
 
     def handle(self, event: Event) -> list[Instruction]:
         """What to do about `event`."""
@@ -104,7 +105,7 @@ class Machine:
         if job.abandoned:
             return []
         if event.batch == 0 and event.epoch > job.epoch:
-            self.waiting_bytes -= job.drop_waiting()
+            self.held_bytes -= job.drop_waiting()
             job.epoch, job.next_batch, job.resend_at_ms = event.epoch, 0, None
         if event.epoch != job.epoch or event.batch != job.next_batch:
             return [] if job.resend_at_ms is not None else [AskResend(event.job, event.epoch)]
@@ -113,7 +114,7 @@ class Machine:
         job.next_batch += 1
         job.waiting.append(event)
         job.waiting_bytes += event.size_bytes
-        self.waiting_bytes += event.size_bytes
+        self.held_bytes += event.size_bytes
         self._timed[event.job] = job
         return self._flush_if_due(event.job, job, event.now_ms)
 
@@ -122,7 +123,7 @@ class Machine:
         job = self._jobs.get(event.job)
         if job is None:
             return [answer]
-        job.flushing = False
+        self._end_flush(job)
         if event.ended and not job.waiting:
             self._forget(event.job)
             return [answer]
@@ -132,8 +133,8 @@ class Machine:
         job = self._jobs.get(event.job)
         if job is None:
             return []
-        job.flushing = False
-        self.waiting_bytes -= job.drop_waiting()
+        self._end_flush(job)
+        self.held_bytes -= job.drop_waiting()
         job.abandoned = event.abandoned
         job.next_batch = _BROKEN
         if not event.abandoned:
@@ -144,7 +145,7 @@ class Machine:
     def _deleted(self, job_id: JobId) -> list[Instruction]:
         job = self._jobs.get(job_id)
         if job is not None:  # it stays known while a Flush may be under way
-            self.waiting_bytes -= job.drop_waiting()
+            self.held_bytes -= job.drop_waiting()
             job.next_batch, job.resend_at_ms, job.abandoned = _BROKEN, None, False
         return []
 
@@ -162,15 +163,19 @@ class Machine:
     def _flush_if_due(self, job_id: JobId, job: _Job, now_ms: int) -> list[Instruction]:
         if job.flushing or not job.waiting or now_ms < self._due_ms(job):
             return []
-        taken, size_bytes = [], 0
+        taken: list[BatchArrived] = []
+        size_bytes = 0
         while job.waiting and (not taken or size_bytes + job.waiting[0].size_bytes <= self._limits.turn_bytes):
             batch = job.waiting.popleft()
             taken.append(batch)
             size_bytes += batch.size_bytes
         job.waiting_bytes -= size_bytes
-        self.waiting_bytes -= size_bytes
-        job.flushing = True
+        job.flushing, job.flushing_bytes = True, size_bytes
         return [Flush(job_id, job.epoch, tuple(taken))]
+
+    def _end_flush(self, job: _Job) -> None:
+        self.held_bytes -= job.flushing_bytes
+        job.flushing, job.flushing_bytes = False, 0
 
     def _due_ms(self, job: _Job) -> int:
         """Now (0) when there is enough or the job ended, else when its oldest batch has waited for long enough."""

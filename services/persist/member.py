@@ -116,7 +116,7 @@ def inflate(content: bytes, header: Header) -> bytes:
         text: bytes = inflater.decompress(memoryview(content)[HEADER_BYTES:], header.inflated_bytes + 1)
         if len(text) <= header.inflated_bytes and not inflater.eof:
             text += inflater.decompress(inflater.unconsumed_tail, header.inflated_bytes + 1 - len(text))
-    except isal_zlib.error as cause:
+    except isal_zlib.error as cause:  # type: ignore[misc]  # the stub forgets that it is an exception
         raise DamagedMember(f"inflating failed: {cause}") from cause
     crc, size = TRAILER.unpack_from(content, len(content) - TRAILER.size)
     if not inflater.eof or len(inflater.unused_data) != TRAILER.size:

@@ -6,6 +6,7 @@ Samples are not acknowledged: what waits here when the process is killed is lost
 AGE_MS of them. Added on the event loop, flushed in a worker thread. Queries are metrics.py's.
 """
 
+import math
 import threading
 from typing import Final
 
@@ -65,7 +66,8 @@ class Samples:
         fields = msgspec.structs.asdict(metric)
         job, time_ns = JobId(fields.pop("job")), fields.pop("time_ns")
         numbers = [value for value in fields.values() if isinstance(value, int)]
-        if self.waiting >= WAITING_MAX or not all(0 <= number <= INTEGER_MAX for number in (time_ns, *numbers)):
+        sane = math.isfinite(metric.cpu_percent) and all(0 <= number <= INTEGER_MAX for number in (time_ns, *numbers))
+        if self.waiting >= WAITING_MAX or not sane:
             self.dropped += 1
             if self.dropped.bit_count() == 1:
                 log.warning("sample dropped", job=job, times=self.dropped)

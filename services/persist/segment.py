@@ -123,7 +123,9 @@ class Segment:
         except OSError as cause:
             self._cut_back(target if back_to is None else back_to, disk)
             self.abandoned = True
-            log.critical("synchronizing failed, the file is abandoned", file=self.name, why=os.strerror(cause.errno or 0))
+            log.critical(
+                "synchronizing failed, the file is abandoned", file=self.name, why=os.strerror(cause.errno or 0)
+            )
             raise AbandonedSegment(self.name) from cause
 
     def _cut_back(self, descriptor: int, disk: Disk) -> None:

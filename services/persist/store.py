@@ -64,8 +64,8 @@ class _Stored:
 
     @property
     def members(self) -> int:
-        segments = [*(self.logs or {}).values(), *([self.metrics] if self.metrics else [])]
-        return sum(len(segment.index) for segment in segments)
+        logs, metrics = self.logs, self.metrics  # the lock is not held here
+        return sum(len(segment.index) for segment in (logs or {}).values()) + (len(metrics.index) if metrics else 0)
 
     def forget(self) -> None:
         self.logs = self.metrics = None
@@ -109,18 +109,21 @@ class Store:
 
     def write_metrics(self, job: JobId, text: bytes, times_ns: Sequence[int]) -> None:
         """Store samples: JSON lines, and the time of each. Raises OSError, `AbandonedSegment`."""
-        with self._using(job) as stored, stored.lock:
-            with made_job_directory(self._metrics, job, self._disk, durable=self._durable) as directory:
-                if stored.metrics is None:
-                    stored.metrics = Segment.load(directory, METRICS_FILE)
-                first = stored.metrics.last_sequence + 1
-                span = Span(len(times_ns), first, first + len(times_ns) - 1, min(times_ns), max(times_ns))
-                content = member.build(text, span, level=self._level)
-                try:
-                    stored.metrics.append(directory, [content], self._disk, durable=self._durable)
-                except StaleSegment:
-                    stored.metrics = None
-                    raise OSError(f"{METRICS_FILE} of job {job} was changed by another hand") from None
+        metrics, disk, durable = self._metrics, self._disk, self._durable
+        with (
+            self._using(job) as stored,
+            stored.lock,
+            made_job_directory(metrics, job, disk, durable=durable) as directory,
+        ):
+            segment = stored.metrics or Segment.load(directory, METRICS_FILE)
+            first = segment.last_sequence + 1
+            span = Span(len(times_ns), first, first + len(times_ns) - 1, min(times_ns), max(times_ns))
+            stored.metrics = None
+            try:
+                segment.append(directory, [member.build(text, span, level=self._level)], disk, durable=durable)
+            except StaleSegment as stale:
+                raise OSError(f"{METRICS_FILE} of job {job} was changed by another hand") from stale
+            stored.metrics = segment
 
     def view(self, job: JobId) -> View:
         """What readers may see of the job's output now. Raises OSError."""
@@ -149,14 +152,12 @@ class Store:
             self._abandoned.discard(job)
             return remove_job_directory(self._logs, job), remove_job_directory(self._metrics, job)
 
-    def _write(
-        self, job: JobId, stored: _Stored, batch: Sequence[Record], *, through: int, end: int | None
-    ) -> Written:
+    def _write(self, job: JobId, stored: _Stored, batch: Sequence[Record], *, through: int, end: int | None) -> Written:
         logs = self._loaded(job, stored)
         positions = {stream: segment.last_sequence for stream, segment in logs.items()}
         planned = planning.plan(batch, positions, level_with=end or 0)
         with made_job_directory(self._logs, job, self._disk, durable=self._durable) as directory:
-            for stream, segment in logs.items():
+            for stream, segment in reversed(logs.items()):  # stdout last: its end mark speaks for both
                 members = self._members(planned.chunks[stream])
                 if end is not None and segment.ended_at is None and _wants_mark(stream, segment, members):
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))

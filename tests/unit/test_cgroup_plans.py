@@ -18,10 +18,10 @@ from services.executor.host import HostFacts
 JOB = JobId("09db054f-e9b3-4c23-8c82-33cb44bc6bd8")
 ALL = Limits(cpu_percent=150, cpu_weight=50, cpu_cores="0-1", memory_bytes=100 * 2**20, pids=30)
 V2_CONTROLLERS = "cpuset cpu io memory pids"
-V2_FILES = (
-    "cgroup.procs cpu.max cpu.stat cpu.weight cpuset.cpus io.stat memory.current memory.max memory.oom.group "
-    "memory.peak memory.swap.max pids.current pids.max"
-).split()
+V2_FILES = [
+    *("cgroup.procs", "cpu.max", "cpu.stat", "cpu.weight", "cpuset.cpus", "io.stat", "pids.current", "pids.max"),
+    *("memory.current", "memory.max", "memory.oom.group", "memory.peak", "memory.swap.max"),
+]
 V1_FILES = {
     "cpu": "cpu.cfs_period_us cpu.cfs_quota_us cpu.shares",
     "cpuacct": "cpuacct.usage",
@@ -198,9 +198,7 @@ def test_v2_sample(tmp_path: Path) -> None:
     fill(leaf, {"memory.current": "4096\n", "pids.current": "3\n", "cpu.stat": "usage_usec 1000000\nuser_usec 1\n"})
     fill(
         leaf,
-        {
-            "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=2 rios=3 wios=4\n7:0 \n"
-        },
+        {"io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=5\n8:16 rbytes=1 wbytes=2 rios=3 wios=4\n7:0 \n"},
     )
     first = driver.sample(JOB, previous=None, now_ns=10**9)
     assert first == StoreMetric(

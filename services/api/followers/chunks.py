@@ -6,7 +6,7 @@ gets what when (`machine.py`, `follower.py`). An entry is a line, or a piece of 
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, cast
 
 import msgspec
 
@@ -51,9 +51,7 @@ class Chunk(NamedTuple):
 
     def part(self, first: int, entries: list[bytes], *, ends: bool) -> "Chunk":
         """A run of the entries. `ends`: it has the last one, which alone may be without its line end."""
-        return self._replace(
-            first=first, lines=len(entries), data=b"".join(entries), partial=self.partial and ends
-        )
+        return self._replace(first=first, lines=len(entries), data=b"".join(entries), partial=self.partial and ends)
 
 
 class Batch:
@@ -179,7 +177,7 @@ class Selection(NamedTuple):
     def _runs(self, chunk: Chunk) -> Iterator[Chunk]:
         run: list[bytes] = []
         sequence = chunk.first
-        for sequence, entry in enumerate(chunk.entries(), start=chunk.first):  # noqa: B007  # used after the loop
+        for sequence, entry in enumerate(chunk.entries(), start=chunk.first):  # used after the loop
             if self.text in entry.removesuffix(b"\n"):
                 run.append(entry)
             elif run:
@@ -196,7 +194,7 @@ def encode(chunks: Iterable[Chunk]) -> bytes:
 
 def _to_proto(chunk: Chunk) -> job_pb2.LogChunk:
     return job_pb2.LogChunk(
-        stream=persist_pb2.StreamType.ValueType(chunk.stream),
+        stream=cast(persist_pb2.StreamType, chunk.stream),
         first_sequence=chunk.first,
         lines=chunk.lines,
         timestamp=chunk.time_ns,

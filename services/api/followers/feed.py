@@ -95,8 +95,8 @@ class Feed:
             listening.enter_context(self._hub.listening(topics.log_topic(self._job), self._on_log))
             while not self._gone:
                 await self._step()
-                while (quiet_s := loop.time() - self._heard_at) < self._silence_s:
-                    await asyncio.sleep(self._silence_s - quiet_s)
+                while (left_s := self._heard_at + self._silence_s - loop.time()) > 0:  # noqa: ASYNC110  # time itself
+                    await asyncio.sleep(left_s)  # it is time that is waited for, not a message
 
     async def _step(self) -> None:
         """One marker there and back, then a look at the record. Goes on trying while the executor is away."""

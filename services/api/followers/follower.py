@@ -8,7 +8,7 @@ message, its live queue, and nothing else.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Final, NamedTuple, cast
 
@@ -50,9 +50,7 @@ def wanted_of(request: job_pb2.StreamLogsRequest, *, now_ns: int) -> Wanted:
         raise invalid(f"filter has {len(text)} bytes, at most {FILTER_BYTES_MAX}")
     end_ns = request_time_ns(request.end_time)
     return Wanted(
-        selection=Selection(
-            stream=stream, start_ns=request_time_ns(request.start_time), end_ns=end_ns, text=text
-        ),
+        selection=Selection(stream=stream, start_ns=request_time_ns(request.start_time), end_ns=end_ns, text=text),
         from_sequence=max(request.from_sequence, 1),
         tail=request.tail if request.HasField("tail") else None,
         limit=request.limit,
@@ -114,7 +112,7 @@ class LogFollower:
         if isinstance(self._machine.handle(event), Wake):
             self._wake.set()
 
-    async def messages(self) -> AsyncIterator[bytes]:
+    async def messages(self) -> AsyncGenerator[bytes, None]:
         """Everything wanted, in order, once; then the ended job when the client follows to the end."""
         if self._record.state in jobs.TERMINAL:
             self.ended(self._record)
@@ -145,7 +143,7 @@ class LogFollower:
         except TimeoutError:
             self._position = self._record.last_sequence
 
-    async def _stream(self) -> AsyncIterator[bytes]:
+    async def _stream(self) -> AsyncGenerator[bytes, None]:
         if self._tail is not None:
             self._skip_to_tail(self._tail)
         while not (self._left == 0 or self._past_end):
@@ -177,7 +175,7 @@ class LogFollower:
             self._machine.handle(Progress(position - tail))
             self._tail = None
 
-    async def _read(self, first: int, last: int) -> AsyncIterator[bytes]:
+    async def _read(self, first: int, last: int) -> AsyncGenerator[bytes, None]:
         parts = self._reader.read(first, last, tail=self._tail, final=self._end is not None)
         async with aclosing(parts):
             async for part in parts:
@@ -233,12 +231,10 @@ class LogStreams:
         self._queries = queries
         self._queue_bytes_max = queue_bytes_max
 
-    def open(self, record: jobs.JobRecord, request: job_pb2.StreamLogsRequest) -> AsyncIterator[bytes]:
+    def open(self, record: jobs.JobRecord, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[bytes, None]:
         """The messages of one client's stream. Raises JobletError for a malformed request, or while iterating."""
         wanted = wanted_of(request, now_ns=time.time_ns())
         follower = LogFollower(
             record, wanted, feeds=self._feeds, queries=self._queries, queue_bytes_max=self._queue_bytes_max
         )
         return follower.messages()
-
-

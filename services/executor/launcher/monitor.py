@@ -21,7 +21,7 @@ from services.executor.launcher.birth import Born
 from services.executor.launcher.capture import LineSplitter
 from services.executor.launcher.commands import Verb, decode_commands
 from services.executor.launcher.ending import Ending, exit_payload, start_payload
-from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, failure_of, parse, send
+from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, parse, send
 from services.executor.launcher.jobfiles import JobFiles
 from services.executor.launcher.journal import DiskJournal, Recorder
 from services.executor.launcher.task import Task
@@ -67,6 +67,8 @@ class Monitor:
         self._reading = False
         self._born: Born | None = None
         self._executing_pid = 0
+        self._started = False
+        self._exit_recorded = False
         self._pending_signal = 0
         self._status: int | None = None
         self._ended_by = ""
@@ -75,7 +77,7 @@ class Monitor:
     def fail(self, failure: Failure) -> None:
         """No process could be made: write that down and be done."""
         self._failure = failure
-        self._finish()
+        self._phase = Phase.DRAINING
         self._run_loop()
 
     def run(self, born: Born) -> None:
@@ -87,25 +89,27 @@ class Monitor:
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
         self._set_timer("start", self._task.start_ms_max, self._on_start_timeout)
-        self._regulate()
         send(born.channel, Kind.GO)
         self._run_loop()
 
     # Events
 
     def _run_loop(self) -> None:
-        while self._phase is not Phase.DONE:
+        while True:
+            if self._phase is Phase.DRAINING:
+                self._drain()
+            if self._phase is Phase.DONE:
+                return
+            self._regulate()
             for descriptor, _ in self._epoll.poll(self._wait_s()):
                 handler = self._handlers.get(descriptor)
                 if handler is not None:  # else an earlier handler of this round took it away
                     handler()
             now = _now_ms()
-            for name, (due, handler) in list(self._timers.items()):
-                if due <= now and self._timers.pop(name, None):
-                    handler()
-            if self._phase is Phase.DRAINING:
-                self._drain()
-            self._regulate()
+            for name, (due, expired) in list(self._timers.items()):
+                if due <= now and name in self._timers:  # else an earlier one of this round took it away
+                    del self._timers[name]
+                    expired()
 
     def _wait_s(self) -> float:
         if not self._timers:
@@ -134,7 +138,7 @@ class Monitor:
         if not packet:
             self._unwatch(endpoint.fileno())
             if endpoint is self._born.report and self._executing_pid and self._failure is None:
-                self._started()
+                self._on_executed()
             return
         message = parse(packet)
         match message.kind:
@@ -146,15 +150,14 @@ class Monitor:
                 self._kill()
             case Kind.ENDED:
                 self._status = message.number
-                self._ending()
+                self._on_main_end()
             case Kind.GO | Kind.SIGNAL:
                 self._failure = self._failure or Failure("handshake", "", 0, f"unexpected {message.kind.name}")
                 self._kill()
 
-    def _started(self) -> None:
-        if self._phase is not Phase.STARTING:
-            return
+    def _on_executed(self) -> None:
         self._phase = Phase.RUNNING
+        self._started = True
         self._timers.pop("start", None)
         self._recorder.event(RecordType.START, start_payload(self._executing_pid), time.time_ns())
         if self._task.timeout_ms is not None:
@@ -210,29 +213,29 @@ class Monitor:
         except ProcessLookupError:
             return  # it has ended: its pidfd tells the rest
 
-    def _ending(self) -> None:
-        if self._phase < Phase.ENDING:
-            self._phase = Phase.ENDING
-            for name in ("start", "timeout"):
-                self._timers.pop(name, None)
-            # init exits by itself; should it not, the job would be held up for ever.
-            self._set_timer("kill", self._task.grace_ms, self._kill)
-
     # The end
+
+    def _on_main_end(self) -> None:
+        assert self._born is not None
+        self._drain_endpoint(self._born.report)  # it was started first, whatever epoll told first
+        self._phase = Phase.ENDING
+        for name in ("start", "timeout"):
+            self._timers.pop(name, None)
+
+    def _drain_endpoint(self, endpoint: socket.socket) -> None:
+        while endpoint.fileno() in self._handlers:  # its writers are dead: this ends
+            self._receive(endpoint)
 
     def _on_init_end(self) -> None:
         assert self._born is not None
         self._unwatch(self._born.init.pidfd)
-        for endpoint in (self._born.report, self._born.channel):  # what they said last
-            while endpoint.fileno() in self._handlers:
-                self._receive(endpoint)
+        self._drain_endpoint(self._born.report)
+        self._drain_endpoint(self._born.channel)
         _, init_status = os.waitpid(self._born.init.pid, 0)
-        if self._phase is Phase.STARTING and self._failure is None:
-            text = "the job was killed before it was started"
-            if not self._ended_by:
-                text += f" (init: {os.waitstatus_to_exitcode(init_status)}; out of memory or processes?)"
-            self._failure = Failure("start", "", 0, text)
-        if self._status is None and self._failure is None:
+        if not self._started and self._failure is None:
+            because = "" if self._ended_by else ": its limits of memory or processes may be too low"
+            self._failure = Failure("start", "", 0, f"the job was killed before it was started{because}")
+        if self._status is None:
             self._status = init_status  # it was killed, and the job with it
         self._phase = Phase.DRAINING
         self._timers.clear()
@@ -246,11 +249,13 @@ class Monitor:
             self._finish()
 
     def _finish(self) -> None:
-        ending = Ending(None if self._failure else self._status, self._ended_by, self._failure)
-        self._recorder.event(RecordType.EXIT, exit_payload(ending, self._task.groups), time.time_ns())
-        self._phase = Phase.DONE if self._recorder.settled else Phase.DRAINING
-        if self._phase is Phase.DONE:
+        if not self._exit_recorded:
+            self._exit_recorded = True
+            ending = Ending(None if self._failure else self._status, self._ended_by, self._failure)
+            self._recorder.event(RecordType.EXIT, exit_payload(ending, self._task.groups), time.time_ns())
+        if self._recorder.settled:
             self._sync()
+            self._phase = Phase.DONE
 
     def _sync(self) -> None:
         try:
@@ -262,7 +267,8 @@ class Monitor:
 
     def _regulate(self) -> None:
         """Read the pipes when there is space for what they bring, else look again later."""
-        wanted = self._recorder.accepts_output() and self._phase < Phase.DRAINING
+        # Not before it was started: START is the first record.
+        wanted = self._phase in (Phase.RUNNING, Phase.ENDING) and self._recorder.accepts_output()
         if wanted != self._reading:
             self._reading = wanted
             for output in self._outputs:
@@ -304,8 +310,3 @@ class Monitor:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def failed_birth(cause: OSError) -> Failure:
-    """The failure of the clone or of the placement in the groups."""
-    return failure_of("clone", cause)

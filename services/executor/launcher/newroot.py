@@ -12,7 +12,10 @@ from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 
 class NewRoot:
-    """The directory that becomes the job's root. `path` is on the host, empty and inside the job's directory."""
+    """The directory that becomes the job's root. `path` is on the host, empty and inside the job's directory.
+
+    Modes are as given: the process has umask 0.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -36,8 +39,6 @@ class NewRoot:
         parent, name = posixpath.split(path)
         with self.at(parent) as directory:
             os.mkdir(name, mode, dir_fd=directory)
-            # The process's umask takes bits away, such as the sticky and the write bits of 1777.
-            os.chmod(name, mode, dir_fd=directory)
 
     def make_file(self, path: str, content: bytes = b"", mode: int = 0o644) -> None:
         """A new file; its parent exists."""
@@ -45,7 +46,6 @@ class NewRoot:
         with self.at(parent) as directory:
             descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
             try:
-                os.fchmod(descriptor, mode)
                 if content and os.write(descriptor, content) != len(content):
                     raise OSError(28, f"write: file is cut off: {path}", path)
             finally:

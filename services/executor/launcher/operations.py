@@ -276,5 +276,6 @@ def encode_operation(operation: Operation) -> list[Any]:
 def decode_operation(values: list[Any]) -> Operation:
     """The operation in `values`. Raises KeyError, TypeError or ValueError when there is no such."""
     name, fields = values
-    operation: Operation = _KINDS[name](**fields)
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    operation: Operation = _KINDS[name](**frozen)
     return operation

@@ -1,0 +1,72 @@
+"""PersistService on the public port: the caller may see the job, so persist is asked for him.
+
+Belongs here: checking access and naming the job in full; answers pass through as bytes. What the queries mean is
+persist's.
+"""
+# ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
+
+from collections.abc import AsyncGenerator
+
+from common.errors import invalid
+from common.quantities import request_time_ns
+from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
+from services.api.access import Access
+from services.api.calls import Context
+from services.api.history import History
+from services.api.job_service import require_ended
+
+
+class PersistService(persist_pb2_grpc.PersistServiceServicer):
+    """The methods of proto/joblet/v1/persist.proto (requirement S0.8)."""
+
+    def __init__(self, *, access: Access, history: History) -> None:
+        self._access = access
+        self._history = history
+
+    async def QueryLogs(  # type: ignore[override]  # a generator of serialized messages: see gate.py
+        self,
+        request: persist_pb2.LogQueryRequest,
+        context: Context,
+    ) -> AsyncGenerator[bytes, None]:
+        """Stored lines."""
+        _check(request)
+        request.job_id = (await self._access.job(request.job_id)).id
+        return self._history.raw("QueryLogs", request)
+
+    async def QueryLogBatches(  # type: ignore[override]  # as above
+        self,
+        request: persist_pb2.LogBatchQueryRequest,
+        context: Context,
+    ) -> AsyncGenerator[bytes, None]:
+        """Stored lines in bulk."""
+        _check(request.query)
+        request.query.job_id = (await self._access.job(request.query.job_id)).id
+        return self._history.raw("QueryLogBatches", request)
+
+    async def QueryMetrics(  # type: ignore[override]  # as above
+        self,
+        request: persist_pb2.MetricQueryRequest,
+        context: Context,
+    ) -> AsyncGenerator[bytes, None]:
+        """Stored samples."""
+        _check(request)
+        request.job_id = (await self._access.job(request.job_id)).id
+        return self._history.raw("QueryMetrics", request)
+
+    async def DeleteJobData(
+        self,
+        request: persist_pb2.DeleteJobDataRequest,
+        context: Context,
+    ) -> persist_pb2.DeleteJobDataResponse:
+        """Remove what is stored of an ended job; its record stays."""
+        record = await self._access.job(request.job_id)
+        require_ended(record)
+        return await self._history.delete(record.id)
+
+
+def _check(query: persist_pb2.LogQueryRequest | persist_pb2.MetricQueryRequest) -> None:
+    for field, value in (("limit", query.limit), ("offset", query.offset)):
+        if value < 0:
+            raise invalid(f"{field}: {value} is negative", "use 0 for none")
+    request_time_ns(query.start_time)
+    request_time_ns(query.end_time)

@@ -1,0 +1,108 @@
+"""The api process put together: from sockets and a connection to persist to a server that can be started.
+
+Belongs here: wiring, and the order of the end. Does not belong here: privileges and signals (`__main__.py`).
+"""
+
+import asyncio
+import os
+
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
+
+from common.bus.events import Subscriber
+from common.bus.requests import Requester
+from common.bus.transport import Transport
+from common.config.layout import Layout
+from common.config.settings import Settings
+from common.messages import topics
+from common.tls import ServerMaterial
+from services.api.access import Access
+from services.api.audit import AuditFile
+from services.api.capacity import Capacity
+from services.api.followers.feed import Feeds
+from services.api.followers.follower import LogStreams
+from services.api.followers.hub import Hub
+from services.api.gate import Gate
+from services.api.history import History
+from services.api.job_service import JobService
+from services.api.metrics import MetricStreams
+from services.api.node_service import NodeService, VolumeService
+from services.api.persist_service import PersistService
+from services.api.server import bind, build_server
+from services.api.uploads.registry import Registry
+from services.api.uploads.staging import Staging
+from services.api.watch import Watch
+
+STOP_GRACE_S = 2.0
+
+
+class Api:
+    """One api process. Make it inside the event loop; it binds its sockets at once and serves after `start`."""
+
+    def __init__(self, settings: Settings, layout: Layout, transport: Transport, material: ServerMaterial) -> None:
+        limits = settings.joblet.grpc
+        self._executor = Requester(
+            transport,
+            commands=topics.EXECUTOR_COMMANDS,
+            replies=topics.API_REPLIES,
+            reply_file=topics.API_REPLIES.file.format(pid=os.getpid()),
+        )
+        self._subscriber = Subscriber(transport)
+        self._history = History(layout.persist_grpc)
+        self._audit = AuditFile(layout.audit)
+        self.capacity = Capacity(limits.active_streams_max)
+        self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        self.hub = Hub(self._subscriber)
+        self.feeds = Feeds(self.hub, self._executor)
+        self.uploads = Registry(layout, settings.joblet.uploads)
+        access = Access(self._executor)
+        self._health = health_aio.HealthServicer()
+        self._server = build_server(
+            self._gate,
+            limits,
+            job_service=JobService(
+                executor=self._executor,
+                access=access,
+                hub=self.hub,
+                history=self._history,
+                log_streams=LogStreams(
+                    feeds=self.feeds, queries=self._history, queue_bytes_max=limits.follower_queue_bytes
+                ),
+                metric_streams=MetricStreams(hub=self.hub, executor=self._executor, history=self._history),
+                watch=Watch(self.hub, self._executor),
+                uploads=self.uploads,
+                staging=Staging(self.uploads, settings.joblet.uploads),
+            ),
+            node_service=NodeService(self._executor),
+            volume_service=VolumeService(),
+            persist_service=PersistService(access=access, history=self._history),
+            health=self._health,
+        )
+        self.port = bind(self._server, settings.server.address, settings.server.port, material)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        self.uploads.adopt()
+        self._tasks = [
+            asyncio.create_task(forever) for forever in (self._executor.run(), self.hub.run(), self.uploads.sweep())
+        ]
+        await self._server.start()
+
+    async def failed(self) -> None:
+        """Raise when one of the tasks that must run for ever does not."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def stop(self) -> None:
+        """No new calls, streams end with UNAVAILABLE, and everything is given back. Within 10 s."""
+        await self._health.enter_graceful_shutdown()
+        await self._gate.shut()
+        await self._server.stop(STOP_GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._executor.close()
+        self._subscriber.close()
+        await self._history.close()
+        self._audit.close()

@@ -1,0 +1,132 @@
+"""WatchJobs: the jobs that match, then every change, to callers who may see them.
+
+Belongs here: joining the snapshot and the events, and a bounded queue. Does not belong here: receiving (`hub.py`).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+import msgspec
+
+from common.bus.requests import Requester
+from common.errors import JobletError
+from common.messages import jobs
+from common.messages.envelope import Body
+from proto.joblet.v1 import job_pb2
+from services.api.convert import job_to_proto
+from services.api.followers.hub import ALL_JOBS, Hub
+
+CHANGES_QUEUED_MAX: Final = 1000
+"""Waiting for one client; beyond, it gets a fresh snapshot."""
+
+SILENCE_S: Final = 15.0
+ALIVE: Final = tuple(state for state in jobs.State if state not in jobs.TERMINAL)
+_ORDER: Final = {jobs.State.SCHEDULED: 0, jobs.State.PENDING: 1, jobs.State.STARTING: 2, jobs.State.RUNNING: 3}
+_ENDED: Final = 4
+
+
+def age_of(record: jobs.JobRecord) -> int:
+    """How far a job is in its life: a record with a lower number than one already sent is an older one."""
+    return _ORDER.get(record.state, _ENDED)
+
+
+def matches(wanted: jobs.ListJobs, record: jobs.JobRecord) -> bool:
+    """Whether the record belongs to a listing: the filter of the executor, for events."""
+    return (
+        (wanted.visible_owner is None or record.owner == wanted.visible_owner)
+        and (not wanted.states or record.state in wanted.states)
+        and (not wanted.owner or record.owner == wanted.owner)
+        and all(record.spec.labels.get(key) == value for key, value in wanted.labels.items())
+    )
+
+
+class Watch:
+    """Opens watches. `silence_s`: after so long without a change, living jobs are looked at (an event may be lost)."""
+
+    def __init__(self, hub: Hub, executor: Requester, *, silence_s: float = SILENCE_S) -> None:
+        self._hub = hub
+        self._executor = executor
+        self._silence_s = silence_s
+
+    async def changes(self, wanted: jobs.ListJobs) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
+        """What matches now, marked initial, then changes for ever. A client too slow for its queue begins anew."""
+        queue: deque[jobs.JobChanged] = deque()
+        wake = asyncio.Event()
+        alive: dict[str, int] = {}
+        lost = False
+
+        def changed(body: Body) -> None:
+            nonlocal lost
+            if not isinstance(body, jobs.JobChanged):
+                return
+            # A job that left the filter by its state is told to none, but must be forgotten here.
+            if matches(wanted, body.job) or body.job.id in alive:
+                if len(queue) >= CHANGES_QUEUED_MAX:
+                    queue.clear()
+                    lost = True
+                queue.append(body)
+                wake.set()
+
+        with self._hub.listening(ALL_JOBS, changed):
+            lost = True
+            while True:
+                if lost:
+                    lost = False
+                    alive.clear()
+                    async for record in self._listed(wanted):
+                        self._remember(alive, record)
+                        yield job_pb2.WatchJobsResponse(job=job_to_proto(record), initial=True)
+                while queue and not lost:
+                    change = queue.popleft()
+                    if not change.deleted and age_of(change.job) < alive.get(change.job.id, 0):
+                        continue  # it happened before the snapshot, which was newer
+                    self._remember(alive, change.job)
+                    if matches(wanted, change.job):
+                        yield job_pb2.WatchJobsResponse(job=job_to_proto(change.job), deleted=change.deleted)
+                wake.clear()
+                if queue or lost:
+                    continue
+                try:
+                    async with asyncio.timeout(self._silence_s):
+                        await wake.wait()
+                except TimeoutError:
+                    for record in await self._missed(wanted, alive):
+                        queue.append(jobs.JobChanged(job=record))
+
+    @staticmethod
+    def _remember(alive: dict[str, int], record: jobs.JobRecord) -> None:
+        if record.state in jobs.TERMINAL:
+            alive.pop(record.id, None)
+        else:
+            alive[record.id] = age_of(record)
+
+    async def _listed(self, wanted: jobs.ListJobs) -> AsyncIterator[jobs.JobRecord]:
+        token = ""
+        while True:
+            page = await self._executor.request(msgspec.structs.replace(wanted, page_token=token), jobs.JobPage)
+            for record in page.jobs:
+                yield record
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def _missed(self, wanted: jobs.ListJobs, alive: dict[str, int]) -> list[jobs.JobRecord]:
+        """Living jobs that are not as they were told, and those that live no more. Nothing while nobody answers."""
+        try:
+            now = {
+                record.id: record
+                async for record in self._listed(msgspec.structs.replace(wanted, states=ALIVE))
+                if record.id not in alive or age_of(record) > alive[record.id]
+            }
+            living = {record.id async for record in self._listed(msgspec.structs.replace(wanted, states=ALIVE))}
+            missed = list(now.values())
+            for job in alive.keys() - living:
+                found = await self._executor.request(
+                    jobs.GetJob(job=job, visible_owner=wanted.visible_owner), jobs.JobFound
+                )
+                missed.append(found.job)
+        except JobletError:
+            return []
+        return missed

@@ -1,0 +1,129 @@
+"""The executor process: builds every part with its real ports, and serves. Run as `joblet-executor`."""
+
+import asyncio
+import contextlib
+import importlib.metadata
+import resource
+import time
+from collections.abc import AsyncIterator
+from typing import Final
+
+import structlog
+
+from common.bus.events import Publisher
+from common.config.load import node_id
+from common.config.settings import Settings
+from common.errors import precondition
+from common.messages.jobs import NodeFacts
+from common.messages.topics import Service
+from common.runtime import Startup, run_service
+from services.executor.adapters import KernelLaunches, KernelMonitors
+from services.executor.cgroups.driver import CgroupDriver
+from services.executor.cgroups.select import select_driver
+from services.executor.cleanup import Cleanup
+from services.executor.host import HostFacts, capabilities, probe_host
+from services.executor.job_store import JobStore
+from services.executor.launching import LauncherProcess
+from services.executor.owners import Owners
+from services.executor.sampler import Sampler
+from services.executor.service import Executor, Metrics, Ports
+
+log = structlog.get_logger(__name__)
+
+SWEEP_S: Final = 5.0
+"""Between two tries at groups that could not be removed when their job ended."""
+
+
+def main() -> None:
+    """Run the process to its end."""
+    run_service(Service.EXECUTOR, serve)
+
+
+async def serve(startup: Startup) -> None:
+    """Serve until asked to stop. Raises JobletError when this host or user cannot."""
+    if startup.users is None:
+        raise precondition("the executor needs root", "start it as root: jobs without root are not in this release")
+    _raise_descriptor_limit()
+    async with _executor(startup) as (executor, tasks):
+        stopping = asyncio.create_task(startup.stopped())
+        working = [asyncio.create_task(executor.run()), *tasks]
+        startup.ready()
+        done, _ = await asyncio.wait([stopping, *working], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stopping, *working):
+            if task not in done:
+                task.cancel()
+        await asyncio.gather(stopping, *working, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+@contextlib.asynccontextmanager
+async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyncio.Task[None]]]]:
+    """The executor, started, and the tasks of its neighbours."""
+    settings, layout, transport = startup.settings, startup.layout, startup.transport
+    publisher = Publisher(transport)  # first: it holds the lock that keeps a second executor away from the records
+    facts = probe_host(settings)
+    driver = select_driver(facts, settings)
+    store = JobStore(layout.state / "jobs.db", now_ns=time.time_ns())
+    metrics = Metrics(publisher, transport, persists=settings.persist.enabled)
+    sampler = Sampler(driver, metrics.emit, interval_ms=settings.joblet.jobs.metrics_interval_ms)
+    cleanup = Cleanup(driver, layout)
+    monitors = KernelMonitors(layout)
+    launcher = LauncherProcess()
+    await launcher.start()
+    owners = Owners(store, uid_first=settings.joblet.jobs.uid_first)
+    ports = Ports(
+        launches=KernelLaunches(launcher, driver, owners, settings=settings, layout=layout),
+        monitors=monitors,
+        cleans=cleanup,
+        samples=sampler,
+        unsupported=driver.unsupported,
+        node=_node_facts(settings, facts, driver),
+    )
+    executor = Executor(
+        settings=settings, layout=layout, transport=transport, store=store, publisher=publisher, ports=ports
+    )
+    try:
+        await executor.start()
+        yield executor, [asyncio.create_task(sampler.run()), asyncio.create_task(_sweep(cleanup))]
+    finally:
+        monitors.close()
+        await launcher.close()
+        await executor.close()
+
+
+async def _sweep(cleanup: Cleanup) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        if cleanup.unfinished:
+            await cleanup.retry()
+
+
+def _node_facts(settings: Settings, facts: HostFacts, driver: CgroupDriver) -> NodeFacts:
+    return NodeFacts(
+        node_id=node_id(settings),
+        version=_version(),
+        kernel=facts.kernel,
+        cgroup_version=facts.cgroup_version,
+        cpus=len(facts.cpus),
+        memory_bytes=facts.memory_bytes,
+        running_jobs=0,
+        capabilities=capabilities(facts, driver),
+    )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("joblet")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # run from a checkout that was never installed
+
+
+def _raise_descriptor_limit() -> None:
+    """A running job costs two descriptors, and the default soft limit of 1024 is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    main()

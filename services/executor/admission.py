@@ -1,0 +1,194 @@
+"""Whether a job may run here: its spec against the limits of the wire and against what this host can enforce.
+
+What is refused is refused with a name and a repair; nothing that was asked for is ever ignored. Pure but for looking
+at staged uploads through `stage`. The spec that comes out has every default of the node filled in.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from common.config.settings import Jobs as JobSettings
+from common.errors import JobletError, Reason, invalid, precondition
+from common.identifiers import parse_name
+from common.messages.jobs import JobSpec, Limits, Network, Upload
+from common.quantities import DURATION_MS_MAX
+
+SPEC_BYTES_MAX: Final = 1024 * 1024
+"""All strings of a spec together; execve(2) takes about as much."""
+STRING_BYTES_MAX: Final = 128 * 1024 - 1
+"""One argument or variable: MAX_ARG_STRLEN of include/uapi/linux/binfmts.h, with its NUL."""
+ARGS_MAX: Final = 4096
+VARIABLES_MAX: Final = 1024
+LABELS_MAX: Final = 64
+LABEL_VALUE_CHARACTERS_MAX: Final = 256
+UPLOADS_MAX: Final = 64
+WORKDIR_BYTES_MAX: Final = 4095
+CPU_PERCENT_MAX: Final = 100 * 4096
+WEIGHT_MAX: Final = 10_000
+PIDS_MAX: Final = 4_194_304
+"""PID_MAX_LIMIT of include/linux/threads.h."""
+MEMORY_BYTES_MIN: Final = 1024 * 1024
+BYTES_MAX: Final = 2**63 - 1
+SIGNAL_MAX: Final = 64
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9_./:@+ -]*")
+_CPU_CORES: Final = re.compile(r"\d{1,4}(?:-\d{1,4})?(?:,\d{1,4}(?:-\d{1,4})?)*")
+_UPLOAD_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
+
+_LATER: Final = "not in this release"
+_IO_LIMITS: Final = ("io_weight", "read_bytes_per_s", "write_bytes_per_s", "read_ops_per_s", "write_ops_per_s")
+_RANGES: Final = {
+    "cpu_percent": (1, CPU_PERCENT_MAX),
+    "cpu_weight": (1, WEIGHT_MAX),
+    "memory_bytes": (MEMORY_BYTES_MIN, BYTES_MAX),
+    "pids": (2, PIDS_MAX),  # init and the job itself
+    "timeout_ms": (1, DURATION_MS_MAX),
+}
+
+Unsupported = Callable[[Limits], tuple[tuple[str, str], ...]]
+"""Name and repair of each limit that this host cannot enforce: CgroupDriver.unsupported."""
+
+Staged = Callable[[str], bool]
+"""Whether the upload of this id is staged."""
+
+
+def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: JobSettings) -> JobSpec:
+    """The spec as it will run. Raises INVALID, PRECONDITION or UNIMPLEMENTED with what to change."""
+    _check_strings(spec)
+    _check_names(spec)
+    _check_workdir(spec.workdir)
+    _check_end(spec)
+    _check_release(spec)
+    limits = _checked_limits(spec.limits, settings)
+    refused = unsupported(limits)
+    if refused:
+        names = ", ".join(name for name, _ in refused)
+        raise precondition(f"this node cannot enforce {names}", "; ".join(repair for _, repair in refused))
+    for upload in spec.uploads:
+        _check_upload(upload, staged)
+    return msgspec.structs.replace(spec, limits=limits, work_bytes=_work_bytes(spec, settings))
+
+
+def _check_strings(spec: JobSpec) -> None:
+    if not spec.command:
+        raise invalid("the command is empty", "name a program, such as /bin/true")
+    _at_most(len(spec.args), ARGS_MAX, "arguments")
+    _at_most(len(spec.environment), VARIABLES_MAX, "environment variables")
+    _at_most(len(spec.labels), LABELS_MAX, "labels")
+    _at_most(len(spec.uploads), UPLOADS_MAX, "uploads")
+    variables = [f"{name}={value}" for name, value in spec.environment.items()]
+    labels = [*spec.labels, *spec.labels.values()]
+    total = 0
+    for text in (spec.command, spec.workdir, spec.name, *spec.args, *variables, *labels):
+        if "\0" in text:
+            raise invalid(f"NUL in {text[:40]!r}", "the kernel ends strings at a NUL: take it out")
+        size = _encoded_bytes(text)
+        if size > STRING_BYTES_MAX:
+            raise invalid(
+                f"{text[:40]!r}… has {size} bytes, at most {STRING_BYTES_MAX} are possible", "upload it as a file"
+            )
+        total += size
+    if total > SPEC_BYTES_MAX:
+        raise invalid(
+            f"command, arguments, environment and labels have {total} bytes, at most {SPEC_BYTES_MAX} are taken",
+            "upload data as files",
+        )
+
+
+def _encoded_bytes(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as cause:
+        raise invalid(f"{text[:40]!r} is not valid Unicode", "send text that can be encoded as UTF-8") from cause
+
+
+def _at_most(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise invalid(f"{count} {what}, at most {most} are taken", "use fewer")
+
+
+def _check_names(spec: JobSpec) -> None:
+    if spec.name:
+        parse_name(spec.name, "job")
+    for label, value in spec.labels.items():
+        parse_name(label, "label")
+        if len(value) > LABEL_VALUE_CHARACTERS_MAX or not _LABEL_VALUE.fullmatch(value):
+            raise invalid(
+                f"malformed value {value[:40]!r} of label {label}",
+                f"use at most {LABEL_VALUE_CHARACTERS_MAX} letters, digits, spaces and any of _ . / : @ + -",
+            )
+    for name in spec.environment:
+        if not _VARIABLE.fullmatch(name):
+            raise invalid(
+                f"malformed environment variable name {name[:40]!r}",
+                "use letters, digits and '_', not beginning with a digit, at most 256 characters",
+            )
+
+
+def _check_workdir(path: str) -> None:
+    plain = path.startswith("/") and ".." not in path.split("/") and len(path.encode()) <= WORKDIR_BYTES_MAX
+    if not plain or path.split("/")[1] in ("proc", "dev"):
+        raise invalid(
+            f"malformed working directory {path[:64]!r}", "use an absolute path without '..', outside /proc and /dev"
+        )
+
+
+def _check_end(spec: JobSpec) -> None:
+    check_stop(spec.stop_signal, spec.grace_ms)
+
+
+def check_stop(signal: int | None, grace_ms: int | None) -> None:
+    """Refuse a stop that means nothing: a signal outside 1 to 64, a grace outside 0 ms to 10 years."""
+    if signal is not None and not 1 <= signal <= SIGNAL_MAX:
+        raise invalid(f"there is no signal {signal}", f"use 1 to {SIGNAL_MAX}")
+    if grace_ms is not None and not 0 <= grace_ms <= DURATION_MS_MAX:
+        raise invalid(f"grace of {grace_ms} ms is out of range", f"use 0 to {DURATION_MS_MAX} ms")
+
+
+def _check_release(spec: JobSpec) -> None:
+    if spec.volumes:
+        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are {_LATER}", detail="run the job without volumes")
+    if spec.network is not Network.NONE:
+        raise JobletError(
+            Reason.UNIMPLEMENTED, f"network {spec.network} is {_LATER}", detail="run the job with network none"
+        )
+    asked = [name for name in _IO_LIMITS if getattr(spec.limits, name) is not None]
+    if asked:
+        raise JobletError(
+            Reason.UNIMPLEMENTED, f"limits {', '.join(asked)} are {_LATER}", detail="run the job without them"
+        )
+
+
+def _checked_limits(limits: Limits, settings: JobSettings) -> Limits:
+    for name, (least, most) in _RANGES.items():
+        value = getattr(limits, name)
+        if value is not None and not least <= value <= most:
+            raise invalid(f"limit {name} of {value} is out of range", f"use {least} to {most}")
+    if limits.cpu_cores is not None and not _CPU_CORES.fullmatch(limits.cpu_cores):
+        raise invalid(f"malformed limit cpu_cores {limits.cpu_cores[:40]!r}", 'use a list such as "0-1,4"')
+    return limits if limits.pids is not None else msgspec.structs.replace(limits, pids=settings.pids)
+
+
+def _check_upload(upload: Upload, staged: Staged) -> None:
+    if not _UPLOAD_ID.fullmatch(upload.id):
+        raise invalid(f"malformed upload id {upload.id[:64]!r}", "use the id that the upload answered with")
+    if upload.bytes < 0 or upload.entries < 0:
+        raise invalid(f"upload {upload.id} has a negative size", "upload the files again")
+    if not staged(upload.id):
+        raise precondition(f"upload {upload.id} is not staged any more", "upload the files again")
+
+
+def _work_bytes(spec: JobSpec, settings: JobSettings) -> int:
+    """Size of /work. Without a wish: the node's default, and room for the uploads with a page per entry."""
+    if spec.work_bytes is None:
+        uploads = sum(upload.bytes + 4096 * (upload.entries + 1) for upload in spec.uploads)
+        size = settings.work_bytes + uploads
+    else:
+        size = spec.work_bytes
+    if not 4096 <= size <= settings.work_bytes_max:
+        raise invalid(f"/work of {size} bytes is out of range", f"use 4096 to {settings.work_bytes_max} bytes")
+    return size

@@ -1,0 +1,96 @@
+"""How a monitor makes the job's first process: pipes, handshake sockets, clone3 into namespaces, placement in groups.
+
+References: pipe(7), unix(7), clone(2), cgroups(7). The process waits for GO until it is in all its groups: no
+instruction of the job runs outside them.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from typing import Final, NamedTuple
+
+from services.executor.launcher.handshake import StepFailed, failure_of
+from services.executor.launcher.initial import Ends, run_init
+from services.executor.launcher.task import Groups, Task
+from services.executor.linux import namespaces
+from services.executor.linux.processes import pidfd_send_signal
+
+PIPE_BYTES: Final = 2**20
+_NAMESPACES: Final = (
+    namespaces.CLONE_NEWNS
+    | namespaces.CLONE_NEWPID
+    | namespaces.CLONE_NEWIPC
+    | namespaces.CLONE_NEWUTS
+    | namespaces.CLONE_NEWNET
+)
+
+
+class Born(NamedTuple):
+    """The job's init and the monitor's ends. `stdout` and `stderr` are non-blocking."""
+
+    init: namespaces.Child
+    channel: socket.socket
+    report: socket.socket
+    stdout: int
+    stderr: int
+
+
+def give_birth(task: Task) -> Born:
+    """Start init, placed in its groups and waiting for GO. Raises StepFailed."""
+    channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    stdout, init_stdout = _make_pipe(task)
+    stderr, init_stderr = _make_pipe(task)
+    child = _clone(task.groups)
+    if child is None:
+        run_init(task, Ends(init_channel, init_report, init_stdout, init_stderr))
+    init_channel.close()
+    init_report.close()
+    os.close(init_stdout)
+    os.close(init_stderr)
+    try:
+        _place(child.pid, task.groups)
+    except StepFailed:
+        pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        raise
+    return Born(child, channel, report, stdout, stderr)
+
+
+def _make_pipe(task: Task) -> tuple[int, int]:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)
+    # Over /proc/sys/fs/pipe-user-pages-soft a smaller pipe must do, with more switches.
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    # The job may open its own output once more: /dev/stdout, /proc/self/fd/1.
+    os.fchown(writer, task.uid, task.gid)
+    return reader, writer
+
+
+def _clone(groups: Groups) -> namespaces.Child | None:
+    try:
+        if not groups.clone_into:
+            return namespaces.clone3(_NAMESPACES)
+        group = os.open(groups.clone_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return namespaces.clone3(_NAMESPACES, cgroup=group)
+        finally:
+            os.close(group)
+    except OSError as cause:
+        raise StepFailed(failure_of("clone", cause, path=groups.clone_into)) from cause
+
+
+def _place(pid: int, groups: Groups) -> None:
+    for path in groups.join:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, str(pid).encode())
+            finally:
+                os.close(descriptor)
+        except OSError as cause:
+            raise StepFailed(failure_of("cgroup", cause, path=path)) from cause

@@ -1,0 +1,163 @@
+"""The executor's side of the launcher: start it, hand it launches, start it again when it died.
+
+The wire is told in `launcher/main.py`. Every launch has a socket of its own, so that no answer can be taken for
+another's and an end without an answer is seen at once.
+"""
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, Protocol
+
+from common.errors import JobletError, Reason, unavailable
+from services.executor.launcher.handshake import Failure
+from services.executor.launcher.task import TASK_BYTES_MAX, encode_task
+from services.executor.plan import Launch
+
+ANSWER_S_MAX: Final = 10.0
+CLOSE_S_MAX: Final = 5.0
+_ANSWER_BYTES_MAX: Final = 64 * 1024
+_SOURCE_ROOT: Final = Path(__file__).resolve().parents[2]
+_PROGRAM: Final = (
+    f"import sys; sys.path.insert(0, {str(_SOURCE_ROOT)!r}); from services.executor.launcher.main import main; main()"
+)
+
+
+class Launcher(Protocol):
+    """Starts monitors."""
+
+    async def launch(self, launch: Launch) -> int:
+        """Start the job's monitor and return its pid. Its lock is held, its journal and control file exist.
+
+        What happens to the job from there on is told by the journal only. Raises JobletError when no monitor runs.
+        """
+
+
+class LauncherProcess:
+    """The real one: a child process. Not for use from several event loops."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the launcher; 0 when it was not started."""
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        """Start the launcher. JobletError: it cannot be started."""
+        self._start()
+
+    async def launch(self, launch: Launch) -> int:
+        """See `Launcher`."""
+        task = encode_task(launch.task)
+        if len(task) > TASK_BYTES_MAX:
+            raise JobletError(Reason.INVALID, f"job is too large to launch: {len(task)} bytes")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            with theirs:
+                await self._request(theirs)
+            ours.settimeout(0)
+            return _monitor_of(await _exchange(ours, len(task).to_bytes(4, "little") + task))
+
+    async def close(self) -> None:
+        """End the launcher. Monitors and jobs go on."""
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+        if self._process is not None:
+            process, self._process = self._process, None
+            try:
+                await asyncio.to_thread(process.wait, CLOSE_S_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+
+    async def _request(self, caller: socket.socket) -> None:
+        try:
+            await self._pass(caller)
+        except (BrokenPipeError, ConnectionResetError):
+            # It is dead, and nothing of this request was read.
+            await self.close()
+            self._start()
+            try:
+                await self._pass(caller)
+            except OSError as cause:
+                raise unavailable("the launcher ends at once", "its standard error says why") from cause
+
+    async def _pass(self, caller: socket.socket) -> None:
+        if self._requests is None:
+            raise BrokenPipeError
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                socket.send_fds(self._requests, [b"launch"], [caller.fileno()])
+                return
+            except BlockingIOError:
+                await _writable(loop, self._requests)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(0)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    env={},
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C at the executor's terminal is not for it
+                )
+        except OSError as cause:
+            ours.close()
+            raise unavailable("cannot start the launcher", str(cause)) from cause
+        self._requests = ours
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, endpoint: socket.socket) -> None:
+    ready = asyncio.Event()
+    loop.add_writer(endpoint, ready.set)
+    try:
+        await asyncio.wait_for(ready.wait(), ANSWER_S_MAX)
+    except TimeoutError as cause:
+        raise unavailable("the launcher does not take requests", "is it stopped?") from cause
+    finally:
+        loop.remove_writer(endpoint)
+
+
+async def _exchange(endpoint: socket.socket, request: bytes) -> bytes:
+    """Send `request` and receive to the end."""
+    loop = asyncio.get_running_loop()
+    received = bytearray()
+    try:
+        async with asyncio.timeout(ANSWER_S_MAX):
+            await loop.sock_sendall(endpoint, request)
+            while part := await loop.sock_recv(endpoint, _ANSWER_BYTES_MAX):
+                received += part
+    except TimeoutError:
+        # From here on an answer is refused, and a monitor whose answer is refused does not start the job.
+        # One that is in the socket already counts.
+        endpoint.shutdown(socket.SHUT_RD)
+        received += endpoint.recv(_ANSWER_BYTES_MAX)
+        if not received:
+            raise unavailable(f"the launcher did not answer within {ANSWER_S_MAX:.0f} s", "is it stopped?") from None
+    except (BrokenPipeError, ConnectionResetError) as cause:
+        raise unavailable("the monitor died before it began", "see the node's log and memory") from cause
+    return bytes(received)
+
+
+def _monitor_of(answer: bytes) -> int:
+    if not answer:
+        raise unavailable("the monitor died before it began", "see the node's log and memory")
+    fields = json.loads(answer)
+    if "pid" in fields:
+        return int(fields["pid"])
+    failure = Failure(*fields["failure"])
+    where = f" {failure.path}" if failure.path else ""
+    raise JobletError(Reason.INTERNAL, f"cannot launch: {failure.step}{where}: {failure.message}")

@@ -1,0 +1,145 @@
+"""The persist process: built here and only here. See docs/storage-format.md for what it writes.
+
+Sockets are bound as root; then it becomes its own user, and can read and write nothing but the store. All modules are
+imported before that.
+"""
+
+import asyncio
+import contextlib
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import grpc
+import structlog
+
+from common.bus.requests import Receiver
+from common.bus.zeromq import IPC_PATH_BYTES_MAX
+from common.config.layout import Layout
+from common.config.settings import Settings
+from common.errors import JobletError, Reason, invalid, precondition
+from common.messages.logs import PersistStarted
+from common.messages.topics import PERSIST_ACKS, PERSIST_IPC, Service
+from common.runtime import Startup, run_service
+from proto.joblet.v1.persist_pb2_grpc import add_PersistServiceServicer_to_server
+from services.persist.changes import Changes
+from services.persist.disk import HostDisk
+from services.persist.ingest import Ingest
+from services.persist.machine import Limits
+from services.persist.outbox import Outbox
+from services.persist.samples import Samples
+from services.persist.server import REQUEST_BYTES_MAX, PersistServer
+from services.persist.store import Store
+
+log = structlog.get_logger(__name__)
+
+WRITERS: Final = 2
+READERS: Final = 4
+STOP_GRACE_S: Final = 1.0
+LEVELS: Final = (0, 3)
+FLUSH_BYTES: Final = (4096, 8 * 2**20)
+FLUSH_MS: Final = (1, 10_000)
+
+
+async def serve(startup: Startup) -> None:
+    """Run until asked to stop."""
+    settings, layout = startup.settings, startup.layout
+    _check(settings, layout)
+    if not settings.persist.enabled:
+        log.warning("persist.enabled is false: nothing is stored")
+        startup.drop_privileges()
+        startup.ready()
+        await startup.stopped()
+        return
+    local = settings.persist.storage.local
+    receiver = Receiver(startup.transport, PERSIST_IPC)
+    outbox = Outbox(startup.transport.push(PERSIST_ACKS))
+    store = Store(logs=layout.logs, metrics=layout.metrics, settings=local, disk=HostDisk())
+    samples, changes = Samples(store), Changes()
+    with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(READERS, "read") as readers:
+        ingest = Ingest(
+            source=receiver,
+            answer=outbox.put,
+            store=store,
+            samples=samples,
+            changes=changes,
+            limits=Limits(local.flush_bytes, local.flush_ms),
+            pool=writers,
+        )
+        server = grpc.aio.server(
+            maximum_concurrent_rpcs=settings.persist.server.max_connections,
+            options=[("grpc.max_receive_message_length", REQUEST_BYTES_MAX)],
+        )
+        servicer = PersistServer(store=store, samples=samples, changes=changes, ingest=ingest, pool=readers)
+        add_PersistServiceServicer_to_server(servicer, server)
+        _bind(server, layout.persist_grpc, None if startup.users is None else startup.users.gid)
+        startup.drop_privileges()
+        await server.start()
+        outbox.put(PersistStarted(instance=uuid.uuid4().hex))
+        running = asyncio.create_task(_run(ingest, outbox))
+        stopping = asyncio.create_task(startup.stopped())
+        startup.ready()
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (running, stopping):
+            task.cancel()
+        await server.stop(STOP_GRACE_S)
+        await ingest.settle()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def _run(ingest: Ingest, outbox: Outbox) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(ingest.run())
+        group.create_task(outbox.run())
+
+
+def main() -> None:
+    """Console script `joblet-persist`."""
+    run_service(Service.PERSIST, serve)
+
+
+def _check(settings: Settings, layout: Layout) -> None:
+    kind = settings.persist.storage.type
+    if kind != "local":
+        raise precondition(
+            f"persist.storage.type is {kind!r}, which this release does not have", "set it to local and start again"
+        )
+    local = settings.persist.storage.local
+    for name, value, (low, high) in (
+        ("compression_level", local.compression_level, LEVELS),
+        ("flush_bytes", local.flush_bytes, FLUSH_BYTES),
+        ("flush_ms", local.flush_ms, FLUSH_MS),
+    ):
+        if not low <= value <= high:
+            raise invalid(f"persist.storage.local.{name} is {value}", f"use {low} to {high}")
+    socket = settings.persist.ipc.socket
+    if socket and Path(socket) != layout.run / PERSIST_IPC.file:
+        raise precondition(
+            f"persist.ipc.socket is {socket!r}, the executor writes to {layout.run / PERSIST_IPC.file}",
+            "leave persist.ipc.socket out",
+        )
+
+
+def _bind(server: grpc.aio.Server, path: Path, gid: int | None) -> None:
+    """Bind the query socket: for the group only. The lock of the write socket keeps a second persist out."""
+    if len(os.fsencode(path)) > IPC_PATH_BYTES_MAX:
+        raise invalid(f"socket path {path} is longer than {IPC_PATH_BYTES_MAX} bytes", "use a shorter base directory")
+    umask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as cause:
+        raise JobletError(
+            Reason.PRECONDITION, f"cannot bind {path}", detail="is the directory there, and writable?"
+        ) from cause
+    finally:
+        os.umask(umask)
+    if gid is not None:
+        os.chown(path, -1, gid)
+    path.chmod(0o660)
+
+
+if __name__ == "__main__":
+    main()

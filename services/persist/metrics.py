@@ -1,0 +1,90 @@
+"""Reading one job's samples, and making one of many. Called in worker threads, a step at a time."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from proto.joblet.v1 import persist_pb2 as pb
+from services.persist import samples
+from services.persist.lines import INTEGER_MAX
+from services.persist.member import DamagedMember
+from services.persist.samples import Sample
+from services.persist.selection import MetricSelection
+from services.persist.store import Store
+
+log = structlog.get_logger(__name__)
+
+_INTEGERS: Final = ("memory_bytes", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "pids")
+_COMBINE: Final[dict[str, Callable[[float, float], float]]] = {
+    "avg": lambda total, value: total + value,
+    "sum": lambda total, value: total + value,
+    "min": min,
+    "max": max,
+}
+
+
+def read(store: Store, selection: MetricSelection) -> Iterator[list[pb.Metric]]:
+    """The wanted samples, oldest first, a list a step; with an aggregation, one sample at the end, or none."""
+    selected = _selected(store, selection)
+    if not selection.aggregation:
+        for step in selected:
+            yield [_message(selection.job, sample) for sample in step]
+        return
+    summary = _Summary(selection.aggregation)
+    for step in selected:
+        summary.add(step)
+        yield []
+    if summary.count:
+        yield [_message(selection.job, summary.sample())]
+
+
+def _selected(store: Store, selection: MetricSelection) -> Iterator[list[Sample]]:
+    segment, bounds = store.metrics(selection.job), selection.bounds
+    skip, left = selection.offset, selection.limit
+    for found in segment.index.touched(bounds):
+        try:
+            step = samples.decode(store.read(selection.job, segment, found))
+        except FileNotFoundError:
+            return
+        except (DamagedMember, msgspec.DecodeError, ValueError) as cause:
+            log.error("stored samples are damaged", job=selection.job, offset=found.offset, why=str(cause))
+            continue
+        first, last = bounds.first_time_ns or 0, INTEGER_MAX if bounds.last_time_ns is None else bounds.last_time_ns
+        step = [sample for sample in step if first <= sample.timestamp <= last]
+        skipped = min(skip, len(step))
+        skip -= skipped
+        step = step[skipped:] if left is None else step[skipped : skipped + left]
+        left = None if left is None else left - len(step)
+        yield step
+        if left == 0:
+            return
+
+
+class _Summary:
+    """Field by field; the time is that of the last sample. An average of integers is rounded."""
+
+    def __init__(self, aggregation: str) -> None:
+        self._aggregation = aggregation
+        self._combine = _COMBINE[aggregation]
+        self._values: dict[str, float] = {}
+        self._timestamp = 0
+        self.count = 0
+
+    def add(self, step: Sequence[Sample]) -> None:
+        for sample in step:
+            for name in ("cpu_percent", *_INTEGERS):
+                value = getattr(sample, name)
+                self._values[name] = self._combine(self._values[name], value) if name in self._values else value
+            self._timestamp = sample.timestamp
+            self.count += 1
+
+    def sample(self) -> Sample:
+        divisor = self.count if self._aggregation == "avg" else 1
+        integers = {name: min(INTEGER_MAX, round(self._values[name] / divisor)) for name in _INTEGERS}
+        return Sample(timestamp=self._timestamp, cpu_percent=self._values["cpu_percent"] / divisor, **integers)
+
+
+def _message(job: str, sample: Sample) -> pb.Metric:
+    return pb.Metric(job_id=job, **msgspec.structs.asdict(sample))

@@ -1,0 +1,351 @@
+"""The other commands of rnx: what they print, for people and for programs, and their exit codes."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from proto.joblet.v1 import job_pb2, persist_pb2
+from tests.contract.rnx_fake_node import STARTED_NS, Authority, FakeNode, fake_node
+
+ID = "00000001-0000-4000-8000-000000000000"
+KEYS = {
+    *(
+        "id",
+        "name",
+        "owner",
+        "node_id",
+        "state",
+        "command",
+        "args",
+        "pid",
+        "exit_code",
+        "signal",
+        "oom_killed",
+        "reason",
+    ),
+    *("limits", "volumes", "network", "labels", "created_at", "started_at", "ended_at", "usage"),
+}
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[FakeNode]:
+    """A node of this test alone."""
+    with fake_node(tmp_path) as served:
+        yield served
+
+
+def full_job(node: FakeNode) -> job_pb2.Job:
+    """A job with something in every field."""
+    spec = job_pb2.JobSpec(
+        command="sh",
+        args=["-c", "exit 7"],
+        labels={"app": "web"},
+        limits=job_pb2.Limits(memory_bytes=64 * 2**20, timeout_ms=90_000, cpu_percent=0),
+        volumes=[job_pb2.VolumeMount(name="data", path="/data", read_only=True)],
+        network=job_pb2.NONE,
+    )
+    job = node.jobs.add(
+        1, name="n", spec=spec, state=job_pb2.FAILED, exit_code=7, pid=123, usage=job_pb2.Usage(cpu_time_us=1500)
+    )
+    job.created_at.FromNanoseconds(STARTED_NS)
+    job.ended_at.FromNanoseconds(STARTED_NS + 10**9)
+    return job
+
+
+def test_status_as_json_has_exactly_the_keys_of_the_contract(node: FakeNode) -> None:
+    """Keys, state words, times as RFC 3339 or null; a limit that is not set is null and zero is zero."""
+    full_job(node)
+    outcome = node.rnx("--json", "job", "status", ID[:8].upper())
+    assert set(json.loads(outcome.out)) == KEYS
+    assert json.loads(outcome.out) == {
+        "id": ID,
+        "name": "n",
+        "owner": "alice",
+        "node_id": "node-1",
+        "state": "failed",
+        "command": "sh",
+        "args": ["-c", "exit 7"],
+        "pid": 123,
+        "exit_code": 7,
+        "signal": None,
+        "oom_killed": False,
+        "reason": "",
+        "limits": {
+            "cpu_percent": 0,
+            "cpu_weight": None,
+            "cpu_cores": None,
+            "memory_bytes": 64 * 2**20,
+            "pids": None,
+            "io_weight": None,
+            "read_bytes_per_s": None,
+            "write_bytes_per_s": None,
+            "read_ops_per_s": None,
+            "write_ops_per_s": None,
+            "timeout_ms": 90_000,
+        },
+        "volumes": [{"name": "data", "path": "/data", "read_only": True}],
+        "network": "none",
+        "labels": {"app": "web"},
+        "created_at": "2023-11-14T22:13:20.25Z",
+        "started_at": None,
+        "ended_at": "2023-11-14T22:13:21.25Z",
+        "usage": {"cpu_time_us": 1500, "memory_peak_bytes": 0, "oom_kills": 0},
+    }
+
+
+def test_status_for_people(node: FakeNode) -> None:
+    """One field a line; what is not known is left out."""
+    full_job(node)
+    lines = node.rnx("job", "status", ID).out.decode().splitlines()
+    fields = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    assert fields["command"] == "sh -c 'exit 7'"
+    assert fields["limits"] == "cpu 0 %, memory 64.0 MiB, timeout 1m30s"
+    assert fields["exit code"] == "7"
+    assert "signal" not in fields
+
+
+def test_list_follows_pages(node: FakeNode) -> None:
+    """However small the node's pages are, --limit and --all mean what they say; --json is one array."""
+    for number in range(1, 8):
+        node.jobs.add(number, state=job_pb2.RUNNING)
+    everything = json.loads(node.rnx("job", "list", "--all", "--json").out)
+    assert [job["id"] for job in everything] == list(node.jobs.jobs)
+    assert len(json.loads(node.rnx("job", "list", "--limit", "5", "--json").out)) == 5
+    assert json.loads(node.rnx("job", "list", "--state", "lost", "--json").out) == []
+
+
+@pytest.mark.threat("C20")
+def test_list_as_a_table_is_harmless(node: FakeNode) -> None:
+    """One line a job, no colour when stdout is no terminal, control characters and markup of a job shown as text."""
+    node.jobs.add(1, name="a\x1b[31m\nb", spec=job_pb2.JobSpec(command="[red]x"), state=job_pb2.RUNNING)
+    heading, row = node.rnx("job", "list").out.decode().splitlines()
+    assert heading.split() == ["ID", "NAME", "OWNER", "STATE", "EXIT", "CREATED", "COMMAND"]
+    assert row.split() == [ID, "a\\x1b[31m", "b", "alice", "running", "1970-01-01T00:00:00Z", "'[red]x'"]
+
+
+def test_list_sends_its_filter(node: FakeNode) -> None:
+    """States, owner and labels are the node's to match."""
+    node.rnx("job", "list", "--state", "running", "--state", "FAILED", "--owner", "bob", "--label", "a=b")
+    (request,) = node.jobs.of(job_pb2.ListJobsRequest)
+    assert request.filter == job_pb2.JobFilter(states=[job_pb2.RUNNING, job_pb2.FAILED], owner="bob", labels={"a": "b"})
+
+
+def test_wait_exits_as_the_job_did(node: FakeNode) -> None:
+    """Wait prints nothing, goes on after a broken connection, and gives the job's code."""
+    node.jobs.add(1)
+    node.jobs.end = job_pb2.Job(state=job_pb2.FAILED, signal=9)
+    node.jobs.stream_breaks = [0]
+    assert node.rnx("job", "wait", ID) == (137, b"", "")
+    assert len(node.jobs.of(job_pb2.WaitJobRequest)) == 2
+
+
+def test_stop(node: FakeNode) -> None:
+    """Signals have names and numbers; grace is a duration; nothing said is nothing sent."""
+    node.jobs.add(1, state=job_pb2.RUNNING)
+    assert node.rnx("job", "stop", ID, "--signal", "2", "--grace", "1m").out == f"{ID} running\n".encode()
+    assert node.rnx("job", "stop", ID).code == 0
+    asked, plain = node.jobs.of(job_pb2.StopJobRequest)
+    assert asked == job_pb2.StopJobRequest(job_id=ID, signal="SIGINT", grace_ms=60_000)
+    assert plain == job_pb2.StopJobRequest(job_id=ID)
+
+
+def test_delete_and_delete_all(node: FakeNode) -> None:
+    """delete-all takes ended jobs only, wants --yes where nobody can be asked, and tells what it could not delete."""
+    for number, state in enumerate((job_pb2.COMPLETED, job_pb2.RUNNING, job_pb2.FAILED, job_pb2.LOST), start=1):
+        node.jobs.add(number, state=state)
+    assert node.rnx("job", "delete", ID).out == f"{ID}\n".encode()
+    assert node.rnx("job", "delete-all").code == 2
+    node.jobs.jobs["00000004-0000-4000-8000-000000000000"].owner = "bob"
+    outcome = node.rnx("job", "delete-all", "--yes")
+    assert (outcome.code, outcome.out) == (4, b"deleted 1 of 2 ended jobs\n")
+    assert "not yours: ask its owner" in outcome.err
+    assert [job[7] for job in node.jobs.jobs] == ["2", "4"]
+
+
+def test_delete_all_asks_on_a_terminal(node: FakeNode) -> None:
+    """Anything but yes deletes nothing."""
+    node.jobs.add(1, state=job_pb2.COMPLETED)
+    leader, follower = os.openpty()
+    process = node.start("job", "delete-all", stdin=follower, stderr=follower)
+    os.close(follower)
+    os.write(leader, b"n\n")
+    process.communicate(timeout=20)
+    os.close(leader)
+    assert process.returncode == 130
+    assert list(node.jobs.jobs) == [ID]
+
+
+@pytest.mark.requirement("S0.51", "S0.52", "S0.53")
+def test_metrics(node: FakeNode) -> None:
+    """Lines, JSON lines, a plot and an aggregate."""
+    node.jobs.add(1)
+    node.jobs.samples = [
+        persist_pb2.Metric(timestamp=STARTED_NS + n, cpu_percent=50.0 * n, memory_bytes=n * 2**20, pids=n)
+        for n in range(3)
+    ]
+    assert len(node.rnx("job", "metrics", ID).out.splitlines()) == 4
+    objects = [json.loads(line) for line in node.rnx("job", "metrics", ID, "--json").out.splitlines()]
+    assert objects[2]["cpu_percent"] == 100.0
+    assert "▁▅█ highest 100.0 %" in node.rnx("job", "metrics", ID, "--plot", "--no-follow").out.decode()
+    node.rnx("job", "metrics", ID, "--aggregate=avg", "--since=1h", "--until=now")
+    request = node.jobs.of(job_pb2.StreamMetricsRequest)[-1]
+    assert (request.aggregation, request.follow) == ("avg", False)
+    assert request.end_time - request.start_time == pytest.approx(3600 * 10**9, abs=10**9)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "volume create data --size=1GB --type=memory --label=a=b",
+        "volume list --filter=a=b --format=yaml",
+        "volume inspect data",
+        "volume remove data --force",
+        f"volume attach data {ID}:/data",
+        f"volume detach data {ID}",
+    ],
+)
+def test_volumes_of_a_node_without_them(node: FakeNode, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Until a node offers volumes each command is refused in one line with exit code 4."""
+    code = node.call(*words.split())
+    out, err = capfd.readouterr()
+    assert (code, out) == (4, "")
+    assert "does not offer it" in err
+    assert err.count("\n") == 1
+
+
+def test_node_info_nodes_and_monitor(node: FakeNode) -> None:
+    """What the node is, which contexts there are, and one view of the monitor where there is no terminal."""
+    node.jobs.add(1, state=job_pb2.RUNNING, spec=job_pb2.JobSpec(command="top"))
+    assert json.loads(node.rnx("node", "info", "--json").out)["capabilities"][0]["level"] == "enforced"
+    assert b"6.18.0" in node.rnx("node", "info").out
+    assert json.loads(node.rnx("nodes", "--json").out) == [
+        {"name": "default", "address": f"127.0.0.1:{node.port}", "node_id": "node-1"}
+    ]
+    assert b"running" in node.rnx("monitor").out
+
+
+def test_monitor_on_a_terminal(node: FakeNode) -> None:
+    """It shows the jobs full-screen until Ctrl-C, which gives the screen back and exits with 130."""
+    node.jobs.add(1, state=job_pb2.RUNNING, name="watched", spec=job_pb2.JobSpec(command="top"))
+    leader, follower = os.openpty()
+    process = node.start("monitor", stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    while b"watched" not in shown:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    while b"\x1b[?1049l" not in shown:
+        shown += os.read(leader, 65536)
+    _, err = process.communicate(timeout=20)
+    os.close(leader)
+    assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("job status 99999999", 3, "no such job: see rnx job list"),
+        ("job cancel 00000001", 4, "job runs already: stop it instead"),
+        ("job status short", 2, "malformed job id 'short'"),
+        ("job log 00000001 --since yesterday", 2, "malformed time"),
+        ("job run --max-memory lots x", 2, "malformed size"),
+        ("job run --max-cpu 50 --cpus 1 x", 2, "give one of them"),
+        ("job run --env NOT_SET_ANYWHERE x", 2, "NOT_SET_ANYWHERE is not set here"),
+        ("job run --upload /no/such/file x", 2, "/no/such/file"),
+        ("--node other job list", 2, "has no context 'other'"),
+        ("job", 2, ""),
+        ("job fly", 2, "No such command"),
+    ],
+)
+def test_table_of_exit_codes(
+    node: FakeNode, words: str, code: int, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of failure has its code, and says in one line what and what to do."""
+    node.jobs.add(1, state=job_pb2.RUNNING)
+    assert node.call(*words.split()) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert told in err
+    assert err.count("\n") == 1 or not told
+
+
+def test_no_node_is_exit_code_5(node: FakeNode) -> None:
+    """A query does not wait for a node that is not there; it says where it looked."""
+    node.stop()
+    outcome = node.rnx("job", "list")
+    assert outcome.code == 5
+    assert outcome.err == (
+        f"rnx: nothing answers at 127.0.0.1:{node.port} (context default): start the node with `joblet up`, or correct "
+        "the address of this context\n"
+    )
+    node.serve()
+
+
+@pytest.mark.parametrize("verb", ["job list", "run -d x"])
+def test_a_refused_certificate_is_explained(node: FakeNode, verb: str) -> None:
+    """All that gRPC knows is "Socket closed"; rnx says what that means, and gives up soon."""
+    node.write_config(Authority("stranger").issue("mallory"))
+    outcome = node.rnx(*verb.split())
+    assert (outcome.code, outcome.out) == (5, b"")
+    assert "closed the connection: if that repeats, it refuses this certificate" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_an_expired_certificate_is_named(node: FakeNode) -> None:
+    """The certificate's own date tells more than the closed connection."""
+    node.write_config(node.authority.issue("alice", age=timedelta(days=2)))
+    assert "the certificate expired at 20" in node.rnx("job", "list").err
+
+
+def test_a_node_of_another_authority_is_not_trusted(node: FakeNode) -> None:
+    """The client verifies the server, too."""
+    node.write_config(node.authority.issue("alice"), ca=Authority("other").cert)
+    outcome = node.rnx("job", "list")
+    assert outcome.code == 5
+    assert "not trusted" in outcome.err
+
+
+@pytest.mark.threat("C20")
+def test_an_error_text_cannot_write_on_the_terminal(node: FakeNode, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever the node says comes out as one line without control characters."""
+    node.jobs.not_found_text = "no\x1b[2J such\r\njob"
+    assert node.call("job", "status", "99999999") == 3
+    assert capfd.readouterr().err == "rnx: no\\x1b[2J such job: see rnx job list\n"
+
+
+def test_tls_1_2_is_not_spoken(node: FakeNode) -> None:
+    """A server that knows TLS 1.2 only gets no connection from rnx."""
+    identity = node.authority.issue("node-1", addresses=[x509.IPAddress(IPv4Address("127.0.0.1"))])
+    material = node.config.with_name("server.pem")
+    material.write_bytes(identity.cert + identity.key)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(material)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_alpn_protocols(["h2"])
+    agreed = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        node.port = listener.getsockname()[1]
+        node.write_config(identity)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError), old.wrap_socket(connection, server_side=True) as secured:
+                agreed.append(secured.version())
+
+        served = threads.submit(serve)
+        outcome = node.rnx("job", "list")
+        served.result(timeout=20)
+    assert (outcome.code, agreed) == (5, [])
+    assert outcome.err.count("\n") == 1

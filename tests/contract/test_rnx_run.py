@@ -1,0 +1,307 @@
+"""`rnx job run`: bytes, exit codes, and that no job runs twice. Against a fake node over real TLS."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from cli.client.contexts import load_context
+from cli.client.session import Session
+from cli.client.uploads import Source, upload
+from common.errors import JobletError
+from proto.joblet.v1 import job_pb2, persist_pb2
+from tests.contract.rnx_fake_node import FakeNode, chunk, fake_node
+from tests.waiting import wait_for
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[FakeNode]:
+    """A node of this test alone."""
+    with fake_node(tmp_path) as served:
+        yield served
+
+
+def test_streams_are_kept_apart_byte_for_byte(node: FakeNode) -> None:
+    """Standard output goes to stdout and errors to stderr; NUL, CR, invalid UTF-8 and an unfinished line survive."""
+    node.jobs.chunks = [
+        chunk(1, b"out \x00\xff\r\n"),
+        chunk(2, b"err\x1b[2J\n", stream=persist_pb2.STDERR),
+        chunk(3, b"no end", partial=True),
+    ]
+    outcome = node.rnx("job", "run", "--", "sh", "-c", "whatever")
+    assert outcome == (0, b"out \x00\xff\r\nno end", "err\x1b[2J\n")
+
+
+def test_many_random_bytes_come_through_unchanged(node: FakeNode) -> None:
+    """32 MiB of noise have the same SHA-256 on the other side of a pipe."""
+    noise = random.Random(7).randbytes(2**20)  # noqa: S311  # noise, no secret
+    sequence = 1
+    for _ in range(32):
+        node.jobs.chunks.append(chunk(sequence, noise, partial=not noise.endswith(b"\n")))
+        sequence += node.jobs.chunks[-1].lines
+    outcome = node.rnx("run", "cat")
+    assert outcome.code == 0
+    assert hashlib.sha256(outcome.out).digest() == hashlib.sha256(noise * 32).digest()
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        (job_pb2.Job(state=job_pb2.COMPLETED, exit_code=0), 0, ""),
+        (job_pb2.Job(state=job_pb2.FAILED, exit_code=7), 7, ""),
+        (job_pb2.Job(state=job_pb2.FAILED, signal=9), 137, ""),
+        (job_pb2.Job(state=job_pb2.FAILED, signal=9, oom_killed=True), 137, "more memory"),
+        (job_pb2.Job(state=job_pb2.STOPPED, signal=15), 143, ""),
+        (job_pb2.Job(state=job_pb2.TIMED_OUT, signal=15), 143, "run time limit"),
+        (job_pb2.Job(state=job_pb2.FAILED, reason="exec: no-such: not found"), 1, "did not start: exec: no-such"),
+        (job_pb2.Job(state=job_pb2.LOST), 1, "was lost"),
+        (job_pb2.Job(state=job_pb2.CANCELED), 1, "canceled"),
+    ],
+)
+def test_exits_as_the_job_did(node: FakeNode, end: job_pb2.Job, code: int, told: str) -> None:
+    """Every end of a job has its exit code, and a line where the code alone would not tell."""
+    node.jobs.end = end
+    outcome = node.rnx("run", "--", "x")
+    assert outcome.code == code
+    assert told in outcome.err
+    assert outcome.err.count("\n") == (1 if told else 0)
+
+
+def test_everything_behind_the_command_is_the_jobs(node: FakeNode) -> None:
+    """Options behind COMMAND are not rnx's, with and without "--"; a later "--" reaches the job."""
+    assert node.rnx("run", "-d", "ls", "-d", "--json", "--", "--help").code == 0
+    assert node.rnx("run", "-d", "--", "-odd", "--node", "x").code == 0
+    first, second = node.jobs.of(job_pb2.RunJobRequest)
+    assert (first.spec.command, [*first.spec.args]) == ("ls", ["-d", "--json", "--", "--help"])
+    assert (second.spec.command, [*second.spec.args]) == ("-odd", ["--node", "x"])
+
+
+@pytest.mark.requirement("S1.25")
+def test_every_option_reaches_the_node(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole contract of cli.md is sent as it was said."""
+    monkeypatch.setenv("FROM_HERE", "copied")
+    words = (
+        "job start --name n --label a=b --env K=V=W --env FROM_HERE --secret-env S=t --workdir /w --work-size 10MB "
+        "--cpus 1.5 --cpu-weight 200 --cpu-cores 0-1 --max-memory 64 --pids 20 --io-weight 300 --read-bps 1MB "
+        "--write-bps 2MB --read-iops 3 --write-iops 4 --timeout 1m30s --volume data:/data --volume cache:ro "
+        "--network none --schedule 2030-01-01T00:00:00Z --grace 5s --stop-signal INT --idempotency-key k1 -- cmd arg"
+    )
+    outcome = node.rnx(*words.split())
+    assert outcome.err == ""
+    (request,) = node.jobs.of(job_pb2.RunJobRequest)
+    expected = job_pb2.JobSpec(
+        command="cmd",
+        args=["arg"],
+        name="n",
+        labels={"a": "b"},
+        environment={"K": "V=W", "FROM_HERE": "copied"},
+        secret_environment={"S": "t"},
+        workdir="/w",
+        work_bytes=10 * 2**20,
+        limits=job_pb2.Limits(
+            cpu_percent=150,
+            cpu_weight=200,
+            cpu_cores="0-1",
+            memory_bytes=64 * 2**20,
+            pids=20,
+            io_weight=300,
+            read_bytes_per_s=2**20,
+            write_bytes_per_s=2 * 2**20,
+            read_ops_per_s=3,
+            write_ops_per_s=4,
+            timeout_ms=90_000,
+        ),
+        volumes=[job_pb2.VolumeMount(name="data", path="/data"), job_pb2.VolumeMount(name="cache", read_only=True)],
+        network=job_pb2.NONE,
+        grace_ms=5000,
+        stop_signal="SIGINT",
+    )
+    expected.start_at.FromJsonString("2030-01-01T00:00:00Z")
+    assert request.spec == expected
+    assert request.idempotency_key == "k1"
+    assert outcome.out.decode().strip() in node.jobs.jobs
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_job_never_runs_twice(node: FakeNode, accepted: bool) -> None:  # noqa: FBT001  # a parameter of pytest
+    """RunJob is repeated on UNAVAILABLE under one key; also when the node had taken it before the connection broke."""
+    node.jobs.run_failures = [grpc.StatusCode.UNAVAILABLE] * 2
+    node.jobs.accept_before_failure = accepted
+    if not accepted:
+        node.jobs.run_failures = [grpc.StatusCode.UNAVAILABLE]
+    outcome = node.rnx("run", "-d", "x")
+    requests = node.jobs.of(job_pb2.RunJobRequest)
+    if accepted:
+        assert outcome.code == 0
+        assert len({request.idempotency_key for request in requests}) == 1
+        assert len(requests) == 3
+        assert len(node.jobs.jobs) == 1
+    else:
+        # The fake says that it is not retryable: what the node says counts.
+        assert (outcome.code, len(requests)) == (5, 1)
+        assert outcome.err == "rnx: not now: later\n"
+
+
+def test_two_runs_have_two_keys(node: FakeNode) -> None:
+    """The same command twice is two jobs."""
+    node.rnx("run", "-d", "x")
+    node.rnx("run", "-d", "x")
+    assert len(node.jobs.jobs) == 2
+
+
+def test_an_attached_run_survives_a_restart_of_the_front_door(node: FakeNode) -> None:
+    """The stream is taken up at the next sequence; overlapping chunks are cut; no byte comes twice."""
+    node.jobs.chunks = [chunk(1, b"1\n2\n3\n"), chunk(4, b"4\n5\n"), chunk(6, b"6\n")]
+    node.jobs.stream_breaks = [1, 1, 0]
+    outcome = node.rnx("run", "x")
+    assert outcome == (0, b"1\n2\n3\n4\n5\n6\n", "")
+    assert [request.from_sequence for request in node.jobs.of(job_pb2.StreamLogsRequest)] == [0, 4, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("policy", "stop"),
+    [
+        ("stop", job_pb2.StopJobRequest(job_id="00000001-0000-4000-8000-000000000000")),
+        ("kill", job_pb2.StopJobRequest(job_id="00000001-0000-4000-8000-000000000000", signal="SIGKILL", grace_ms=0)),
+        ("detach", None),
+    ],
+)
+def test_interrupt(node: FakeNode, policy: str, stop: job_pb2.StopJobRequest | None) -> None:
+    """Ctrl-C stops, kills or leaves the job as was asked for; the exit code is 130 and there is no traceback."""
+    node.jobs.chunks = [chunk(1, b"begun\n")]
+    node.jobs.end_gate.clear()
+    process = node.start("run", "--on-interrupt", policy, "x")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, b"")
+    assert node.jobs.of(job_pb2.StopJobRequest) == ([] if stop is None else [stop])
+    assert b"Traceback" not in err
+    assert (b"--from-seq 2" in err) == (stop is None)
+
+
+def test_a_second_interrupt_leaves_at_once(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the job does not want to end, Ctrl-C again leaves it, and says how to come back."""
+    node.jobs.chunks = [chunk(1, b"begun\n")]
+    node.jobs.end_gate.clear()
+    monkeypatch.setattr(node.jobs.end_gate, "set", lambda: None)  # the fake's own switch: the job ignores the signal
+    process = node.start("run", "x")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"begun\n"
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: node.jobs.of(job_pb2.StopJobRequest), what="the stop request")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    monkeypatch.undo()
+    assert process.returncode == 130
+    assert b"rnx job log 00000001-0000-4000-8000-000000000000 --from-seq 2" in err
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(node: FakeNode) -> None:
+    """`rnx run … | head -1`: no traceback, no message, and the job is stopped as by an interrupt."""
+    node.jobs.chunks = [chunk(1 + n, b"x" * 65535 + b"\n") for n in range(64)]
+    read, write = os.pipe()
+    process = node.start("run", "x", stdout=write)
+    os.close(write)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (141, b"")
+    assert len(node.jobs.of(job_pb2.StopJobRequest)) == 1
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(node: FakeNode) -> None:
+    """--dry-run asks PlanJob only."""
+    assert node.rnx("run", "--dry-run", "x").out == b"make a mount namespace\nexec x\n"
+    assert node.jobs.of(job_pb2.RunJobRequest) == []
+
+
+def test_what_no_node_offers_is_refused_here(node: FakeNode) -> None:
+    """--max-iobps has no field in the contract: exit code 4 and what to use instead."""
+    outcome = node.rnx("run", "--max-iobps", "1MB", "x")
+    assert outcome.code == 4
+    assert "--read-bps" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_uploads_reach_the_node(node: FakeNode, tmp_path: Path) -> None:
+    """A file comes to its name, a directory's contents to /work: content, modes, links and empty directories."""
+    tree = tmp_path / "project"
+    (tree / "sub" / "empty").mkdir(parents=True)
+    (tree / "sub" / "run.sh").write_bytes(b"#!/bin/sh\n" + b"x" * (600 * 1024))
+    (tree / "sub" / "run.sh").chmod(0o750)
+    (tree / "link").symlink_to("sub/run.sh")
+    single = tmp_path / "data.bin"
+    single.write_bytes(b"\x00\x01")
+    single.chmod(0o640)
+    outcome = node.rnx("run", "-d", "--upload", str(single), "--upload-dir", str(tree), "x")
+    assert outcome.err == ""
+    entries = [part.entry for part in node.jobs.uploaded if part.HasField("entry")]
+    kinds = job_pb2.UploadEntry
+    assert [(e.path, e.kind, e.target, e.size_bytes) for e in entries] == [
+        ("data.bin", kinds.FILE, "", 2),
+        ("link", kinds.SYMLINK, "sub/run.sh", 0),
+        ("sub", kinds.DIRECTORY, "", 0),
+        ("sub/empty", kinds.DIRECTORY, "", 0),
+        ("sub/run.sh", kinds.FILE, "", 10 + 600 * 1024),
+    ]
+    assert (entries[0].mode, entries[4].mode) == (0o640, 0o750)
+    data = b"".join(part.data for part in node.jobs.uploaded)
+    assert data == b"\x00\x01#!/bin/sh\n" + b"x" * (600 * 1024)
+    assert max(len(part.data) for part in node.jobs.uploaded) <= 2**20
+    (request,) = node.jobs.of(job_pb2.RunJobRequest)
+    assert [*request.spec.upload_ids] == ["upload-1"]
+
+
+def test_an_interrupt_ends_an_upload(node: FakeNode, tmp_path: Path) -> None:
+    """Ctrl-C while files are sent: nothing goes on, no job is started, exit code 130."""
+    node.jobs.upload_gate.clear()
+    big = tmp_path / "big"
+    with big.open("wb") as file:
+        file.truncate(64 * 2**20)
+    leader, follower = os.openpty()
+    process = node.start("run", "--upload", str(big), "x", stderr=follower)
+    os.close(follower)
+    shown = b""
+    while b"uploading" not in shown:
+        shown += os.read(leader, 65536)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    os.close(leader)
+    assert process.returncode == 130
+    assert node.jobs.upload_gone.wait(20)
+    assert node.jobs.of(job_pb2.RunJobRequest) == []
+
+
+def test_a_file_that_shrinks_while_it_is_sent_starts_nothing(node: FakeNode) -> None:
+    """Half an upload is no upload: the node is not told that it is complete, and the file is named."""
+    source = Source("cut", Path("/dev/null"), job_pb2.UploadEntry.FILE, 0o644, 5)
+    context = load_context(node.config, "default")
+    node.jobs.upload_gate.clear()
+    with Session(context) as session, pytest.raises(JobletError, match="/dev/null shrank while it was sent"):
+        upload(session, [source], sent=lambda _: None)
+    assert node.jobs.upload_gone.wait(20)
+    assert node.jobs.uploaded == []
+
+
+def test_a_background_run_that_ignores_interrupts_keeps_ignoring_them(node: FakeNode) -> None:
+    """With SIGINT ignored from the start, as a shell does for `&`, Ctrl-C at the terminal does not touch the job."""
+    node.jobs.end_gate.clear()
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = node.command("run", "x")
+    process = subprocess.Popen([command[0], "-c", ignoring, *command], stdout=subprocess.PIPE)
+    assert node.jobs.streaming.wait(20)
+    process.send_signal(signal.SIGINT)
+    node.jobs.end_gate.set()
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert node.jobs.of(job_pb2.StopJobRequest) == []

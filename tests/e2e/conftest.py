@@ -1,0 +1,49 @@
+"""Fixtures of the end-to-end tests: nodes that really run."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.node import Node, make_base, remove_base
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without root there is no node to test."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.skip(reason="needs root to run a node"))
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    """The node that all tests share which kill nothing."""
+    shared = Node(make_base("shared"))
+    shared.start()
+    yield shared
+    shared.stop()
+    remove_base(shared.base)
+
+
+@pytest.fixture
+def own_node() -> Iterator[Callable[..., Node]]:
+    """Makes a node for one test: `own_node(settings)` gives it started."""
+    made: list[Node] = []
+
+    def make(settings: dict[str, Any] | None = None) -> Node:
+        fresh = Node(make_base("own", settings))
+        made.append(fresh)
+        fresh.start()
+        return fresh
+
+    yield make
+    for each in made:
+        if each.running:
+            each.stop()
+        remove_base(each.base)

@@ -1,0 +1,157 @@
+"""Bad input on every way in: the services say no, count it, and go on."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.node import SERVICES, Node
+from tests.waiting import wait_for
+
+ZEROMQ_GARBAGE = """
+import os, random, sys, zmq
+random.seed(7)
+context = zmq.Context()
+for path in sys.argv[1:]:
+    kind = zmq.SUB if path.endswith("events.sock") else zmq.PUSH
+    client = context.socket(kind)
+    client.setsockopt(zmq.LINGER, 2000)
+    client.setsockopt(zmq.SNDTIMEO, 2000)
+    client.connect("ipc://" + path)
+    if kind == zmq.SUB:
+        client.setsockopt(zmq.SUBSCRIBE, b"x" * 100000)
+        client.setsockopt(zmq.SUBSCRIBE, b"")
+        continue
+    tricks = (b"", b"x", os.urandom(1000), b"\\x80", b"\\x91" * 100000, b"\\xdd\\xff\\xff\\xff\\xff", bytes(5 << 20))
+    for payload in tricks:
+        client.send(payload)
+        client.send_multipart([payload, payload])
+context.destroy(linger=3000)
+"""
+
+
+def pids(node: Node) -> dict[str, int]:
+    """The service processes now."""
+    return {name: node.service(name) for name in SERVICES}
+
+
+@pytest.mark.threat("E03")
+def test_garbage_on_every_zeromq_socket(node: Node) -> None:
+    """Well-framed nonsense and raw bytes on each socket file: no process ends, and jobs run as before."""
+    before = pids(node)
+    assert all(before.values())
+    sockets = sorted(str(path) for path in (node.base / "run").glob("*.sock") if path.name != "persist-grpc.sock")
+    assert len(sockets) >= 5
+    for path in sockets:
+        for garbage in (b"GET / HTTP/1.0\r\n\r\n", bytes(1000), b"\xff" * 1000, os.urandom(100_000)):
+            with socket.socket(socket.AF_UNIX) as raw:
+                raw.settimeout(5)
+                raw.connect(path)
+                try:
+                    raw.sendall(garbage)
+                except (BrokenPipeError, ConnectionResetError, TimeoutError):
+                    continue
+    subprocess.run([sys.executable, "-c", ZEROMQ_GARBAGE, *sockets], check=True, timeout=60)
+    assert node.ok("job", "run", "echo", "still here") == b"still here\n"
+    assert pids(node) == before
+    wait_for(lambda: "refused" in node.log_text(), what="the refusals to be logged")
+
+
+@pytest.mark.threat("E01")
+def test_run_directory_is_closed_to_others(node: Node) -> None:
+    """Strangers cannot even reach the sockets."""
+    mode = (node.base / "run").stat().st_mode
+    assert mode & 0o007 == 0
+    for path in (node.base / "run").glob("*.sock"):
+        assert path.stat().st_mode & 0o007 == 0, path
+
+
+@pytest.mark.threat("B03")
+def test_no_abstract_sockets(node: Node) -> None:
+    """Abstract names have no permissions, so no service listens on one."""
+    mine = {int(pid) for pid in node.processes()}
+    inodes = set()
+    for pid in mine:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = str(entry.readlink())
+            except FileNotFoundError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    listening = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    abstract = [
+        fields for fields in listening if len(fields) == 8 and fields[7].startswith("@") and fields[6] in inodes
+    ]
+    assert not abstract
+
+
+@pytest.mark.threat("D16")
+@pytest.mark.threat("B21")
+def test_oversized_request(node: Node) -> None:
+    """An argument list of 5 MB: one line that says so, and the next request is served."""
+    arguments = ["x" * 100_000] * 50
+    done = node.rnx("job", "run", "--detach", "--", "true", *arguments)
+    assert done.returncode in (1, 2, 4), done
+    assert done.stderr.count(b"\n") == 1
+    assert b"Traceback" not in done.stderr
+    assert node.ok("job", "run", "echo", "next") == b"next\n"
+
+
+@pytest.mark.threat("B12")
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "x", "%2e%2e", "a" * 5000, "*", "6fa459ea\n", "", "6FA459EA", "%00"]
+)
+def test_malformed_ids(node: Node, name: str) -> None:
+    """Usage errors on every verb, in one line."""
+    for verb in ("status", "log", "stop", "delete"):
+        done = node.rnx("job", verb, name)
+        assert done.returncode == 2, (verb, done)
+        assert done.stdout == b""
+        assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.threat("A02")
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--workdir", "relative"],
+        ["--workdir", "/work/../../etc"],
+        ["--workdir", "/proc/self/fd/7"],
+        ["--name", "../x"],
+        ["--env", "NO_EQUALS_SIGN"],
+        ["--env", "=x"],
+        ["--max-memory", "-1"],
+        ["--max-memory", "1e999GB"],
+        ["--max-cpu", "0"],
+        ["--pids", "0"],
+        ["--timeout", "10"],
+        ["--stop-signal", "SIGNONSENSE"],
+        ["--label", "x"],
+    ],
+    ids=lambda options: "-".join(options)[:30],
+)
+def test_malformed_jobs(node: Node, options: list[str]) -> None:
+    """Refused before anything starts, naming what is wrong."""
+    before = len(node.jobs("--all"))
+    done = node.rnx("job", "run", *options, "--", "true")
+    assert done.returncode in (1, 2, 4), done
+    assert done.stderr.strip()
+    assert b"Traceback" not in done.stderr
+    assert len(node.jobs("--all")) == before
+
+
+@pytest.mark.threat("D20")
+def test_silent_connections_do_not_stay(node: Node) -> None:
+    """A hundred connections that never begin a handshake are dropped, and others are served meanwhile."""
+    idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30) for _ in range(100)]
+    try:
+        assert node.ok("job", "run", "echo", "served") == b"served\n"
+        idle[0].settimeout(30)
+        assert idle[0].recv(1) == b""
+    finally:
+        for each in idle:
+            each.close()

@@ -1,0 +1,94 @@
+"""Whatever happens to a job, in whatever order: it has one end, and is launched at most once."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.identifiers import new_job_id
+from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
+from services.executor.events import (
+    Announce,
+    AnyEvent,
+    CancelRequested,
+    DeleteRequested,
+    Ended,
+    Forget,
+    Job,
+    JournalDamaged,
+    Launch,
+    Launched,
+    LaunchFailed,
+    MonitorLost,
+    Recorded,
+    Save,
+    SignalStop,
+    Started,
+    StopDelivered,
+    StopRequested,
+    StopUndelivered,
+    Submitted,
+    Transition,
+)
+from services.executor.machine import handle
+
+times = st.integers(0, 2**62)
+small = st.integers(0, 255)
+ends = st.builds(
+    Ended,
+    at_ns=times,
+    outcome=st.sampled_from(["exited", "signaled", "not_started"]),
+    exit_code=st.none() | small,
+    signal=st.none() | small,
+    ended_by=st.sampled_from(["", "client", "timeout"]),
+    oom_kills=st.integers(0, 3),
+    last_sequence=st.integers(0, 10**6),
+)
+events: st.SearchStrategy[AnyEvent] = st.one_of(
+    st.builds(Submitted, at_ns=times),
+    st.builds(Recorded, at_ns=times),
+    st.builds(Launched, at_ns=times),
+    st.builds(LaunchFailed, at_ns=times, reason=st.text(max_size=5)),
+    st.builds(Started, at_ns=times, pid=st.integers(1, 2**22)),
+    ends,
+    st.builds(MonitorLost, at_ns=times, last_sequence=st.integers(0, 10)),
+    st.builds(JournalDamaged, at_ns=times, problem=st.text(max_size=5)),
+    st.builds(StopRequested, at_ns=times, signal=st.none() | small, grace_ms=st.none() | small),
+    st.builds(StopDelivered, at_ns=times),
+    st.builds(StopUndelivered, at_ns=times),
+    st.builds(CancelRequested, at_ns=times),
+    st.builds(DeleteRequested, at_ns=times),
+)
+
+
+@pytest.mark.threat("F06")
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([State.SCHEDULED, State.PENDING]), st.lists(events, max_size=30))
+def test_one_end_one_launch_and_consistent_fields(first: State, sequence: list[AnyEvent]) -> None:
+    """I2: exactly one terminal state, announced once; a terminal record never changes; graces only shrink."""
+    record = JobRecord(
+        id=new_job_id(), owner="a", node_id="n", state=first, spec=JobSpec(command="x"), created_at_ns=5
+    )
+    job = Job(record=record)
+    launches = final_announcements = 0
+    for event in sequence:
+        before = job
+        decision = handle(job, event)
+        if not isinstance(decision, Transition):
+            continue
+        job = decision.job
+        launches += sum(isinstance(i, Launch) for i in decision.instructions)
+        if before.record.state in TERMINAL:
+            assert job == before
+            assert any(isinstance(i, Forget) for i in decision.instructions)
+            continue
+        if job != before:
+            assert any(isinstance(i, Save) for i in decision.instructions), "a change that is not saved is lost"
+        if job.record.state in TERMINAL:
+            final_announcements += sum(isinstance(i, Announce) for i in decision.instructions)
+            assert Save(durable=True) in decision.instructions
+            assert job.record.ended_at_ns >= job.record.started_at_ns
+        for instruction in decision.instructions:
+            if isinstance(instruction, SignalStop) and job.stop is not None:
+                assert 0 <= instruction.grace_ms <= job.stop.grace_ms
+    assert launches <= 1
+    assert final_announcements == (1 if job.record.state in TERMINAL else 0)

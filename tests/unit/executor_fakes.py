@@ -1,0 +1,297 @@
+"""Fakes of the executor's ports: monitors that write real journals, and a persist that can be told to misbehave.
+
+Belongs here: what several tests of the executor's middle share. Does not belong here: any claim.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from common.bus import codec
+from common.bus.events import Publisher
+from common.bus.memory import Memory
+from common.bus.requests import Receiver, Requester
+from common.config.layout import Layout, layout_of
+from common.config.settings import Joblet, Settings
+from common.identifiers import JobId
+from common.messages.envelope import Body
+from common.messages.jobs import JobRecord, Limits, NodeFacts
+from common.messages.logs import EndOfJob, Resend, Stored, StoreRecords
+from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC
+from common.records import Flags, Record, RecordType, Stream, decode_all, encode
+from services.executor.events import Job
+from services.executor.job_store import JobStore
+from services.executor.service import Executor, Ports
+
+ASKER = f"api-replies-{os.getpid()}.sock"
+NODE = NodeFacts(
+    node_id="node-1", version="0", kernel="6", cgroup_version="v2", cpus=2, memory_bytes=2**30, running_jobs=0
+)
+
+
+class FakeMonitor:
+    """Writes a job's journal as a monitor does, when the test says so."""
+
+    def __init__(self, directory: Path) -> None:
+        self.journal = directory / "journal"
+        self.next_sequence = 1
+        self.alive = True
+        self.commands: list[tuple[str, int, int]] = []
+        self.gone: Callable[[], None] | None = None
+
+    def append(self, data: bytes) -> None:
+        """Bytes at the end of the journal, whatever they are."""
+        with self.journal.open("ab") as file:
+            file.write(data)
+
+    def start(self, pid: int = 4711) -> None:
+        """The START record."""
+        payload = json.dumps({"version": 1, "pid": pid, "monitor_pid": 1}).encode()
+        self.append(encode(RecordType.START, payload, time_ns=time.time_ns(), sequence=self.next_sequence))
+
+    def record(self, data: bytes) -> bytes:
+        """An OUTPUT record of whole lines; the next sequence goes on behind it."""
+        lines = data.count(b"\n")
+        record = encode(
+            RecordType.OUTPUT,
+            data,
+            time_ns=time.time_ns(),
+            sequence=self.next_sequence,
+            lines=lines,
+            stream=Stream.STDOUT,
+            flags=Flags.NONE,
+        )
+        self.next_sequence += lines
+        return record
+
+    def output(self, data: bytes) -> None:
+        """Lines of output."""
+        self.append(self.record(data))
+
+    def exit_record(self, **fields: Any) -> bytes:
+        """The EXIT record, of an exit with code 0 unless told otherwise."""
+        payload = {
+            "version": 1,
+            "outcome": "exited",
+            "exit_code": 0,
+            "signal": None,
+            "ended_by": "",
+            "cpu_time_us": 5,
+            "memory_peak_bytes": 6,
+            "oom_kills": 0,
+            "failure": None,
+            **fields,
+        }
+        encoded = json.dumps(payload).encode()
+        return encode(RecordType.EXIT, encoded, time_ns=time.time_ns(), sequence=self.next_sequence)
+
+    def exit(self, **fields: Any) -> None:
+        """Write the EXIT record and end."""
+        self.append(self.exit_record(**fields))
+        self.die()
+
+    def die(self) -> None:
+        """End, as by kill -9."""
+        self.alive = False
+        if self.gone is not None:
+            asyncio.get_running_loop().call_soon(self.gone)
+
+
+class FakeHost:
+    """Launches, Monitors, Cleans and Samples in one: what outlives an executor."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.monitors: dict[JobId, FakeMonitor] = {}
+        self.launched: list[JobId] = []
+        self.cleaned: list[JobId] = []
+        self.fail_launch: Exception | None = None
+        self.freed: list[JobId] = []
+        self.swept: tuple[frozenset[JobId], frozenset[JobId]] | None = None
+
+    async def launch(self, job: Job) -> None:
+        """See ports.Launches."""
+        self.launched.append(job.record.id)
+        if self.fail_launch is not None:
+            raise self.fail_launch
+        directory = self.layout.job_dir(job.record.id)
+        directory.mkdir()
+        (directory / "journal").touch()
+        self.monitors[job.record.id] = FakeMonitor(directory)
+
+    def describe(self, record: JobRecord) -> tuple[str, ...]:
+        """See ports.Launches."""
+        return (f"run {record.spec.command}",)
+
+    def watch(self, job: JobId, gone: Callable[[], None]) -> bool:
+        """See ports.Monitors."""
+        monitor = self.monitors.get(job)
+        if monitor is None or not monitor.alive:
+            return False
+        monitor.gone = gone
+        return True
+
+    def stop(self, job: JobId, *, signal: int, grace_ms: int) -> bool:
+        """See ports.Monitors."""
+        monitor = self.monitors.get(job)
+        if monitor is None or not monitor.alive:
+            return False
+        monitor.commands.append(("stop", signal, grace_ms))
+        return True
+
+    def space_freed(self, job: JobId) -> None:
+        """See ports.Monitors."""
+        self.freed.append(job)
+
+    async def end(self, job: JobId) -> bool:
+        """See ports.Cleans."""
+        self.cleaned.append(job)
+        return True
+
+    def forget(self, job: JobId) -> None:
+        """See ports.Cleans."""
+        directory = self.layout.job_dir(job)
+        if directory.exists():
+            for file in directory.iterdir():
+                file.unlink()
+            directory.rmdir()
+
+    async def sweep(self, *, alive: frozenset[JobId], known: frozenset[JobId]) -> object:
+        """See recovery.Sweeps."""
+        self.swept = alive, known
+        return None
+
+    def add(self, job: JobId, *, started_at_ns: int | None) -> None:
+        """Nothing is measured."""
+
+    def finish(self, job: JobId) -> None:
+        """Nothing was measured."""
+
+
+class FakePersist:
+    """The receiving side of go-back-N: keeps entries by sequence, refuses repeats, acknowledges what it is told to.
+
+    `lose(n)`: whether the n-th message that arrives is lost on the way.
+    """
+
+    def __init__(self, transport: Memory, *, lose: Callable[[int], bool] = lambda _: False) -> None:
+        self._receiver = Receiver(transport, PERSIST_IPC)
+        self._push = transport.push(PERSIST_ACKS)
+        self._lose = lose
+        self._arrived = 0
+        self._expected: dict[JobId, tuple[int, int]] = {}
+        self.stored: dict[JobId, list[Record]] = {}
+        self.last: dict[JobId, int] = {}
+        self.ended: dict[JobId, int] = {}
+        self.received: list[Body] = []
+        self.answering = True
+
+    async def run(self) -> None:
+        """Receive for ever."""
+        async for message in self._receiver.messages():
+            self._arrived += 1
+            if not self._lose(self._arrived):
+                await self._take(message.body)
+
+    async def say(self, body: Body) -> None:
+        """Send one word to the executor."""
+        await self._push.send(codec.encode(body))
+
+    async def _take(self, body: Body) -> None:
+        self.received.append(body)
+        if not isinstance(body, StoreRecords | EndOfJob):
+            return
+        epoch, batch = self._expected.get(body.job, (-1, 0))
+        if not ((body.epoch > epoch and body.batch == 0) or (body.epoch, body.batch) == (epoch, batch)):
+            if body.epoch >= epoch:
+                await self.say(Resend(job=body.job, epoch=body.epoch))
+            return
+        self._expected[body.job] = body.epoch, body.batch + 1
+        if isinstance(body, StoreRecords):
+            self._store(body)
+        else:
+            self.ended[body.job] = body.last_sequence
+        if self.answering:
+            ended = isinstance(body, EndOfJob)
+            await self.say(
+                Stored(job=body.job, epoch=body.epoch, last_sequence=self.last.get(body.job, 0), ended=ended)
+            )
+
+    def _store(self, body: StoreRecords) -> None:
+        kept = self.stored.setdefault(body.job, [])
+        for record in decode_all(body.records):
+            if record.lines and record.sequence > self.last.get(body.job, 0):
+                assert record.sequence == self.last.get(body.job, 0) + 1, "a hole reached persist"
+                kept.append(record)
+                self.last[body.job] = record.last_sequence
+
+    def output(self, job: JobId) -> bytes:
+        """All stored bytes of the job."""
+        return b"".join(bytes(record.payload) for record in self.stored.get(job, []))
+
+    def close(self) -> None:
+        """Stop receiving."""
+        self._receiver.close()
+
+
+class Node:
+    """An executor over a memory transport and a fake host, and someone who asks it."""
+
+    def __init__(self, executor: Executor, transport: Memory, host: FakeHost, ask: Requester) -> None:
+        self.executor = executor
+        self.transport = transport
+        self.host = host
+        self.ask = ask
+
+
+def node_settings(base: Path, **joblet: Any) -> Settings:
+    """Settings with `base` as base directory."""
+    settings = Settings(joblet=Joblet(base_dir=str(base), **joblet))
+    layout = layout_of(settings)
+    for directory in (layout.jobs, layout.state, layout.uploads):
+        directory.mkdir(parents=True, exist_ok=True)
+    return settings
+
+
+def no_unsupported(limits: Limits) -> tuple[tuple[str, str], ...]:  # noqa: ARG001
+    """Everything can be enforced."""
+    return ()
+
+
+@asynccontextmanager
+async def running_node(
+    settings: Settings,
+    transport: Memory,
+    host: FakeHost | None = None,
+) -> AsyncIterator[Node]:
+    """An executor that serves, and is closed in the end without its monitors noticing."""
+    layout = layout_of(settings)
+    host = host or FakeHost(layout)
+    ports = Ports(launches=host, monitors=host, cleans=host, samples=host, unsupported=no_unsupported, node=NODE)
+    executor = Executor(
+        settings=settings,
+        layout=layout,
+        transport=transport,
+        store=JobStore(layout.state / "jobs.db", now_ns=time.time_ns()),
+        publisher=Publisher(transport),
+        ports=ports,
+    )
+    ask = Requester(transport, commands=EXECUTOR_COMMANDS, replies=API_REPLIES, reply_file=ASKER)
+    answers = asyncio.create_task(ask.run())
+    await executor.start()
+    running = asyncio.create_task(executor.run())
+    try:
+        yield Node(executor, transport, host, ask)
+    finally:
+        for monitor in host.monitors.values():
+            monitor.gone = None
+        answers.cancel()
+        running.cancel()
+        await asyncio.gather(answers, running, return_exceptions=True)
+        ask.close()
+        await executor.close()

@@ -1,0 +1,111 @@
+"""Cutting output exactly at entries, by sequence and by filters."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import records
+from proto.joblet.v1 import job_pb2, persist_pb2
+from services.api.followers.chunks import Batch, Chunk, Selection, batches_of, cut, encode, stored_chunk
+
+
+def chunk(data: bytes, first: int = 1, *, stream: int = 1, time_ns: int = 100, partial: bool = False) -> Chunk:
+    """A chunk of the lines in `data`."""
+    lines = data.count(b"\n") + (1 if partial else 0)
+    return Chunk(stream=stream, first=first, lines=lines, time_ns=time_ns, data=data, partial=partial)
+
+
+lines = st.lists(st.binary(max_size=20).map(lambda data: data.replace(b"\n", b"")), min_size=1, max_size=20)
+
+
+@given(lines=lines, first=st.integers(1, 50), low=st.integers(0, 80), high=st.integers(0, 80))
+def test_a_cut_has_exactly_the_entries_asked_for(lines: list[bytes], first: int, low: int, high: int) -> None:
+    """Bytes, NUL and carriage returns included, fall where their sequence says."""
+    whole = chunk(b"".join(line + b"\n" for line in lines), first)
+    piece = cut(whole, low, high)
+    wanted = [line + b"\n" for number, line in enumerate(lines, first) if low <= number <= high]
+    assert (piece.data if piece else b"") == b"".join(wanted)
+    assert (piece.lines if piece else 0) == len(wanted)
+
+
+@given(lines=lines, text=st.binary(min_size=1, max_size=2).map(lambda data: data.replace(b"\n", b"a")))
+def test_a_text_filter_keeps_whole_entries_with_their_sequences(lines: list[bytes], text: bytes) -> None:
+    """What is left are the entries that contain the text, each under its own sequence."""
+    whole = chunk(b"".join(line + b"\n" for line in lines))
+    kept = {
+        sequence: entry
+        for piece in Selection(text=text).of(whole)
+        for sequence, entry in enumerate(piece.entries(), piece.first)
+    }
+    assert kept == {n: line + b"\n" for n, line in enumerate(lines, 1) if text in line}
+
+
+def test_filters_by_stream_and_time() -> None:
+    """The start is inclusive, the end exclusive; a gap of unknown stream belongs to both."""
+    one = chunk(b"a\n", stream=2, time_ns=100)
+    assert list(Selection(stream=1).of(one)) == []
+    assert list(Selection(stream=2, start_ns=100, end_ns=101).of(one)) == [one]
+    assert list(Selection(end_ns=100).of(one)) == []
+    gap = Chunk(0, 1, 3, 100, b"", partial=False, gap_reason="journal_full", gap_bytes=9)
+    assert list(Selection(stream=1, text=b"zzz").of(gap)) == [gap]
+    assert cut(gap, 2, 2) == gap._replace(first=2, lines=1)
+
+
+def test_a_piece_without_line_end_keeps_its_mark() -> None:
+    """Only the part with the last entry is partial."""
+    whole = chunk(b"a\nb\nrest", partial=True)
+    assert cut(whole, 1, 2) == chunk(b"a\nb\n")
+    assert cut(whole, 3, 3) == chunk(b"rest", 3, partial=True)
+
+
+def record(sequence: int, data: bytes) -> bytes:
+    """One OUTPUT record."""
+    return records.encode(
+        records.RecordType.OUTPUT,
+        data,
+        time_ns=1,
+        sequence=sequence,
+        lines=data.count(b"\n"),
+        stream=records.Stream.STDOUT,
+    )
+
+
+def test_live_records_become_batches_without_a_hole() -> None:
+    """A jump of the sequence starts a new batch; START and EXIT carry no output."""
+    start = records.encode(records.RecordType.START, b"{}", time_ns=1, sequence=1)
+    gap = records.encode(
+        records.RecordType.GAP, b'{"reason":"journal_full","bytes":7}', time_ns=1, sequence=4, lines=2
+    )
+    batches = batches_of(start + record(1, b"a\nb\n") + record(3, b"c\n") + gap + record(9, b"x\n"))
+    assert [(batch.first, batch.last) for batch in batches] == [(1, 5), (9, 9)]
+    message = job_pb2.StreamLogsResponse.FromString(batches[0].encoded)
+    assert [one.data for one in message.chunks] == [b"a\nb\n", b"c\n", b""]
+    assert (message.chunks[2].gap.reason, message.chunks[2].gap.bytes) == ("journal_full", 7)
+    assert batches[0].encoded is batches[0].encoded
+
+
+def test_messages_are_bounded_and_may_be_joined() -> None:
+    """Large publications become several batches; joined encodings are one message (protobuf appends)."""
+    batches = batches_of(b"".join(record(n + 1, b"x" * 99_999 + b"\n") for n in range(40)))
+    assert len(batches) > 1
+    assert all(batch.size_bytes < 2 * 2**20 for batch in batches)
+    joined = job_pb2.StreamLogsResponse.FromString(b"".join(batch.encoded for batch in batches))
+    assert [one.first_sequence for one in joined.chunks] == list(range(1, 41))
+
+
+def test_a_corrupt_publication_is_refused_whole() -> None:
+    """A flipped bit is found by the checksum."""
+    payload = bytearray(record(1, b"a\n"))
+    payload[-2] ^= 1
+    with pytest.raises(records.CorruptRecord):
+        batches_of(bytes(payload))
+
+
+def test_stored_and_live_chunks_look_the_same() -> None:
+    """Both ways of the same entries give the same bytes to the client."""
+    stored = persist_pb2.LogBatch(
+        stream=persist_pb2.STDERR, first_sequence=4, lines=1, timestamp=1, data=b"x", partial=True
+    )
+    live = Chunk(2, 4, 1, 1, b"x", partial=True)
+    assert stored_chunk(stored) == live
+    assert encode([stored_chunk(stored)]) == Batch((live,)).encoded

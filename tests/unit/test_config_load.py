@@ -1,0 +1,280 @@
+"""The configuration file: what loads, what is refused and with which words, what holds in the end."""
+
+from pathlib import Path
+
+import pytest
+
+from common.config.layout import layout_of
+from common.config.load import (
+    CONFIG_BYTES_MAX,
+    HIDDEN,
+    dotted_keys,
+    effective,
+    load_settings,
+    node_id,
+    notices,
+    settings_of,
+)
+from common.config.settings import Settings
+from common.config.yamltext import ALIASES_MAX, DEPTH_MAX
+from common.errors import JobletError, Reason
+
+SINGLE_NODE_LOCAL = """
+version: "3.0"
+persist:
+  storage:
+    type: "local"
+    base_dir: "/opt/joblet"
+"""
+
+SINGLE_NODE_CLOUDWATCH = """
+version: "3.0"
+server:
+  nodeId: "node-1"
+persist:
+  storage:
+    type: "cloudwatch"
+    cloudwatch:
+      region: ""
+      log_group_prefix: "/joblet"
+"""
+
+MULTI_NODE_CLOUDWATCH = """
+version: "3.0"
+server:
+  nodeId: "cluster-node-1"
+  address: "0.0.0.0"
+  port: 50051
+persist:
+  storage:
+    type: "cloudwatch"
+    cloudwatch:
+      region: "eu-central-1"
+      log_group_prefix: "/joblet-cluster"
+      metric_dimensions:
+        Cluster: "production"
+        Node: "node-1"
+"""
+
+EVERYTHING_STATED = """
+version: "3.0"
+server: {nodeId: "node-1", address: "0.0.0.0", port: 50051}
+logging: {level: "INFO", format: "text", output: "stdout"}
+security: {serverCert: "/c/server.crt", serverKey: "/c/server.key", caCert: "/c/ca.crt"}
+persist:
+  server: {grpc_socket: "/opt/joblet/run/persist-grpc.sock", max_connections: 500}
+  ipc: {socket: "/opt/joblet/run/persist-ipc.sock", max_connections: 10, max_message_size: 134217728}
+  storage:
+    type: "local"
+    base_dir: "/opt/joblet"
+    local:
+      logs: {directory: "/opt/joblet/logs", format: "jsonl.gz"}
+      metrics: {directory: "/opt/joblet/metrics", format: "jsonl.gz"}
+    cloudwatch:
+      region: ""
+      log_group_prefix: "/joblet"
+      metric_namespace: "Joblet/Production"
+      metric_dimensions: {Environment: "production"}
+      log_batch_size: 100
+      metric_batch_size: 20
+"""
+
+
+def load(tmp_path: Path, text: str, **overrides: object) -> Settings:
+    """The settings of a file with this text."""
+    file = tmp_path / "joblet-config.yml"
+    file.write_text(text)
+    return load_settings(file, **overrides)  # type: ignore[arg-type]  # keyword arguments of load_settings
+
+
+def refusal(tmp_path: Path, text: str) -> JobletError:
+    """The error that loading this text raises."""
+    with pytest.raises(JobletError) as caught:
+        load(tmp_path, text)
+    assert caught.value.reason is Reason.INVALID
+    return caught.value
+
+
+@pytest.mark.requirement("S0.39")
+@pytest.mark.requirement("S0.31")
+def test_the_three_deployments_load_as_written(tmp_path: Path) -> None:
+    """Single node local, single node CloudWatch and multi-node CloudWatch, with the defaults for what they omit."""
+    local = load(tmp_path, SINGLE_NODE_LOCAL)
+    assert local.persist.storage.type == "local"
+    assert layout_of(local).logs == Path("/opt/joblet/logs")
+
+    single = load(tmp_path, SINGLE_NODE_CLOUDWATCH)
+    assert single.persist.storage.cloudwatch.region == ""
+    assert single.persist.storage.cloudwatch.log_group_prefix == "/joblet"
+    assert node_id(single) == "node-1"
+
+    multi = load(tmp_path, MULTI_NODE_CLOUDWATCH).persist.storage.cloudwatch
+    assert multi.log_group_prefix == "/joblet-cluster"
+    assert multi.metric_dimensions == {"Cluster": "production", "Node": "node-1"}
+    assert multi.metric_namespace == "Joblet/Jobs"
+    assert (multi.log_batch_size, multi.metric_batch_size) == (100, 20)
+
+
+@pytest.mark.requirement("S0.13")
+@pytest.mark.requirement("S0.32")
+@pytest.mark.requirement("S0.33")
+@pytest.mark.requirement("S0.34")
+@pytest.mark.requirement("S0.35")
+@pytest.mark.requirement("S0.36")
+@pytest.mark.requirement("S0.37")
+@pytest.mark.requirement("S0.25")
+def test_every_key_that_the_sources_name_is_known(tmp_path: Path) -> None:
+    """The whole file of the sources loads, and its stated defaults are ours."""
+    settings = load(tmp_path, EVERYTHING_STATED)
+    defaults = Settings()
+    assert settings.persist.server.max_connections == defaults.persist.server.max_connections == 500
+    assert settings.persist.ipc.max_message_size == defaults.persist.ipc.max_message_size == 134_217_728
+    assert settings.persist.ipc.max_connections == defaults.persist.ipc.max_connections == 10
+    assert settings.logging == defaults.logging
+    assert (defaults.server.address, defaults.server.port) == ("0.0.0.0", 50051)  # noqa: S104  # the stated default
+    assert settings.security.server_key == "/c/server.key"
+
+
+@pytest.mark.requirement("S0.38")
+def test_the_store_is_below_the_parents_base_directory_unless_told_otherwise(tmp_path: Path) -> None:
+    """`persist.storage.base_dir` defaults to `joblet.base_dir`, and moves the store alone when given."""
+    assert layout_of(load(tmp_path, "joblet: {base_dir: /srv/node}")).logs == Path("/srv/node/logs")
+    layout = layout_of(load(tmp_path, "persist: {storage: {base_dir: /big}}"))
+    assert (layout.logs, layout.jobs) == (Path("/big/logs"), Path("/opt/joblet/jobs"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("persist: {storage: {typ: local}}", "persist.storage.typ", "persist.storage.type"),
+        ("server: {node_id: a}", "server.node_id", "server.nodeId"),
+        ("joblet: {journal: {on_ful: drop}}", "joblet.journal.on_ful", "joblet.journal.on_full"),
+        ("storage: {type: local}", "storage", "persist.storage"),
+        ("log_group_prefix: /x", "log_group_prefix", "persist.storage.cloudwatch.log_group_prefix"),
+        ("7: x", "7", "version"),
+    ],
+)
+def test_an_unknown_key_is_named_in_full_with_the_nearest_known_one(
+    tmp_path: Path, text: str, key: str, nearest: str
+) -> None:
+    """A mistyped or misplaced key never passes in silence."""
+    error = refusal(tmp_path, text)
+    assert f"unknown key {key}" in error.message
+    if key != "7":  # nothing is near a number; then any known key is named
+        assert error.detail == f"the nearest known key is {nearest}"
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value", "expected"),
+    [
+        ('server: {port: "80"}', "server.port", "'80'", "a whole number"),
+        ("server: {port: 70000}", "server.port", "70000", "at most 65535"),
+        ("server: {port: -1}", "server.port", "-1", "0 or more"),
+        ("version: 3.0", "version", "3.0", "text"),
+        ('version: "2.0"', "version", "2.0", '"3.0"'),
+        ("logging: {level: LOUD}", "logging.level", "LOUD", "'DEBUG' or 'INFO'"),
+        ("persist: {enabled: maybe}", "persist.enabled", "maybe", "true or false"),
+        ("persist: [1]", "persist", "[1]", "a section"),
+        ("persist: {storage: {type: tape}}", "persist.storage.type", "tape", "'local'"),
+        ("joblet: {base_dir: relative}", "joblet.base_dir", "relative", "absolute path"),
+        ("joblet: {jobs: {pids: 0}}", "joblet.jobs.pids", "0", "1 or more"),
+        ("joblet: {jobs: {read_only_paths: /usr}}", "joblet.jobs.read_only_paths", "/usr", "a list"),
+        (
+            "persist: {storage: {cloudwatch: {metric_dimensions: {A: 1}}}}",
+            "persist.storage.cloudwatch.metric_dimensions",
+            "1",
+            "a map of text to text",
+        ),
+        (
+            "persist: {storage: {cloudwatch: {log_batch_size: 10001}}}",
+            "persist.storage.cloudwatch.log_batch_size",
+            "10001",
+            "at most 10000",
+        ),
+        (
+            "persist: {ipc: {socket: /elsewhere}}",
+            "persist.ipc.socket",
+            "/elsewhere",
+            "/opt/joblet/run/persist-ipc.sock",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_with_key_value_and_what_is_expected(
+    tmp_path: Path, text: str, key: str, value: str, expected: str
+) -> None:
+    """The three things that a person needs to repair it."""
+    error = refusal(tmp_path, text)
+    assert key in error.message
+    assert value in error.message
+    assert expected in error.detail
+
+
+@pytest.mark.requirement("S0.21")
+def test_cloudwatch_demands_a_node_id(tmp_path: Path) -> None:
+    """Without one, two nodes could write to one log group."""
+    assert "server.nodeId" in refusal(tmp_path, "persist: {storage: {type: cloudwatch}}").message
+
+
+@pytest.mark.requirement("S0.26")
+def test_the_deprecated_stream_prefix_is_accepted_and_noted(tmp_path: Path) -> None:
+    """It loads, changes nothing and earns a warning."""
+    settings = load(tmp_path, "persist: {storage: {cloudwatch: {log_stream_prefix: old}}}")
+    assert [notice for notice in notices(settings) if "log_stream_prefix" in notice]
+    assert notices(Settings()) == ()
+
+
+@pytest.mark.threat("D28")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version: !!python/object/apply:os.system ['true']",
+        "a: &a x\nb: [" + "*a," * (ALIASES_MAX + 1) + "]",
+        "[" * (DEPTH_MAX + 5) + "]" * (DEPTH_MAX + 5),
+        "x" * (CONFIG_BYTES_MAX + 1),
+        "server: {port: 1, port: 2}",
+        "a: b: c",
+        "server: {port: 99999999999999999999999999}",
+        "- just\n- a list",
+        "--- {}\n--- {}",
+    ],
+    ids=["object", "aliases", "depth", "size", "twice", "syntax", "huge", "list", "two documents"],
+)
+def test_hostile_or_broken_yaml_is_an_error(tmp_path: Path, text: str) -> None:
+    """No code runs, nothing grows, and the error names the file."""
+    assert "joblet-config.yml" in refusal(tmp_path, text).message
+
+
+def test_not_utf8_and_missing_files_are_told(tmp_path: Path) -> None:
+    """Each with its path."""
+    file = tmp_path / "latin.yml"
+    file.write_bytes(b"version: \xff")
+    with pytest.raises(JobletError, match="not UTF-8"):
+        load_settings(file)
+    with pytest.raises(JobletError, match="no configuration file") as caught:
+        load_settings(tmp_path / "none.yml")
+    assert caught.value.reason is Reason.NOT_FOUND
+
+
+def test_the_command_line_wins_and_the_base_directorys_file_is_found(tmp_path: Path) -> None:
+    """--base-dir and --port replace the file's; without --config the file of the base directory is read."""
+    settings = load(tmp_path, "server: {port: 1}\njoblet: {base_dir: /a}", base_dir=tmp_path, port=0)
+    assert (settings.server.port, settings.joblet.base_dir) == (0, str(tmp_path))
+    assert load_settings(None, base_dir=tmp_path).server.port == 1
+    assert load_settings(None, base_dir=tmp_path / "empty").server.port == Settings().server.port
+
+
+def test_effective_fills_in_what_follows_and_hides_keys() -> None:
+    """`config show` shows paths and the node id that hold, and never a private key."""
+    settings = settings_of('security: {serverKey: "-----BEGIN PRIVATE KEY-----\\nabc"}', source="test")
+    shown = effective(settings)
+    assert shown["security"]["serverKey"] == HIDDEN
+    assert shown["security"]["caCert"] == "/opt/joblet/certs/ca.crt"
+    assert shown["persist"]["storage"]["local"]["logs"]["directory"] == "/opt/joblet/logs"
+    assert shown["server"]["nodeId"] == node_id(settings)
+    assert "abc" not in str(shown)
+
+
+def test_every_setting_is_documented() -> None:
+    """docs/configuration.md names every key of the file."""
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    assert [key for key in dotted_keys() if f"`{key}`" not in text] == []
