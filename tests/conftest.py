@@ -46,6 +46,7 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs cgroups v1": _no_cgroup_v1,
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
 }
 """Words of a skip reason → True when the host lacks it. A skip for another reason is unexpected."""
 

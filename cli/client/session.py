@@ -43,6 +43,8 @@ class Cancellable(Protocol):
 class Session:
     """The stubs of one node behind one channel. A context manager: leaving it closes the channel.
 
+    After KeyboardInterrupt it does not, and the process must end by `os._exit` (see `cli/rnx/main.py`).
+
     `timeout_s` bounds everything that is done with it together, counted from here; None: single answers are bounded by
     ANSWER_TIMEOUT_S, streams and waiting are not.
     """
@@ -64,7 +66,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._channel.close()
+        # An interrupt may have struck inside of gRPC, before the thread ran that ends its calls: close() would wait for
+        # that for ever (grpcio 1.85.1, _channel_managed_call_management). The process is about to end in any case.
+        if kind is not KeyboardInterrupt:
+            self._channel.close()
 
     def ask(self, method: Unary[Question, Answer], request: Question) -> Answer:
         """One answer. Raises JobletError."""

@@ -3,9 +3,9 @@
 Here: what of the local file system goes along and under which names, and the stream of UploadFiles. Not here: the
 progress bar (`cli/rnx/progress.py`), what the node accepts (its settings).
 
-The walk happens before the first byte is sent, so that an unreadable file is an error and not half an upload. No link
-is followed (openat(2) with O_NOFOLLOW on the last component, directories by descriptor): what is sent lies in the tree
-that was named, even when someone changes it meanwhile.
+The walk happens before the first byte is sent, so that an unreadable file is an error and not half an upload. Files are
+opened component by component from the root of the walk, following no link (openat(2), O_NOFOLLOW): what is sent lies in
+the tree that was named, even when someone changes it meanwhile.
 """
 
 import os
@@ -30,14 +30,20 @@ Kind = job_pb2.UploadEntry.Kind
 
 
 class Source(NamedTuple):
-    """One thing to send. `path` is its name below /work, `local` where it is here."""
+    """One thing to send. `path` is its name below /work; here it is at `root` and, below that, `inside`."""
 
     path: str
-    local: Path
+    root: Path
+    inside: PurePosixPath
     kind: job_pb2.UploadEntry.Kind
     mode: int
     size_bytes: int
     target: str = ""
+
+    @property
+    def local(self) -> Path:
+        """Where it is here."""
+        return self.root / self.inside
 
 
 def collect(files: Sequence[Path], directories: Sequence[Path]) -> tuple[Source, ...]:
@@ -105,7 +111,7 @@ class _Outgoing:
 
     def _content(self, source: Source) -> Iterator[job_pb2.UploadFilesRequest]:
         left = source.size_bytes
-        descriptor = os.open(source.local, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = _open_beneath(source.root, source.inside)
         with open(descriptor, "rb", buffering=0) as file:  # noqa: PTH123  # a descriptor, not a path
             while left:
                 data = file.read(min(CHUNK_BYTES, left))
@@ -136,8 +142,11 @@ def _single_file(file: Path) -> Source:
         raise invalid(f"{file} is a directory", f"use --upload-dir {file} for what is in it")
     if not stat.S_ISREG(status.st_mode):
         raise invalid(f"{file} is no regular file", "only files, directories and symbolic links can be sent")
-    _check_readable(real)
-    return Source(file.absolute().name, real, Kind.FILE, stat.S_IMODE(status.st_mode) & PERMISSIONS, status.st_size)
+    root, inside = real.parent, PurePosixPath(real.name)
+    _check_readable(root, inside)
+    return Source(
+        file.absolute().name, root, inside, Kind.FILE, stat.S_IMODE(status.st_mode) & PERMISSIONS, status.st_size
+    )
 
 
 def _tree(directory: Path) -> Iterator[Source]:
@@ -150,7 +159,8 @@ def _tree(directory: Path) -> Iterator[Source]:
     yield from _below(root, PurePosixPath())
 
 
-def _below(local: Path, inside: PurePosixPath) -> Iterator[Source]:
+def _below(root: Path, inside: PurePosixPath) -> Iterator[Source]:
+    local = root / inside
     if len(inside.parts) > DEPTH_MAX:
         raise invalid(f"{local} lies too deep", f"at most {DEPTH_MAX} directories below the one that is sent")
     try:
@@ -159,25 +169,25 @@ def _below(local: Path, inside: PurePosixPath) -> Iterator[Source]:
     except OSError as cause:
         raise _unreadable(local, cause) from cause
     for child in children:
-        path = inside / child.name
-        source = _child(Path(child.path), path)
+        source = _child(root, inside / child.name)
         yield source
         if source.kind == Kind.DIRECTORY:
-            yield from _below(source.local, path)
+            yield from _below(root, source.inside)
 
 
-def _child(local: Path, path: PurePosixPath) -> Source:
+def _child(root: Path, path: PurePosixPath) -> Source:
+    local = root / path
     try:
         str(path).encode("utf-8")
         status = local.lstat()
         mode = stat.S_IMODE(status.st_mode) & PERMISSIONS
         if stat.S_ISREG(status.st_mode):
-            _check_readable(local)
-            return Source(str(path), local, Kind.FILE, mode, status.st_size)
+            _check_readable(root, path)
+            return Source(str(path), root, path, Kind.FILE, mode, status.st_size)
         if stat.S_ISDIR(status.st_mode):
-            return Source(str(path), local, Kind.DIRECTORY, mode, 0)
+            return Source(str(path), root, path, Kind.DIRECTORY, mode, 0)
         if stat.S_ISLNK(status.st_mode):
-            return Source(str(path), local, Kind.SYMLINK, PERMISSIONS, 0, _inside_target(local, path))
+            return Source(str(path), root, path, Kind.SYMLINK, PERMISSIONS, 0, _inside_target(local, path))
     except UnicodeEncodeError as cause:
         raise invalid(f"the name {str(path)!r} is no UTF-8", "rename the file") from cause
     except OSError as cause:
@@ -199,8 +209,21 @@ def _inside_target(local: Path, path: PurePosixPath) -> str:
     return target
 
 
-def _check_readable(local: Path) -> None:
-    os.close(os.open(local, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))
+def _open_beneath(root: Path, inside: PurePosixPath) -> int:
+    """A descriptor of the file; OSError(ELOOP or ENOTDIR) when any component below `root` is a link."""
+    *directories, name = inside.parts
+    with ExitStack() as stack:
+        at = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, at)
+        for directory in directories:
+            at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            stack.callback(os.close, at)
+        # O_NONBLOCK: should the file have become a pipe meanwhile, opening it does not wait for a writer.
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=at)
+
+
+def _check_readable(root: Path, inside: PurePosixPath) -> None:
+    os.close(_open_beneath(root, inside))
 
 
 def _add(found: dict[str, Source], source: Source) -> None:

@@ -14,15 +14,17 @@ import click
 from cli.client.contexts import load_context
 from cli.client.escape import escape_line
 from cli.joblet.firststart import CLIENT_CONFIG_FILE
-from cli.joblet.node import node_info
 from cli.joblet.up import base_dir_option
 from common.config.settings import DEFAULT_BASE_DIR
 from common.errors import JobletError, Reason
 from common.quantities import format_size
 from proto.joblet.v1 import node_pb2
 
-NEEDED: Final = ("namespace.", "limit.cpu", "limit.memory", "limit.pids")
-"""Capabilities, by prefix of their name, without which a job with the default settings cannot be kept."""
+NEEDED: Final = frozenset(
+    {f"namespace.{name}" for name in ("mount", "pid", "ipc", "uts", "cgroup", "net")}
+    | {"limit.cpu", "limit.memory", "limit.pids"}
+)
+"""Capabilities that a job with default settings cannot be without in this release."""
 
 _WORDS: Final = {
     node_pb2.Capability.ENFORCED: "enforced",
@@ -47,6 +49,8 @@ def doctor(base_dir: Path | None, *, as_json: bool) -> int:
             f"no node to ask: there is no {file}",
             detail=f"the running node probes the host; start it with: joblet up --base-dir {base}",
         )
+    from cli.joblet.node import node_info  # noqa: PLC0415  # gRPC loads only when there is a node to ask
+
     info = node_info(load_context(file, "default"))
     click.echo(_as_json(info) if as_json else _as_text(info))
     return 1 if unmet(info) else 0
@@ -55,9 +59,7 @@ def doctor(base_dir: Path | None, *, as_json: bool) -> int:
 def unmet(info: node_pb2.NodeInfo) -> tuple[str, ...]:
     """Names of the missing capabilities that jobs with default settings need."""
     return tuple(
-        each.name
-        for each in info.capabilities
-        if each.level == node_pb2.Capability.MISSING and each.name.startswith(NEEDED)
+        each.name for each in info.capabilities if each.level == node_pb2.Capability.MISSING and each.name in NEEDED
     )
 
 

@@ -4,10 +4,11 @@ Whoever started `joblet up` may not read its stderr. Then lines are dropped and 
 supervisor never wait for a reader.
 """
 
+import os
 import queue
 import threading
 from datetime import datetime
-from typing import Final, TextIO
+from typing import Final
 
 from honcho.colour import get_colours
 from honcho.printer import Message, Printer
@@ -17,13 +18,38 @@ OWN_NAME: Final = "joblet"
 CLOSE_TIMEOUT_S: Final = 1.0
 
 
+class _Descriptor:
+    """What honcho's printer needs of a file, without a lock.
+
+    A thread that blocks inside sys.stderr holds its lock, and the interpreter aborts when it cannot get it at exit.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._text = ""
+
+    def write(self, text: str) -> None:
+        """Keep it until `flush`."""
+        self._text += text
+
+    def flush(self) -> None:
+        """Write what was kept; may block as long as nobody reads."""
+        data, self._text = self._text.encode("utf-8", "replace"), ""
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def isatty(self) -> bool:
+        """Whether colours make sense."""
+        return os.isatty(self._descriptor)
+
+
 class LogPrinter:
     """Prints lines with the name of the process that wrote them. Use as a context manager."""
 
-    def __init__(self, output: TextIO, names: tuple[str, ...]) -> None:
+    def __init__(self, descriptor: int, names: tuple[str, ...]) -> None:
         colours = get_colours()
         self._colours = {name: next(colours) for name in names}
-        self._printer = Printer(output=output, width=max(len(name) for name in (*names, OWN_NAME)))
+        self._printer = Printer(output=_Descriptor(descriptor), width=max(len(name) for name in (*names, OWN_NAME)))
         self._queue: queue.Queue[Message | None] = queue.Queue(QUEUE_LINES_MAX)
         self._dropped = 0
         self._thread = threading.Thread(target=self._print, name="printer", daemon=True)

@@ -28,6 +28,7 @@ from common.config.load import CONFIG_FILE, load_settings
 from common.config.settings import DEFAULT_BASE_DIR, Settings
 from common.errors import JobletError, Reason, precondition, unavailable
 from common.privileges import name_process, prepare_directories, resolve_users
+from common.runtime import Notifier
 
 LOG_FILE: Final = "joblet.log"
 QUESTION_TIMEOUT_S: Final = 90.0
@@ -72,12 +73,13 @@ def up(base_dir: Path | None, port: int | None, config: Path | None, *, detach: 
         return
     layout = layout_of(settings)
     prepare_directories(layout, resolve_users(settings.joblet.users, layout))
+    manager = Notifier(os.environ.pop("NOTIFY_SOCKET", None))  # under systemd; the services get a socket of ours
     lock = UpLock(layout.base)
     try:
         name_process("joblet")
-        with LogPrinter(sys.stderr, tuple(START_ORDER)) as printer:
+        with LogPrinter(sys.stderr.fileno(), tuple(START_ORDER)) as printer:
             plan = _plan(settings, layout, config, printer)
-            asyncio.run(_run(plan, printer, stop_jobs=stop_jobs))
+            asyncio.run(_run(plan, printer, manager, stop_jobs=stop_jobs))
     finally:
         lock.close()
 
@@ -106,7 +108,7 @@ def _plan(settings: Settings, layout: Layout, config: Path | None, printer: LogP
     return Plan(settings, layout, port, file, client_config(settings, layout, port))
 
 
-async def _run(plan: Plan, printer: LogPrinter, *, stop_jobs: bool) -> None:
+async def _run(plan: Plan, printer: LogPrinter, manager: Notifier, *, stop_jobs: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -117,7 +119,9 @@ async def _run(plan: Plan, printer: LogPrinter, *, stop_jobs: bool) -> None:
     notifications.listen(supervisor.heard)
     try:
         if await _unless_stopped(_bring_up(supervisor, plan, printer), stop):
+            manager.send("READY=1")
             await stop.wait()
+        manager.send("STOPPING=1")
         printer.line("stopping")
         if stop_jobs:
             printer.line(await _ask("stop-jobs", plan, printer))

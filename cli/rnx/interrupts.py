@@ -9,7 +9,9 @@ Here: the rule, as a SIGINT handler that is in force while a job is attached. No
     kill     kills the job, goes on reading        leaves
 
 Leaving waits until the chunk in hand is written and counted, so that the sequence to go on with is exact; one more
-Ctrl-C does not wait. Before the node has answered RunJob the first one is remembered: the job may exist already, and must not be left
+Ctrl-C does not wait.
+
+Before the node has answered RunJob the first one is remembered: the job may exist already, and must not be left
 running unknown to its user. The second leaves anyway.
 """
 

@@ -6,6 +6,7 @@ Here: the top of the command line and process entry. Not here: what commands do 
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final, NoReturn
 
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     prepare_environment()
     try:
         code = run(arguments)
+    except KeyboardInterrupt:
+        _leave_at_once()
     except Exception as error:  # process entry: a defect of ours is told in one line, too
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run rnx and return its exit code; errors are told on stderr, one line each."""
+    """Run rnx and return its exit code; errors are told on stderr, one line each. KeyboardInterrupt passes."""
     instruction = os.environ.get(COMPLETE_VARIABLE)
     if instruction:
         return shell_complete(program, {}, "rnx", COMPLETE_VARIABLE, instruction)
@@ -105,7 +108,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except JobletError as error:
         tell(f"rnx: {error}")
         return EXIT_OF_REASON[error.reason]
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort:
         return Exit.INTERRUPTED
     except BrokenPipeError:
         _let_go_of_stdout()
@@ -134,6 +137,13 @@ def _tell_usage(error: click.ClickException) -> int:
         return Exit.USAGE
     tell(f"rnx: {text}")
     return Exit.FAILURE
+
+
+def _leave_at_once() -> NoReturn:
+    """Exit without the destructors of gRPC objects, which may wait for ever after an interrupt (see session.py)."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(Exit.INTERRUPTED)
 
 
 def _let_go_of_stdout() -> None:

@@ -143,7 +143,7 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
             job = run_job(session, spec, idempotency_key=key)
         except KeyboardInterrupt:
             tell(f"rnx: left before the node answered: the job may run, see `rnx job list` (idempotency key {key})")
-            return Exit.INTERRUPTED
+            raise
         request = job_pb2.StreamLogsRequest(job_id=job.id, follow=True)
         stream = LogStream(session, request, guard=interrupts.held)
         try:
@@ -151,7 +151,7 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
             stream.follow(attached_sink().write)
         except KeyboardInterrupt:
             tell(f"rnx: left job {job.id}: go on with `rnx job log {job.id} --from-seq {stream.next_sequence}`")
-            return Exit.INTERRUPTED
+            raise
         except BrokenPipeError:
             # Whoever read the output has gone: that ends the job as an interrupt would.
             if policy is not Policy.DETACH:
@@ -180,8 +180,8 @@ def tell_end(job: job_pb2.Job) -> None:
         case job_pb2.CANCELED:
             tell(f"rnx: job {job.id} was canceled before it started")
         case _ if job.oom_killed:
-            tell(f"rnx: job {job.id} was killed: it needed more memory than it may have; see --max-memory")
+            tell(f"rnx: job {job.id} ran out of memory and the kernel killed a process of it; see --max-memory")
         case job_pb2.FAILED if not job.HasField("exit_code") and not job.HasField("signal"):
-            tell(f"rnx: job {job.id} did not start: {job.reason or 'no reason was given'}")
+            tell(f"rnx: job {job.id} failed: {job.reason or 'no reason was given'}")
         case _:
             pass

@@ -34,6 +34,7 @@ async def serve(startup: Startup) -> None:
     """Run the service until it is asked to stop."""
     settings = startup.settings
     material = server_material(settings, startup.layout)
+    remove_stale_replies(startup.layout.run)
     api = Api(settings, startup.layout, startup.transport, material)
     startup.drop_privileges()
     await api.start()

@@ -16,7 +16,7 @@ def no_such_job() -> JobletError:
 
     It does not repeat the id, so the two cannot be told apart by a single byte.
     """
-    return not_found("no such job", "the jobs that you may see: rnx job list --all")
+    return not_found("no such job", "rnx job list --all shows the jobs that you may see")
 
 
 class Access:

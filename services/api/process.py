@@ -4,7 +4,9 @@ Belongs here: wiring, and the order of the end. Does not belong here: privileges
 """
 
 import asyncio
+import fcntl
 import os
+from pathlib import Path
 
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
 
@@ -33,6 +35,24 @@ from services.api.uploads.staging import Staging
 from services.api.watch import Watch
 
 STOP_GRACE_S = 2.0
+
+
+def remove_stale_replies(run: Path) -> None:
+    """Remove the reply sockets of api processes that were killed; the lock tells which. Before the drop: only root may.
+
+    Each process has a socket of its own, named by its pid: without this every crash would leave one.
+    """
+    for lock_path in run.glob(topics.API_REPLIES.file.format(pid="*") + ".lock"):
+        lock = os.open(lock_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # it lives
+        else:
+            lock_path.with_suffix("").unlink(missing_ok=True)
+            lock_path.unlink()
+        finally:
+            os.close(lock)
 
 
 class Api:

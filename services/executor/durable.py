@@ -23,6 +23,11 @@ BATCH_BYTES: Final = 1024 * 1024
 PATIENCE_NS: Final = 5_000_000_000
 """Without progress for so long, what is unacknowledged is sent again; twice as long after each time in vain."""
 PATIENCE_DOUBLINGS_MAX: Final = 4
+RESENDS_AT_ONCE: Final = 3
+PAUSE_NS_FIRST: Final = 100_000_000
+PAUSE_DOUBLINGS_MAX: Final = 6
+"""A Resend is followed at once, three times; then, without progress, after 0.1 s, 0.2 s … 6.4 s: persist may refuse
+what it is sent, and would otherwise be sent it as fast as it can say so."""
 
 
 class Position(NamedTuple):
@@ -57,6 +62,8 @@ class Outbox:
         self._end_sent = False
         self._progress_ns = now_ns
         self._in_vain = 0
+        self._resends = 0
+        self.paused_until_ns = 0
         self.go_back(now_ns=now_ns)
 
     @property
@@ -139,7 +146,7 @@ class Outbox:
             self._in_flight.clear()
         progress = before != (self._stored_sequence, self.acknowledged, self.delivered)
         if progress:
-            self._progress_ns, self._in_vain = now_ns, 0
+            self._progress_ns, self._in_vain, self._resends, self.paused_until_ns = now_ns, 0, 0, 0
         return progress
 
     def missing(self, epoch: int, *, now_ns: int) -> bool:
@@ -147,6 +154,10 @@ class Outbox:
         if epoch != self._epoch or self.delivered:
             return False
         self.go_back(now_ns=now_ns)
+        self._resends += 1
+        if self._resends > RESENDS_AT_ONCE:
+            doublings = min(self._resends - RESENDS_AT_ONCE - 1, PAUSE_DOUBLINGS_MAX)
+            self.paused_until_ns = now_ns + (PAUSE_NS_FIRST << doublings)
         return True
 
     def overdue(self, now_ns: int) -> bool:

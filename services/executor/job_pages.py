@@ -19,7 +19,7 @@ from services.executor.job_store import JobStore
 
 PAGE_SIZE_MAX: Final = 1000
 PAGE_SIZE_DEFAULT: Final = 100
-ROWS_PER_PAGE_MAX: Final = 8000
+ROWS_PER_PAGE_MAX: Final = 2000
 PAGE_BYTES_MAX: Final = 2 * 2**20
 """A page ends behind the job that reaches it: it must fit into one message of gRPC (4 MiB by default)."""
 LABELS_MAX: Final = 64
@@ -53,7 +53,7 @@ def page(store: JobStore, request: ListJobs) -> JobsPage:
         if len(found) == size or looked_at == ROWS_PER_PAGE_MAX or found_bytes >= PAGE_BYTES_MAX:
             return JobsPage(tuple(found), _token(last))
         looked_at, last = looked_at + 1, position
-        match = _matching(store, position[1], request, owner)
+        match = _matching(store, position, request, owner)
         if match is not None:
             found.append(match[0])
             found_bytes += match[1]
@@ -100,9 +100,11 @@ def _positions(
     return ((int(created_at_ns), str(job)) for created_at_ns, job in rows)
 
 
-def _matching(store: JobStore, job: str, request: ListJobs, owner: str | None) -> tuple[Job, int] | None:
-    """The job and its bytes, if it is one of those asked for."""
-    row = store.row(job)
+def _matching(store: JobStore, position: Position, request: ListJobs, owner: str | None) -> tuple[Job, int] | None:
+    """The job and its bytes, if it is one of those asked for. A row is decoded only when its labels match."""
+    if not all(store.has_label(position, label) for label in request.labels.items()):
+        return None
+    row = store.row(position[1])
     if row is None or (request.states and row[3] not in request.states) or (owner is not None and row[2] != owner):
         return None
     stored = store.decoded(row)

@@ -35,6 +35,7 @@ _BY_KEY: Final = "SELECT id, created_at_ns, owner, state, key, data FROM jobs WH
 _BY_STATE: Final = (
     "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE state = ? ORDER BY created_at_ns, id"
 )
+_LABEL: Final = "SELECT 1 FROM labels WHERE name = ? AND value = ? AND created_at_ns = ? AND id = ?"
 _INSERT: Final = "INSERT INTO jobs (id, created_at_ns, owner, state, key, data) VALUES (?, ?, ?, ?, ?, ?)"
 _DELETES: Final = (
     "DELETE FROM jobs WHERE id = ?",
@@ -65,6 +66,10 @@ class JobStore:
         """The job's row, unchecked."""
         row: Columns | None = self.connection.execute(_BY_ID, (job,)).fetchone()
         return row
+
+    def has_label(self, position: tuple[int, str], label: tuple[str, str]) -> bool:
+        """Whether the job created at, and named by, `position` has this name and value as a label."""
+        return self.connection.execute(_LABEL, (*label, *position)).fetchone() is not None
 
     def get(self, job: JobId) -> Job | None:
         """The job, or None."""

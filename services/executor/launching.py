@@ -62,7 +62,7 @@ class LauncherProcess:
             with theirs:
                 await self._request(theirs)
             ours.settimeout(0)
-            return _monitor_of(await _exchange(ours, len(task).to_bytes(4, "little") + task))
+            return _monitor_of(await _exchange(ours, task))
 
     async def close(self) -> None:
         """End the launcher. Monitors and jobs go on."""

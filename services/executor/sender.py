@@ -83,6 +83,7 @@ class Sender:
         self._ready: deque[JobId] = deque()
         self._queued: set[JobId] = set()
         self._wake = asyncio.Event()
+        self._paused: set[JobId] = set()
         self._unheard_bytes = 0
         self._probe_ns = 0
 
@@ -134,8 +135,11 @@ class Sender:
             self.look_for_overdue()
 
     def look_for_overdue(self) -> None:
-        """Go back where nothing was acknowledged for too long."""
+        """Go back where nothing was acknowledged for too long, and go on where a pause is over."""
         now_ns = self._now_ns()
+        for job in [job for job in self._paused if not self._is_paused(job, now_ns)]:
+            self._paused.discard(job)
+            self._enqueue(job)
         overdue = [job for job, parcel in self._parcels.items() if parcel.outbox.overdue(now_ns)]
         if overdue:
             log.warning("persist has not acknowledged in time: sending again", jobs=len(overdue), one=overdue[0])
@@ -231,8 +235,15 @@ class Sender:
         self._enqueue(job)
         await self._push.send(payload)
 
+    def _is_paused(self, job: JobId, now_ns: int) -> bool:
+        parcel = self._parcels.get(job)
+        return parcel is not None and parcel.outbox.paused_until_ns > now_ns
+
     def _next(self, parcel: _Parcel) -> Body | None:
         outbox = parcel.outbox
+        if self._is_paused(outbox.job, self._now_ns()):
+            self._paused.add(outbox.job)
+            return None
         if outbox.has_records() and parcel.journal is not None:
             piece = self._read(outbox, parcel.journal)
             return None if piece is None else outbox.send_records(piece, now_ns=self._now_ns())

@@ -47,6 +47,7 @@ HELD_BYTES_MAX: Final = 128 * 2**20
 """Beyond, no message is taken until some of it is written: twice what the executor has on the way."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _TICK_S_MAX: Final = 0.05
+_SAMPLES_S: Final = 1.0
 
 
 class Source(Protocol):
@@ -89,6 +90,7 @@ class Ingest:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._receive())
             group.create_task(self._tick())
+            group.create_task(self._flush_samples())
 
     async def settle(self) -> None:
         """Wait for what is being written; nothing new is begun. After `run` was cancelled."""
@@ -105,6 +107,7 @@ class Ingest:
     async def _receive(self) -> None:
         async for message in self._source.messages():
             self._take(message.body)
+            await asyncio.sleep(0)  # a message that is there already does not let the others run
             while self._machine.held_bytes > HELD_BYTES_MAX:
                 self._room.clear()
                 await self._room.wait()
@@ -112,11 +115,9 @@ class Ingest:
     async def _tick(self) -> None:
         while True:
             await self._wake.wait()
-            while self._machine.needs_ticks or self._samples.waiting:
+            while self._machine.needs_ticks:
                 await asyncio.sleep(self._tick_s)
                 self._handle(Tick(_now_ms()))
-                if self._samples.due(_now_ms()):
-                    self._start(self._flush_samples())
             self._wake.clear()
 
     def _take(self, body: Body) -> None:
@@ -190,10 +191,10 @@ class Ingest:
             self._changes.tell(job)
 
     async def _flush_samples(self) -> None:
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._samples.flush_due, _now_ms())
-        except Exception:
-            log.exception("storing samples failed")
+        while True:
+            await asyncio.sleep(_SAMPLES_S)
+            if self._samples.waiting:
+                await asyncio.get_running_loop().run_in_executor(self._pool, self._samples.flush_due, _now_ms())
 
     def _failed(self, job: JobId, why: str, *, abandoned: bool) -> None:
         self._count("failed", why, job=job)

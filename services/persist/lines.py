@@ -2,7 +2,7 @@ r"""Journal records to JSON lines and back: the text inside the members of a log
 
     {"timestamp":ns,"sequence":n,"stream":"stdout","content":"…"}              a line; "content_b64" if it is not UTF-8
     {"timestamp":ns,"sequence":n,"stream":"stdout","content":"…","partial":true}      no line end follows
-    {"timestamp":ns,"sequence":first,"stream":"stdout","gap":lines,"gap_bytes":n,"reason":"…"}
+    {"timestamp":ns,"sequence":first,"stream":"none","gap":lines,"gap_bytes":n,"reason":"…"}
 
 A line ends at b"\n" and nowhere else; the content is without it, a b"\r" before it stays. Everything is done by the
 batch: this is where persist spends its time. Not here: members (member.py) and how readers get runs (runs.py).
@@ -17,7 +17,8 @@ import msgspec
 from common.records import Flags, Record, RecordType, Stream
 from services.persist.member import Span
 
-STREAM_NAMES: Final = {Stream.STDOUT: "stdout", Stream.STDERR: "stderr"}
+STREAM_NAMES: Final = {Stream.NONE: "none", Stream.STDOUT: "stdout", Stream.STDERR: "stderr"}
+"""A gap may be of no stream: nobody knows which of them the missing entries were of."""
 CHUNK_LINES: Final = 4096
 CHUNK_BYTES: Final = 256 * 1024
 """Lines are encoded in chunks of about so much output: it stays in the cache, and a member in bounds."""
@@ -90,7 +91,7 @@ def check(record: Record) -> None:
 
 
 def _check_output(record: Record) -> None:
-    if record.stream not in STREAM_NAMES:
+    if record.stream not in (Stream.STDOUT, Stream.STDERR):
         raise RefusedRecord(f"output of stream {record.stream}")
     payload = bytes(record.payload)
     ends = payload.count(b"\n")
@@ -175,12 +176,12 @@ def _gap_chunk(record: Record, name: str, skip: int) -> Chunk:
     try:
         detail = _gap_decoder.decode(record.payload)
     except msgspec.DecodeError:
-        detail = _GapDetail(reason="not told")
+        detail = _GapDetail(reason="unknown")
     return gap_chunk(
         name,
         time_ns=record.time_ns,
         sequence=record.sequence + skip,
         lines=record.lines - skip,
         gap_bytes=max(0, min(detail.bytes, INTEGER_MAX)),
-        reason=detail.reason[:_REASON_CHARACTERS] or "not told",
+        reason=detail.reason[:_REASON_CHARACTERS] or "unknown",
     )

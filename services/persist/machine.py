@@ -33,7 +33,6 @@ from services.persist.events import (
 
 JOBS_MAX: Final = 10_000
 """Jobs that are remembered; beyond, the longest idle one is forgotten and must begin a new epoch."""
-_BROKEN: Final = -1
 
 
 class Limits(NamedTuple):
@@ -47,8 +46,8 @@ class Limits(NamedTuple):
 
 class _Job:
     def __init__(self) -> None:
-        self.epoch = _BROKEN
-        self.next_batch = 0  # _BROKEN: only a newer epoch is taken
+        self.epoch = -1  # below any
+        self.next_batch: int | None = None  # None: only a newer epoch is taken
         self.waiting: deque[BatchArrived] = deque()
         self.waiting_bytes = 0
         self.waiting_since_ms = 0
@@ -111,7 +110,7 @@ class Machine:
             return [] if job.resend_at_ms is not None else [AskResend(event.job, event.epoch)]
         if not job.waiting:
             job.waiting_since_ms = event.now_ms
-        job.next_batch += 1
+        job.next_batch = event.batch + 1
         job.waiting.append(event)
         job.waiting_bytes += event.size_bytes
         self.held_bytes += event.size_bytes
@@ -136,7 +135,7 @@ class Machine:
         self._end_flush(job)
         self.held_bytes -= job.drop_waiting()
         job.abandoned = event.abandoned
-        job.next_batch = _BROKEN
+        job.next_batch = None
         if not event.abandoned:
             job.resend_at_ms = event.now_ms + self._limits.retry_ms
             self._timed[event.job] = job
@@ -146,7 +145,7 @@ class Machine:
         job = self._jobs.get(job_id)
         if job is not None:  # it stays known while a Flush may be under way
             self.held_bytes -= job.drop_waiting()
-            job.next_batch, job.resend_at_ms, job.abandoned = _BROKEN, None, False
+            job.next_batch, job.resend_at_ms, job.abandoned = None, None, False
         return []
 
     def _tick(self, now_ms: int) -> list[Instruction]:

@@ -1,8 +1,8 @@
 """What of a batch is new and what is missing before it: records and positions in, chunks per stream out. Pure.
 
 A record that is stored is refused as a repeat by the last sequence of its stream; sequences that neither stream has
-and nobody sent are a hole, which gets a gap line of its own, in the stream of the record behind it, so that readers
-see it. What is written then is the business of store.py.
+and nobody sent are a hole, which gets a gap line of its own, so that readers see it. Gaps of no stream stand in the
+file of stdout. What is written then is the business of store.py.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from common.records import Record, RecordType, Stream
 from services.persist import lines
 from services.persist.lines import Chunk
 
-HOLE_REASON: Final = "never received"
+HOLE_REASON: Final = "never_received"
 
 
 class Plan(NamedTuple):
@@ -36,10 +36,11 @@ def plan(records: Iterable[Record], positions: dict[Stream, int], *, level_with:
         time_ns = record.time_ns
         if record.type not in (RecordType.OUTPUT, RecordType.GAP):
             continue
-        stream, expected = Stream(record.stream), max(last.values()) + 1
+        stream, expected = Stream(record.stream) or Stream.STDOUT, max(last.values()) + 1
         if record.sequence > expected:
             missing += record.sequence - expected
-            chunks[stream].append(_hole(stream, expected, record.sequence, record.time_ns))
+            chunks[Stream.STDOUT].append(_hole(expected, record.sequence, record.time_ns))
+            last[Stream.STDOUT] = record.sequence - 1
         skip = max(0, last[stream] - record.sequence + 1)
         if skip >= record.lines:
             repeats += record.lines
@@ -50,13 +51,13 @@ def plan(records: Iterable[Record], positions: dict[Stream, int], *, level_with:
     expected = max(last.values()) + 1
     if level_with >= expected:
         missing += level_with + 1 - expected
-        chunks[Stream.STDOUT].append(_hole(Stream.STDOUT, expected, level_with + 1, time_ns))
+        chunks[Stream.STDOUT].append(_hole(expected, level_with + 1, time_ns))
     return Plan(chunks, repeats, missing)
 
 
-def _hole(stream: Stream, first: int, end: int, time_ns: int) -> Chunk:
+def _hole(first: int, end: int, time_ns: int) -> Chunk:
     return lines.gap_chunk(
-        lines.STREAM_NAMES[stream],
+        lines.STREAM_NAMES[Stream.NONE],
         time_ns=time_ns,
         sequence=first,
         lines=end - first,

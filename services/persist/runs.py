@@ -103,6 +103,7 @@ def _halved(run: Run) -> Iterator[Run]:
 
 
 def _gap(entry: Entry, stream: Stream, bounds: Bounds | None) -> Run:
+    stream = Stream.NONE if entry.stream == lines.STREAM_NAMES[Stream.NONE] else stream
     run = Run(
         entry.sequence, entry.gap, stream, entry.timestamp, b"", gap_reason=entry.reason, gap_bytes=entry.gap_bytes
     )

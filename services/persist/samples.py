@@ -16,7 +16,6 @@ import structlog
 from common.identifiers import JobId
 from common.messages.logs import StoreMetric
 from services.persist.lines import INTEGER_MAX
-from services.persist.segment import AbandonedSegment
 from services.persist.store import Store
 
 log = structlog.get_logger(__name__)
@@ -57,7 +56,6 @@ class Samples:
         self._lock = threading.Lock()
         self._by_job: dict[JobId, list[Sample]] = {}
         self._since_ms: dict[JobId, int] = {}
-        self._flushing = threading.Lock()
         self.waiting = 0
         self.dropped = 0
 
@@ -77,22 +75,18 @@ class Samples:
             self._since_ms.setdefault(job, now_ms)
             self.waiting += 1
 
-    def due(self, now_ms: int) -> bool:
-        """True when something should be stored now."""
-        with self._lock:
-            return not self._flushing.locked() and any(self._is_due(job, now_ms) for job in self._by_job)
-
     def flush_due(self, now_ms: int) -> None:
         """Store what is due."""
-        with self._flushing:
-            with self._lock:
-                jobs = [job for job in self._by_job if self._is_due(job, now_ms)]
-            for job in jobs:
-                self.flush(job)
+        with self._lock:
+            jobs = [job for job in self._by_job if self._is_due(job, now_ms)]
+        for job in jobs:
+            self.flush(job)
 
     def flush_all(self) -> None:
         """Store everything."""
-        for job in list(self._by_job):
+        with self._lock:
+            jobs = list(self._by_job)
+        for job in jobs:
             self.flush(job)
 
     def flush(self, job: JobId) -> None:
@@ -102,7 +96,7 @@ class Samples:
             return
         try:
             self._store.write_metrics(job, _encoder.encode_lines(samples), [sample.timestamp for sample in samples])
-        except (OSError, AbandonedSegment) as cause:
+        except OSError as cause:
             self.dropped += len(samples)
             log.warning("samples lost", job=job, samples=len(samples), why=str(cause))
 

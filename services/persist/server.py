@@ -83,6 +83,7 @@ class PersistServer(PersistServiceServicer):
         """See persist.proto."""
         try:
             job = parse_job_id(request.job_id)
+            self._samples.forget(job)
             log_bytes, metric_bytes = await self._in_pool(self._store.delete, job)
         except (JobletError, OSError) as cause:
             await refuse(context, _as_error(cause))

@@ -108,19 +108,18 @@ class Store:
         raise OSError(f"the files of job {job} change while they are written")
 
     def write_metrics(self, job: JobId, text: bytes, times_ns: Sequence[int]) -> None:
-        """Store samples: JSON lines, and the time of each. Raises OSError, `AbandonedSegment`."""
-        metrics, disk, durable = self._metrics, self._disk, self._durable
+        """Store samples, never synchronized: JSON lines, and the time of each. Raises OSError."""
         with (
             self._using(job) as stored,
             stored.lock,
-            made_job_directory(metrics, job, disk, durable=durable) as directory,
+            made_job_directory(self._metrics, job, self._disk, durable=False) as directory,
         ):
             segment = stored.metrics or Segment.load(directory, METRICS_FILE)
             first = segment.last_sequence + 1
             span = Span(len(times_ns), first, first + len(times_ns) - 1, min(times_ns), max(times_ns))
             stored.metrics = None
             try:
-                segment.append(directory, [member.build(text, span, level=self._level)], disk, durable=durable)
+                segment.append(directory, [member.build(text, span, level=self._level)], self._disk, durable=False)
             except StaleSegment as stale:
                 raise OSError(f"{METRICS_FILE} of job {job} was changed by another hand") from stale
             stored.metrics = segment

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from proto.joblet.v1 import job_pb2, persist_pb2
-from tests.contract.rnx_fake_node import STARTED_NS, FakeNode, chunk, fake_node
+from tests.contract.rnx_fake_node import FakeNode, fake_node
+from tests.contract.rnx_fake_services import STARTED_NS, chunk
 from tests.waiting import wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"

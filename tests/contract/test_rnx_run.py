@@ -1,23 +1,16 @@
 """`rnx job run`: bytes, exit codes, and that no job runs twice. Against a fake node over real TLS."""
 
 import hashlib
-import os
 import random
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from cli.client.contexts import load_context
-from cli.client.session import Session
-from cli.client.uploads import Source, upload
-from common.errors import JobletError
 from proto.joblet.v1 import job_pb2, persist_pb2
-from tests.contract.rnx_fake_node import FakeNode, chunk, fake_node
-from tests.waiting import wait_for
+from tests.contract.rnx_fake_node import FakeNode, fake_node
+from tests.contract.rnx_fake_services import chunk
 
 
 @pytest.fixture
@@ -56,10 +49,10 @@ def test_many_random_bytes_come_through_unchanged(node: FakeNode) -> None:
         (job_pb2.Job(state=job_pb2.COMPLETED, exit_code=0), 0, ""),
         (job_pb2.Job(state=job_pb2.FAILED, exit_code=7), 7, ""),
         (job_pb2.Job(state=job_pb2.FAILED, signal=9), 137, ""),
-        (job_pb2.Job(state=job_pb2.FAILED, signal=9, oom_killed=True), 137, "more memory"),
+        (job_pb2.Job(state=job_pb2.FAILED, signal=9, oom_killed=True), 137, "ran out of memory"),
         (job_pb2.Job(state=job_pb2.STOPPED, signal=15), 143, ""),
         (job_pb2.Job(state=job_pb2.TIMED_OUT, signal=15), 143, "run time limit"),
-        (job_pb2.Job(state=job_pb2.FAILED, reason="exec: no-such: not found"), 1, "did not start: exec: no-such"),
+        (job_pb2.Job(state=job_pb2.FAILED, reason="exec: no-such: not found"), 1, "failed: exec: no-such"),
         (job_pb2.Job(state=job_pb2.LOST), 1, "was lost"),
         (job_pb2.Job(state=job_pb2.CANCELED), 1, "canceled"),
     ],
@@ -164,59 +157,6 @@ def test_an_attached_run_survives_a_restart_of_the_front_door(node: FakeNode) ->
     assert [request.from_sequence for request in node.jobs.of(job_pb2.StreamLogsRequest)] == [0, 4, 6, 6]
 
 
-@pytest.mark.parametrize(
-    ("policy", "stop"),
-    [
-        ("stop", job_pb2.StopJobRequest(job_id="00000001-0000-4000-8000-000000000000")),
-        ("kill", job_pb2.StopJobRequest(job_id="00000001-0000-4000-8000-000000000000", signal="SIGKILL", grace_ms=0)),
-        ("detach", None),
-    ],
-)
-def test_interrupt(node: FakeNode, policy: str, stop: job_pb2.StopJobRequest | None) -> None:
-    """Ctrl-C stops, kills or leaves the job as was asked for; the exit code is 130 and there is no traceback."""
-    node.jobs.chunks = [chunk(1, b"begun\n")]
-    node.jobs.end_gate.clear()
-    process = node.start("run", "--on-interrupt", policy, "x")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"begun\n"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (130, b"")
-    assert node.jobs.of(job_pb2.StopJobRequest) == ([] if stop is None else [stop])
-    assert b"Traceback" not in err
-    assert (b"--from-seq 2" in err) == (stop is None)
-
-
-def test_a_second_interrupt_leaves_at_once(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the job does not want to end, Ctrl-C again leaves it, and says how to come back."""
-    node.jobs.chunks = [chunk(1, b"begun\n")]
-    node.jobs.end_gate.clear()
-    monkeypatch.setattr(node.jobs.end_gate, "set", lambda: None)  # the fake's own switch: the job ignores the signal
-    process = node.start("run", "x")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"begun\n"
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: node.jobs.of(job_pb2.StopJobRequest), what="the stop request")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    monkeypatch.undo()
-    assert process.returncode == 130
-    assert b"rnx job log 00000001-0000-4000-8000-000000000000 --from-seq 2" in err
-
-
-def test_a_reader_that_leaves_ends_the_run_quietly(node: FakeNode) -> None:
-    """`rnx run … | head -1`: no traceback, no message, and the job is stopped as by an interrupt."""
-    node.jobs.chunks = [chunk(1 + n, b"x" * 65535 + b"\n") for n in range(64)]
-    read, write = os.pipe()
-    process = node.start("run", "x", stdout=write)
-    os.close(write)
-    assert os.read(read, 1) == b"x"
-    os.close(read)
-    _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (141, b"")
-    assert len(node.jobs.of(job_pb2.StopJobRequest)) == 1
-
-
 def test_dry_run_prints_the_plan_and_starts_nothing(node: FakeNode) -> None:
     """--dry-run asks PlanJob only."""
     assert node.rnx("run", "--dry-run", "x").out == b"make a mount namespace\nexec x\n"
@@ -229,79 +169,3 @@ def test_what_no_node_offers_is_refused_here(node: FakeNode) -> None:
     assert outcome.code == 4
     assert "--read-bps" in outcome.err
     assert outcome.err.count("\n") == 1
-
-
-def test_uploads_reach_the_node(node: FakeNode, tmp_path: Path) -> None:
-    """A file comes to its name, a directory's contents to /work: content, modes, links and empty directories."""
-    tree = tmp_path / "project"
-    (tree / "sub" / "empty").mkdir(parents=True)
-    (tree / "sub" / "run.sh").write_bytes(b"#!/bin/sh\n" + b"x" * (600 * 1024))
-    (tree / "sub" / "run.sh").chmod(0o750)
-    (tree / "link").symlink_to("sub/run.sh")
-    single = tmp_path / "data.bin"
-    single.write_bytes(b"\x00\x01")
-    single.chmod(0o640)
-    outcome = node.rnx("run", "-d", "--upload", str(single), "--upload-dir", str(tree), "x")
-    assert outcome.err == ""
-    entries = [part.entry for part in node.jobs.uploaded if part.HasField("entry")]
-    kinds = job_pb2.UploadEntry
-    assert [(e.path, e.kind, e.target, e.size_bytes) for e in entries] == [
-        ("data.bin", kinds.FILE, "", 2),
-        ("link", kinds.SYMLINK, "sub/run.sh", 0),
-        ("sub", kinds.DIRECTORY, "", 0),
-        ("sub/empty", kinds.DIRECTORY, "", 0),
-        ("sub/run.sh", kinds.FILE, "", 10 + 600 * 1024),
-    ]
-    assert (entries[0].mode, entries[4].mode) == (0o640, 0o750)
-    data = b"".join(part.data for part in node.jobs.uploaded)
-    assert data == b"\x00\x01#!/bin/sh\n" + b"x" * (600 * 1024)
-    assert max(len(part.data) for part in node.jobs.uploaded) <= 2**20
-    (request,) = node.jobs.of(job_pb2.RunJobRequest)
-    assert [*request.spec.upload_ids] == ["upload-1"]
-
-
-def test_an_interrupt_ends_an_upload(node: FakeNode, tmp_path: Path) -> None:
-    """Ctrl-C while files are sent: nothing goes on, no job is started, exit code 130."""
-    node.jobs.upload_gate.clear()
-    big = tmp_path / "big"
-    with big.open("wb") as file:
-        file.truncate(64 * 2**20)
-    leader, follower = os.openpty()
-    process = node.start("run", "--upload", str(big), "x", stderr=follower)
-    os.close(follower)
-    shown = b""
-    while b"uploading" not in shown:
-        shown += os.read(leader, 65536)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
-    os.close(leader)
-    assert process.returncode == 130
-    assert node.jobs.upload_gone.wait(20)
-    assert node.jobs.of(job_pb2.RunJobRequest) == []
-
-
-def test_a_file_that_shrinks_while_it_is_sent_starts_nothing(node: FakeNode) -> None:
-    """Half an upload is no upload: the node is not told that it is complete, and the file is named."""
-    source = Source("cut", Path("/dev/null"), job_pb2.UploadEntry.FILE, 0o644, 5)
-    context = load_context(node.config, "default")
-    node.jobs.upload_gate.clear()
-    with Session(context) as session, pytest.raises(JobletError, match="/dev/null shrank while it was sent"):
-        upload(session, [source], sent=lambda _: None)
-    assert node.jobs.upload_gone.wait(20)
-    assert node.jobs.uploaded == []
-
-
-def test_a_background_run_that_ignores_interrupts_keeps_ignoring_them(node: FakeNode) -> None:
-    """With SIGINT ignored from the start, as a shell does for `&`, Ctrl-C at the terminal does not touch the job."""
-    node.jobs.end_gate.clear()
-    ignoring = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = node.command("run", "x")
-    process = subprocess.Popen([command[0], "-c", ignoring, *command], stdout=subprocess.PIPE)
-    assert node.jobs.streaming.wait(20)
-    process.send_signal(signal.SIGINT)
-    node.jobs.end_gate.set()
-    process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert node.jobs.of(job_pb2.StopJobRequest) == []

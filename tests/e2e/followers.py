@@ -1,8 +1,8 @@
 """Many followers of one job in one process: `python -m tests.e2e.followers CONFIG JOB COUNT STALLED`.
 
-Belongs here: a client that follows a job COUNT times over gRPC, of which STALLED never read a message, and
-prints one JSON object: for each reading follower the SHA-256 of what it got and how the stream ended. Does not belong here: judging.
-It is a process of its own so that no test process holds gRPC's threads.
+Belongs here: a client that follows a job COUNT times over gRPC, and STALLED times more without ever reading, and prints
+one JSON object for each reading follower: the SHA-256 of what it got and how the stream ended. Does not belong here:
+judging. It is a process of its own so that no test process holds gRPC's threads.
 """
 
 import hashlib

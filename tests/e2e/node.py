@@ -35,6 +35,9 @@ SETTINGS: Final[dict[str, Any]] = {
     "joblet": {"cgroup_parent": OWN_MARK},
 }
 
+_certificates: dict[str, bytes] = {}
+"""Those of the first node that was started. RSA keys take seconds to find, so the other nodes are given the same."""
+
 
 class Node:
     """One base directory and, while it is up, the services on it."""
@@ -68,6 +71,8 @@ class Node:
         if ready is None:
             self.stop()
             raise AssertionError(f"joblet up said {line!r}; its log:\n{self.log_text()[-5000:]}")
+        for file in (self.base / "certs").iterdir():
+            _certificates.setdefault(file.name, file.read_bytes())
         self.port = int(ready[1])  # kept for the next start, so that clients find the node again
         self.config = Path(ready[2].decode())
 
@@ -170,6 +175,11 @@ def make_base(name: str, settings: dict[str, Any] | None = None) -> Path:
     base.chmod(0o755)
     merged = _merged(SETTINGS, settings or {})
     (base / "joblet-config.yml").write_text(yaml.safe_dump(merged))
+    if _certificates:
+        (base / "certs").mkdir(mode=0o700)
+    for file, content in _certificates.items():
+        (base / "certs" / file).write_bytes(content)
+        (base / "certs" / file).chmod(0o600)
     return base
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def read(path):
         with open(path, "rb") as stream:
             return stream.read(100000).decode("utf-8", "replace")
     except OSError as error:
-        return "errno %d" % error.errno
+        return "errno %%d" %% error.errno
 status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
 try:
     client = socket.create_connection(("127.0.0.1", %(port)d), 2)
@@ -115,7 +114,17 @@ def test_files(seen: dict[str, Any]) -> None:
 @pytest.mark.threat("B04")
 def test_sockets_of_the_services_are_out_of_reach(node: Node) -> None:
     """No socket file is anywhere in the job's tree."""
-    assert node.ok("job", "run", "--", "sh", "-c", "find / -type s 2>/dev/null; true") == b""
+    assert (
+        node.ok(
+            "job",
+            "run",
+            "--",
+            "sh",
+            "-c",
+            r"find / \( -path /usr -o -path /proc \) -prune -o -type s -print 2>/dev/null; true",
+        )
+        == b""
+    )
 
 
 @pytest.mark.threat("A26")
@@ -210,10 +219,10 @@ def test_no_mount_is_visible_on_the_host(node: Node) -> None:
 @pytest.mark.requirement("S4.6")
 def test_memory_limit(node: Node) -> None:
     """A job that takes more than its limit is killed, and its record says out of memory; the node goes on."""
-    job = node.detached("--max-memory", "32", "--", "sh", "-c", "head -c 200M /dev/zero | tail -c 200M | wc -c")
-    record = node.wait_for_state(job, "failed", "completed", timeout_s=60)
+    job = node.detached("--max-memory", "32", "--", "tail", "/dev/zero")
+    record = node.wait_for_state(job, "failed", timeout_s=60)
     assert record["oom_killed"] is True
-    assert record["state"] == "failed"
+    assert record["signal"] == 9
     assert node.ok("job", "run", "echo", "alive") == b"alive\n"
 
 
@@ -242,14 +251,21 @@ def test_limits_are_told(node: Node) -> None:
     node.ok("job", "wait", job)
 
 
-@pytest.mark.parametrize("option", [("--network", "bridge"), ("--volume", "data"), ("--read-bps", "1MB")])
-def test_what_cannot_be_had_is_refused_by_name(node: Node, option: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--network", "bridge"), b"network"),
+        (("--volume", "data"), b"volume"),
+        (("--read-bps", "1MB"), b"read_bytes_per_s"),
+        (("--schedule", "1h"), b"start_at"),
+    ],
+    ids=["network", "volume", "io", "schedule"],
+)
+def test_what_cannot_be_had_is_refused_by_name(node: Node, option: tuple[str, str], named: bytes) -> None:
     """A limit or feature that this node cannot enforce is an error that names it, and nothing is started."""
     before = len(node.jobs("--all"))
     done = node.rnx("job", "run", *option, "--", "true")
-    assert done.returncode in (1, 3, 4)
-    assert re.search(option[0].strip("-").replace("-", ".").encode() + b"|" + option[1].encode(), done.stderr), (
-        done.stderr
-    )
+    assert done.returncode == 4, done
+    assert named in done.stderr
     assert done.stderr.count(b"\n") == 1
     assert len(node.jobs("--all")) == before

@@ -96,26 +96,27 @@ def test_job_that_ends_while_the_executor_is_dead(fragile: Node) -> None:
 
 @pytest.mark.requirement("S0.2")
 @pytest.mark.threat("F38")
-def test_jobs_outlive_joblet_up(fragile: Node) -> None:
+def test_jobs_outlive_joblet_up(own_node: Callable[..., Node]) -> None:
     """SIGTERM ends the services and no job; the next start on the directory finds them with their true ends."""
-    long = fragile.detached("--", "sh", "-c", "echo long; sleep 1000")
-    ends_meanwhile = fragile.detached("--", "sh", "-c", "echo short; sleep 2; echo last; exit 33")
-    pid = fragile.wait_for_state(long, "running")["pid"]
-    fragile.wait_for_state(ends_meanwhile, "running")
-    services = fragile.processes()
-    journal = fragile.base / "jobs" / ends_meanwhile / "journal"
-    assert fragile.stop() == 0
+    node = own_node()
+    long = node.detached("--", "sh", "-c", "echo long; sleep 1000")
+    ends_meanwhile = node.detached("--", "sh", "-c", "echo short; sleep 2; echo last; exit 33")
+    pid = node.wait_for_state(long, "running")["pid"]
+    node.wait_for_state(ends_meanwhile, "running")
+    services = node.processes()
+    journal = node.base / "jobs" / ends_meanwhile / "journal"
+    assert node.stop() == 0
     assert Path(f"/proc/{pid}").exists()
     launched = {each for each in services if Path(f"/proc/{each}").exists()}
     wait_for(lambda: b"last\n" in journal.read_bytes(), what="the short job to write its last line")
-    fragile.start()
-    assert fragile.status(long)["pid"] == pid
-    assert fragile.status(long)["state"] == "running"
-    assert fragile.rnx("job", "wait", ends_meanwhile).returncode == 33
-    assert fragile.ok("job", "log", ends_meanwhile) == b"short\nlast\n"
-    fragile.ok("job", "stop", long, "--grace", "0s")
-    assert fragile.rnx("job", "wait", long).returncode in (137, 143)
-    assert fragile.ok("job", "log", long) == b"long\n"
+    node.start()
+    assert node.status(long)["pid"] == pid
+    assert node.status(long)["state"] == "running"
+    assert node.rnx("job", "wait", ends_meanwhile).returncode == 33
+    assert node.ok("job", "log", ends_meanwhile) == b"short\nlast\n"
+    node.ok("job", "stop", long, "--grace", "0s")
+    assert node.rnx("job", "wait", long).returncode in (137, 143)
+    assert node.ok("job", "log", long) == b"long\n"
     wait_for(lambda: not any(Path(f"/proc/{each}").exists() for each in launched), what="the old monitors to be gone")
 
 
@@ -178,20 +179,21 @@ def test_stored_log_cut_in_the_middle(fragile: Node) -> None:
 
 
 @pytest.mark.threat("F11")
-def test_torn_journal_of_a_dead_monitor(fragile: Node) -> None:
+def test_torn_journal_of_a_dead_monitor(own_node: Callable[..., Node]) -> None:
     """Half a record at the end of a journal whose monitor was killed: counted, ignored, and all before it is kept."""
-    job = fragile.detached("--", "sh", "-c", "seq 20; sleep 1000")
-    pid = fragile.wait_for_state(job, "running")["pid"]
-    wait_for(lambda: last_stored(fragile, job) == 20, what="the lines to be stored")
-    fragile.stop()
+    node = own_node()
+    job = node.detached("--", "sh", "-c", "seq 20; sleep 1000")
+    pid = node.wait_for_state(job, "running")["pid"]
+    wait_for(lambda: last_stored(node, job) == 20, what="the lines to be stored")
+    node.stop()
     monitor = parent_of(parent_of(pid))
     os.kill(monitor, signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), what="the job to be gone")
-    with (fragile.base / "jobs" / job / "journal").open("ab") as journal:
+    with (node.base / "jobs" / job / "journal").open("ab") as journal:
         journal.write(b"JLR1\x02\x01\x00\x00half a record")
-    fragile.start()
-    assert fragile.wait_for_state(job, "lost")["reason"]
-    assert numbers(fragile.ok("job", "log", job, "--no-follow")) == list(range(1, 21))
+    node.start()
+    assert node.wait_for_state(job, "lost")["reason"]
+    assert numbers(node.ok("job", "log", job, "--no-follow")) == list(range(1, 21))
 
 
 @pytest.mark.threat("F20")
@@ -208,15 +210,14 @@ def test_persist_that_stands_still(fragile: Node) -> None:
         wait_for(lambda: heard.data.count(b"\n") > at + 100, what="live lines without persist")
     finally:
         os.kill(persist, signal.SIGCONT)
-    follower.communicate(timeout=60)
-    assert numbers(heard.data) == ALL
+    assert numbers(heard.finished()) == ALL
+    end(follower)
     assert numbers(fragile.entries(job)) == ALL
 
 
 @pytest.mark.threat("F25")
-def test_second_joblet_up_on_the_same_directory_is_refused(fragile: Node, own_node: Callable[..., Node]) -> None:
+def test_second_joblet_up_on_the_same_directory_is_refused(fragile: Node) -> None:
     """It says who holds the directory, and the first one is not disturbed."""
-    del own_node
     second = Node(fragile.base)
     second.log = fragile.base / "second.log"
     with pytest.raises(AssertionError, match="joblet up said b''"):

@@ -122,6 +122,20 @@ def test_memory_bomb_is_killed_and_counted(driver: CgroupDriver) -> None:
     end(driver, job)
 
 
+@pytest.mark.threat("C02")
+def test_out_of_memory_ends_the_whole_job_or_says_that_it_does_not(driver: CgroupDriver) -> None:
+    """A child takes too much: v2 kills its parent too; v1 kills the child only, and `restrictions` tells so."""
+    job, plan = created(driver, Limits(memory_bytes=64 * MIB))
+    bomb_in_a_child = f"import os\nif os.fork() == 0:\n    exec({BOMB!r})\n    os._exit(0)\nprint(os.wait()[1])"
+    status, output = run(plan, bomb_in_a_child)
+    if "memory_bytes" in dict(driver.restrictions()):
+        assert (status, output) == (0, b"9\n")
+    else:
+        assert (status, output) == (-signal.SIGKILL, b"")
+    assert read_first(plan.oom_kills) >= 1
+    end(driver, job)
+
+
 def test_memory_bomb_without_a_limit_survives(driver: CgroupDriver) -> None:
     """The positive control: the same process lives without a limit, and no kill is counted."""
     job, plan = created(driver)

@@ -14,7 +14,7 @@ import pytest
 from common.errors import JobletError
 from common.records import RecordType
 from services.executor.control import send_space_freed, send_stop
-from services.executor.launcher.task import decode_task, encode_task
+from services.executor.launcher.task import Watch, decode_task, decode_watch, encode_task
 from services.executor.launching import LauncherProcess
 from services.executor.monitors import monitor_pid, open_monitor
 from tests.linux.sandboxes import IDENTITY, Launched, Sandboxes, alive, fields, host_mounts, with_task
@@ -141,11 +141,14 @@ def test_the_environment_is_exactly_the_plans(sandboxes: Sandboxes, monkeypatch:
 def test_the_task_survives_the_wire(sandboxes: Sandboxes) -> None:
     """What the launcher reads is what was planned, every operation of it."""
     task = sandboxes.plan("true", environment={"A": "é\n"}).task
-    decoded = decode_task(encode_task(task))
+    wire = encode_task(task)
+    border = 4 + int.from_bytes(wire[:4], "little")
+    decoded, watch = decode_task(wire[border + 4 :]), decode_watch(wire[4:border])
     assert decoded == task
     assert [type(step) for step in decoded.operations] == [type(step) for step in task.operations]
+    assert watch == Watch(*(getattr(task, name) for name in Watch._fields))
     with pytest.raises(ValueError, match="version 99"):
-        decode_task(encode_task(task).replace(b'"version": 1', b'"version": 99'))
+        decode_watch(wire[4:border].replace(b'"version": 1', b'"version": 99'))
 
 
 def test_the_lock_names_the_monitor(sandboxes: Sandboxes) -> None:

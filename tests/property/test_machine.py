@@ -65,9 +65,7 @@ events: st.SearchStrategy[AnyEvent] = st.one_of(
 @given(st.sampled_from([State.SCHEDULED, State.PENDING]), st.lists(events, max_size=30))
 def test_one_end_one_launch_and_consistent_fields(first: State, sequence: list[AnyEvent]) -> None:
     """I2: exactly one terminal state, announced once; a terminal record never changes; graces only shrink."""
-    record = JobRecord(
-        id=new_job_id(), owner="a", node_id="n", state=first, spec=JobSpec(command="x"), created_at_ns=5
-    )
+    record = JobRecord(id=new_job_id(), owner="a", node_id="n", state=first, spec=JobSpec(command="x"), created_at_ns=5)
     job = Job(record=record)
     launches = final_announcements = 0
     for event in sequence:

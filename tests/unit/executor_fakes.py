@@ -99,7 +99,8 @@ class FakeMonitor:
         """End, as by kill -9."""
         self.alive = False
         if self.gone is not None:
-            asyncio.get_running_loop().call_soon(self.gone)
+            gone, self.gone = self.gone, None
+            asyncio.get_running_loop().call_soon(gone)
 
 
 class FakeHost:
@@ -111,6 +112,7 @@ class FakeHost:
         self.launched: list[JobId] = []
         self.cleaned: list[JobId] = []
         self.fail_launch: Exception | None = None
+        self.deaf = False  # monitors take no commands
         self.freed: list[JobId] = []
         self.swept: tuple[frozenset[JobId], frozenset[JobId]] | None = None
 
@@ -139,7 +141,7 @@ class FakeHost:
     def stop(self, job: JobId, *, signal: int, grace_ms: int) -> bool:
         """See ports.Monitors."""
         monitor = self.monitors.get(job)
-        if monitor is None or not monitor.alive:
+        if monitor is None or not monitor.alive or self.deaf:
             return False
         monitor.commands.append(("stop", signal, grace_ms))
         return True

@@ -73,9 +73,7 @@ def record(sequence: int, data: bytes) -> bytes:
 def test_live_records_become_batches_without_a_hole() -> None:
     """A jump of the sequence starts a new batch; START and EXIT carry no output."""
     start = records.encode(records.RecordType.START, b"{}", time_ns=1, sequence=1)
-    gap = records.encode(
-        records.RecordType.GAP, b'{"reason":"journal_full","bytes":7}', time_ns=1, sequence=4, lines=2
-    )
+    gap = records.encode(records.RecordType.GAP, b'{"reason":"journal_full","bytes":7}', time_ns=1, sequence=4, lines=2)
     batches = batches_of(start + record(1, b"a\nb\n") + record(3, b"c\n") + gap + record(9, b"x\n"))
     assert [(batch.first, batch.last) for batch in batches] == [(1, 5), (9, 9)]
     message = job_pb2.StreamLogsResponse.FromString(batches[0].encoded)

@@ -1,6 +1,7 @@
 """JSON lines: what the job wrote, byte for byte, as docs/storage-format.md says."""
 
 import json
+from itertools import pairwise
 
 import pytest
 
@@ -64,9 +65,7 @@ def test_chunks_are_bounded_and_skip_counts_entries() -> None:
     assert spans[0].first_sequence == 11
     assert spans[-1].last_sequence == 10_000
     assert all(span.lines <= lines.CHUNK_LINES for span in spans)
-    assert all(
-        after.first_sequence == before.last_sequence + 1 for before, after in zip(spans, spans[1:], strict=False)
-    )
+    assert all(after.first_sequence == before.last_sequence + 1 for before, after in pairwise(spans))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One gzip member: its bytes are fixed, and no damage to it goes unseen."""
 
 import gzip
+import zlib
 
 import pytest
 from isal import igzip_lib
@@ -96,5 +97,5 @@ def _with_length(header: bytes, member_bytes: int, *, inflated: int | None = Non
     changed[16:20] = member_bytes.to_bytes(4, "little")
     if inflated is not None:
         changed[20:24] = inflated.to_bytes(4, "little")
-    changed[60:64] = member.zlib.crc32(bytes(changed[:60])).to_bytes(4, "little")
+    changed[60:64] = zlib.crc32(bytes(changed[:60])).to_bytes(4, "little")
     return bytes(changed)

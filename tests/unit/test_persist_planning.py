@@ -39,7 +39,8 @@ def test_a_record_that_is_stored_in_part_is_stored_to_its_end() -> None:
 def test_a_hole_becomes_a_gap_line() -> None:
     """Sequences that nobody sent are visible to readers, and counted."""
     planned = planning.plan(records(output(b"x\n", 8, stream=Stream.STDERR)), positions(2, 3))
-    assert entries(planned, Stream.STDERR) == [(4, 4), (8, 0)]
+    assert entries(planned, Stream.STDOUT) == [(4, 4)]
+    assert entries(planned, Stream.STDERR) == [(8, 0)]
     assert planned.missing == 4
 
 
@@ -56,3 +57,12 @@ def test_a_gap_record_is_taken_once() -> None:
     planned = planning.plan(records(gap(1, 5), gap(1, 5)), positions(0, 0))
     assert entries(planned, Stream.STDOUT) == [(1, 5)]
     assert planned.repeats == 5
+
+
+def test_a_gap_of_no_stream_stands_with_stdout() -> None:
+    """What the monitor dropped was of both streams; the journal goes on behind it."""
+    batch = records(gap(1, 5, stream=Stream.NONE), output(b"x\n", 6, stream=Stream.STDERR))
+    planned = planning.plan(batch, positions(0, 0))
+    assert entries(planned, Stream.STDOUT) == [(1, 5)]
+    assert entries(planned, Stream.STDERR) == [(6, 0)]
+    assert planning.plan(batch, positions(5, 6)).repeats == 6

@@ -30,9 +30,17 @@ SEND_BYTES: Final = 256 * 1024
 class Sequenced(Protocol):
     """What the machine must know of a batch."""
 
-    first: int
-    last: int
-    size_bytes: int
+    @property
+    def first(self) -> int:
+        """Sequence of its first entry."""
+
+    @property
+    def last(self) -> int:
+        """Sequence of its last entry."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes in a queue."""
 
 
 class Live(NamedTuple):

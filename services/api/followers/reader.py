@@ -54,37 +54,51 @@ class Reader:
         `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all. When
         it answers but has nothing more for `missing_s`, the rest does not exist: JobletError(DATA_LOSS).
         """
-        retry_s = RETRY_S
+        loop = asyncio.get_running_loop()
+        retry_s, heard_at = RETRY_S, loop.time()
         while first <= last:
             before = first
             try:
-                async with aclosing(self._once(first, last, tail=tail, final=final)) as parts:
+                if tail is not None:
+                    await self._settled(last)
+                async with aclosing(self._once(first, last, tail=tail)) as parts:
                     async for part in parts:
-                        first = part.through + 1
+                        first, heard_at = part.through + 1, loop.time()
                         yield part
             except JobletError as error:
                 if error.reason is not Reason.UNAVAILABLE:
                     raise
-            if first > before:
-                retry_s, tail = RETRY_S, None
-            if first <= last:
-                await asyncio.sleep(retry_s)
-                retry_s = min(retry_s * 2, RETRY_S_MAX)
+                heard_at = loop.time()  # it is away: that says nothing of what it has
+            if first > last:
+                return
+            if final and loop.time() - heard_at >= self._missing_s:
+                raise JobletError(
+                    Reason.DATA_LOSS,
+                    f"the output from entry {first} to {last} is not stored",
+                    detail=f"to read what comes after, ask from sequence {last + 1}",
+                )
+            retry_s = RETRY_S if first > before else min(retry_s * 2, RETRY_S_MAX)
+            tail = tail if first == before else None
+            await asyncio.sleep(retry_s)
 
-    async def _once(self, first: int, last: int, *, tail: int | None, final: bool) -> AsyncGenerator[Part, None]:
-        """One query. It ends early when persist does."""
+    async def _settled(self, last: int) -> None:
+        """Wait until the entry `last` is stored: a tail is counted from what is there when it is asked for."""
+        query = persist_pb2.LogBatchQueryRequest(
+            query=persist_pb2.LogQueryRequest(job_id=self._job), from_sequence=last, until_sequence=last, wait=True
+        )
+        async with aclosing(_gathered(self._queries.raw("QueryLogBatches", query), self._missing_s)) as answers:
+            async for answer in answers:
+                if answer is None:
+                    return
+
+    async def _once(self, first: int, last: int, *, tail: int | None) -> AsyncGenerator[Part, None]:
+        """One query. It ends early when persist does, or is silent for `missing_s`."""
         through = first - 1
         query = self._query(first, last, tail)
         async with aclosing(_gathered(self._queries.raw("QueryLogBatches", query), self._missing_s)) as answers:
             async for answer in answers:
                 if answer is None:
-                    if final:
-                        raise JobletError(
-                            Reason.DATA_LOSS,
-                            f"the output from entry {through + 1} to {last} is not stored",
-                            detail=f"to read what comes after, ask from sequence {last + 1}",
-                        )
-                    continue
+                    return
                 chunks: list[Chunk] = []
                 for chunk in answer:
                     piece = cut(chunk, through + 1, last)

@@ -26,6 +26,9 @@ from services.executor.cgroups.usage import CpuMeter
 from services.executor.cgroups.v2 import kill_tree_group
 
 CONTROLLERS: Final = ("cpu", "memory", "pids", "blkio", "cpuset", "cpuacct", "freezer")
+GIVEN_BY_TREE: Final = ("cpuacct", "freezer")
+"""What a v2 hierarchy without controllers does as well."""
+
 CPU_PERIOD_US: Final = 100_000
 SHARES_MIN: Final = 2
 SHARES_OF_DEFAULT_WEIGHT: Final = (1024, 100)
@@ -36,7 +39,8 @@ class V1Driver:
     """`roots`: a writable group for each controller; `tree`: one of the v2 hierarchy, where there is one."""
 
     def __init__(self, roots: Mapping[str, Path], *, tree: Path | None, parent: str, cpus: frozenset[int]) -> None:
-        self._parents = {name: f"{root}/{parent}" for name, root in roots.items() if name in CONTROLLERS}
+        used = CONTROLLERS if tree is None else tuple(name for name in CONTROLLERS if name not in GIVEN_BY_TREE)
+        self._parents = {name: f"{roots[name]}/{parent}" for name in used if name in roots}
         self._tree = None if tree is None else f"{tree}/{parent}"
         self._cpus = cpus
         self._files: frozenset[str] = frozenset()
@@ -177,13 +181,7 @@ class V1Driver:
 
     def _needs(self, controller: str, limits: Limits) -> bool:
         """Each hierarchy costs a job its start some time: join those only that limit or count something."""
-        match controller:
-            case "cpuset":
-                return limits.cpu_cores is not None
-            case "cpuacct" | "freezer":
-                return self._tree is None
-            case _:
-                return True
+        return controller != "cpuset" or limits.cpu_cores is not None
 
     def _offer(self, controller: str, file: str) -> Offer:
         mounted = controller in self._parents

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from services.executor.launcher.handshake import StepFailed, failure_of
 from services.executor.launcher.initial import Ends, run_init
-from services.executor.launcher.task import Groups, Task
+from services.executor.launcher.task import Groups, Watch
 from services.executor.linux import namespaces
 from services.executor.linux.processes import pidfd_send_signal
 
@@ -37,22 +37,22 @@ class Born(NamedTuple):
     stderr: int
 
 
-def give_birth(task: Task) -> Born:
-    """Start init, placed in its groups and waiting for GO. Raises StepFailed."""
+def give_birth(watch: Watch, encoded: bytes) -> Born:
+    """Start init, placed in its groups and waiting for GO. `encoded` is the whole task. Raises StepFailed."""
     channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    stdout, init_stdout = _make_pipe(task)
-    stderr, init_stderr = _make_pipe(task)
-    child = _clone(task.groups)
+    stdout, init_stdout = _make_pipe(watch)
+    stderr, init_stderr = _make_pipe(watch)
+    child = _clone(watch.groups)
     if child is None:
-        run_init(task, Ends(init_channel, init_report, init_stdout, init_stderr))
+        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr))
     init_channel.close()
     init_report.close()
     os.close(init_stdout)
     os.close(init_stderr)
     try:
-        _place(child.pid, task.groups)
+        _place(child.pid, watch.groups)
     except StepFailed:
         pidfd_send_signal(child.pidfd, signal.SIGKILL)
         os.waitpid(child.pid, 0)
@@ -60,14 +60,14 @@ def give_birth(task: Task) -> Born:
     return Born(child, channel, report, stdout, stderr)
 
 
-def _make_pipe(task: Task) -> tuple[int, int]:
+def _make_pipe(watch: Watch) -> tuple[int, int]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(reader, False)
     # Over /proc/sys/fs/pipe-user-pages-soft a smaller pipe must do, with more switches.
     with contextlib.suppress(PermissionError):
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     # The job may open its own output once more: /dev/stdout, /proc/self/fd/1.
-    os.fchown(writer, task.uid, task.gid)
+    os.fchown(writer, watch.uid, watch.gid)
     return reader, writer
 
 

@@ -1,7 +1,8 @@
-"""The job's main process (PID 2) from its fork to its exec: it becomes exactly as privileged as the job may be.
+"""The job's main process (PID 2) from its fork to its exec: builds the sandbox, then becomes the job.
 
-Here: session, descriptors, limits, signals, credentials, uploads, directory, exec. It runs inside the sandbox already,
-where no Python module can be found any more: everything is imported before. References: execve(2), credentials(7),
+Here: the plan's operations, session, descriptors, limits, signals, credentials, uploads, directory, exec. Behind the
+change of root no Python module can be found any more: everything is imported before. Not here: PID 1, which does none
+of this so that it stays small: it lives as long as the job. References: execve(2), credentials(7),
 capabilities(7), signal(7), close_range(2).
 """
 
@@ -16,7 +17,9 @@ from typing import Final, NamedTuple, NoReturn
 
 from services.executor.launcher import uploads
 from services.executor.launcher.handshake import Failure, Kind, StepFailed, failure_of, send
-from services.executor.launcher.task import Task
+from services.executor.launcher.jobfiles import ROOT
+from services.executor.launcher.newroot import NewRoot
+from services.executor.launcher.task import Task, decode_task
 from services.executor.linux import processes
 from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 
@@ -40,13 +43,15 @@ class Inherited(NamedTuple):
     report: socket.socket
     stdout: int
     stderr: int
-    archives: tuple[int, ...]
 
 
-def become_job(task: Task, inherited: Inherited) -> NoReturn:
-    """Execute the job's command. Whatever fails is reported, and the process ends."""
+def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
+    """Execute the job's command as the encoded task says. Whatever fails is reported, and the process ends."""
     try:
-        _prepare(task, inherited)
+        task = decode_task(encoded)
+        archives = uploads.open_archives(task.uploads)
+        _build(task)
+        _prepare(task, inherited, archives)
         send(inherited.report, Kind.EXEC)
         failure = _execute(task)
     except StepFailed as failed:
@@ -59,7 +64,19 @@ def become_job(task: Task, inherited: Inherited) -> NoReturn:
         os._exit(_NOT_EXECUTED)
 
 
-def _prepare(task: Task, inherited: Inherited) -> None:
+def _build(task: Task) -> None:
+    """Carry the plan out; the first step that fails is the failure."""
+    os.umask(0)
+    root = NewRoot(f"{task.job_dir}/{ROOT}")
+    for operation in task.operations:
+        try:
+            operation.execute(root)
+        except OSError as cause:
+            path = getattr(operation, "path", "")
+            raise StepFailed(failure_of(operation.describe(), cause, path=path)) from cause
+
+
+def _prepare(task: Task, inherited: Inherited, archives: tuple[int, ...]) -> None:
     with _step("session"):
         os.setsid()
         _standard_descriptors(inherited)
@@ -72,7 +89,7 @@ def _prepare(task: Task, inherited: Inherited) -> None:
     with _step("credentials"):
         _drop_privileges(task.uid, task.gid)
     with _step(uploads.STEP):
-        for archive in inherited.archives:
+        for archive in archives:
             uploads.unpack(archive, UPLOAD_DIRECTORY)
     with _step("workdir", task.workdir):
         directory = openat2(-100, task.workdir, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_MAGICLINKS)

@@ -4,9 +4,8 @@
         │ clone3 (namespaces, cgroup) ───▶│
         │ writes it into its groups        │ waits
         │── GO ──────────────────────────▶│ (GO_MS_MAX)
-        │                                  │ carries the operations out
-        │◀─ FAILED(step, path, errno) ─────│ any of them failed: it exits
-        │                                  │ fork ──────────────────────────▶│ credentials, uploads, directory
+        │◀─ FAILED(step, path, errno) ─────│ the fork failed: it exits
+        │                                  │ fork ──────────────────────────▶│ operations, credentials, uploads
         │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
         │◀─ EXEC (with its pid) ───────────┼──────────────────────────────────│ all is done but the exec
         │◀─ end of file ───────────────────┼──────────────────────────────────│ execve closed the report socket
@@ -16,6 +15,7 @@
         │                                  │ exits, and the kernel kills what is left in the namespace
         ▼ reads the pipes to their end, EXIT record
 
+A message is one packet: kind (1 byte), number (4 bytes, little-endian), and with FAILED a JSON array of a Failure.
 Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). From the
 clone to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
 of the report without EXEC before it, or of init without ENDED, means that the process was killed.
@@ -26,11 +26,12 @@ When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or sees the channel'
 import json
 import socket
 from enum import IntEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 GO_MS_MAX: Final = 10_000
 MESSAGE_BYTES_MAX: Final = 16 * 1024
 _TEXT_CHARACTERS_MAX: Final = 2000
+_NUMBER_BYTES: Final = 4
 
 
 class Kind(IntEnum):
@@ -78,16 +79,16 @@ def failure_of(step: str, cause: BaseException, *, path: str = "") -> Failure:
 
 def send(endpoint: socket.socket, kind: Kind, *, number: int = 0, failure: Failure | None = None) -> None:
     """Send one message. OSError: nobody is there to read it."""
-    body: dict[str, Any] = {"number": number}
+    text = b""
     if failure is not None:
-        body["failure"] = failure._replace(
+        bounded = failure._replace(
             path=failure.path[:_TEXT_CHARACTERS_MAX], message=failure.message[:_TEXT_CHARACTERS_MAX]
         )
-    endpoint.sendall(bytes([kind]) + json.dumps(body).encode())
+        text = json.dumps(bounded).encode()
+    endpoint.sendall(bytes((kind,)) + number.to_bytes(_NUMBER_BYTES, "little") + text)
 
 
 def parse(packet: bytes) -> Message:
     """The message in a packet. ValueError: it is none."""
-    body = json.loads(packet[1:])
-    failure = body.get("failure")
-    return Message(Kind(packet[0]), body["number"], Failure(*failure) if failure else None)
+    number, text = int.from_bytes(packet[1 : 1 + _NUMBER_BYTES], "little"), packet[1 + _NUMBER_BYTES :]
+    return Message(Kind(packet[0]), number, Failure(*json.loads(text)) if text else None)

@@ -1,4 +1,4 @@
-"""The job's init, the first process of its namespaces: builds the sandbox, starts the main process, reaps, forwards.
+"""The job's init, the first process of its namespaces: starts the main process, reaps, forwards signals.
 
 It ends when the main process has ended, and then the kernel kills everything else in the namespace, see
 pid_namespaces(7). It stays root without any capability but CAP_KILL, and is not dumpable: the job can neither signal
@@ -11,7 +11,6 @@ import signal
 import socket
 from typing import Final, NamedTuple, NoReturn
 
-from services.executor.launcher import uploads
 from services.executor.launcher.execution import Inherited, become_job
 from services.executor.launcher.handshake import (
     GO_MS_MAX,
@@ -22,8 +21,6 @@ from services.executor.launcher.handshake import (
     parse,
     send,
 )
-from services.executor.launcher.newroot import NewRoot
-from services.executor.launcher.task import Task
 from services.executor.linux import processes
 
 _FORWARDED: Final = (
@@ -49,16 +46,15 @@ class Ends(NamedTuple):
     stderr: int
 
 
-def run_init(task: Task, ends: Ends) -> NoReturn:
-    """Everything that PID 1 does, to its exit."""
+def run_init(encoded: bytes, ends: Ends) -> NoReturn:
+    """Everything that PID 1 does, to its exit. `encoded` is the task, for the main process."""
     try:
         processes.set_parent_death_signal(signal.SIGKILL)
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
         _close_all_but(ends)
         _await_go(ends.channel)
-        archives = uploads.open_archives(task.uploads)
-        _build(task)
-        main = _fork_main(task, ends, archives)
+        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        main = _fork_main(encoded, ends)
         status = _watch(main, ends.channel)
         send(ends.channel, Kind.ENDED, number=status)
     except StepFailed as failed:
@@ -88,22 +84,6 @@ def _await_go(channel: socket.socket) -> None:
     channel.settimeout(None)
 
 
-def _build(task: Task) -> None:
-    """Carry the plan out; the first step that fails is the failure."""
-    try:
-        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
-        os.umask(0)
-    except OSError as cause:
-        raise StepFailed(failure_of("oom_score_adj", cause)) from cause
-    root = NewRoot(f"{task.job_dir}/root")
-    for operation in task.operations:
-        try:
-            operation.execute(root)
-        except OSError as cause:
-            path = getattr(operation, "path", "")
-            raise StepFailed(failure_of(operation.describe(), cause, path=path)) from cause
-
-
 def _write(path: str, value: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -112,17 +92,17 @@ def _write(path: str, value: bytes) -> None:
         os.close(descriptor)
 
 
-def _fork_main(task: Task, ends: Ends, archives: tuple[int, ...]) -> int:
+def _fork_main(encoded: bytes, ends: Ends) -> int:
     try:
         main = os.fork()
     except OSError as cause:
         raise StepFailed(failure_of("fork", cause)) from cause
     if main == 0:
         ends.channel.close()
-        become_job(task, Inherited(ends.report, ends.stdout, ends.stderr, archives))
+        become_job(encoded, Inherited(ends.report, ends.stdout, ends.stderr))
     ends.report.close()
-    for descriptor in (ends.stdout, ends.stderr, *archives):
-        os.close(descriptor)
+    os.close(ends.stdout)
+    os.close(ends.stderr)
     processes.set_no_new_privileges()
     processes.set_capabilities((processes.CAP_KILL,))
     return main

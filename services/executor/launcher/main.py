@@ -2,7 +2,7 @@
 
 Run as `python -I -S -c "import sys; sys.path.insert(0, ROOT); from services.executor.launcher.main import main; main()"
 FD` with an empty environment. FD is a SOCK_SEQPACKET socket; each message on it brings one stream socket by SCM_RIGHTS.
-On that a monitor reads one task (4 bytes of length, little-endian, and `task.py`'s JSON) and answers one JSON object:
+On that a monitor reads one task (`task.py`'s two parts) and answers one JSON object:
 `{"pid": n}` when the job's files exist and its lock is held, or `{"failure": [step, path, errno, message]}`. The end of
 the stream without an answer means that the monitor died. The launcher reads no task: its memory stays as it was at its
 start, which keeps forks cheap and monitors small. It ends when its socket does; monitors stay.
@@ -23,7 +23,7 @@ from services.executor.launcher.birth import give_birth
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.launcher.jobfiles import JobFiles, create_job_files
 from services.executor.launcher.monitor import Monitor
-from services.executor.launcher.task import TASK_BYTES_MAX, Task, decode_task
+from services.executor.launcher.task import LENGTH_BYTES, TASK_BYTES_MAX, Watch, decode_watch
 from services.executor.linux.processes import drop_bounding_set, set_dumpable, set_title
 
 READ_TASK_S_MAX: Final = 10.0
@@ -72,10 +72,10 @@ def _become_monitor(caller: socket.socket) -> NoReturn:
     job_dir = ""
     try:
         _detach()
-        task = _receive_task(caller)
-        job_dir = task.job_dir
-        set_title(f"joblet-monitor {task.job_id}")
-        _run(task, _arm(task), caller)
+        watch, encoded = _receive_task(caller)
+        job_dir = watch.job_dir
+        set_title(f"joblet-monitor {watch.job_id}")
+        _run(watch, encoded, caller)
         status = 0
     except StepFailed as failed:
         _answer(caller, {"failure": failed.failure})
@@ -101,15 +101,19 @@ def _detach() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _receive_task(caller: socket.socket) -> Task:
+def _receive_task(caller: socket.socket) -> tuple[Watch, bytes]:
     caller.settimeout(READ_TASK_S_MAX)
     try:
-        length = int.from_bytes(_receive(caller, 4), "little")
-        if length > TASK_BYTES_MAX:
-            raise ValueError(f"task of {length} bytes, at most {TASK_BYTES_MAX}")
-        return decode_task(_receive(caller, length))
+        return decode_watch(_receive_part(caller)), _receive_part(caller)
     except (OSError, ValueError, KeyError, TypeError) as cause:
         raise StepFailed(failure_of("task", cause)) from cause
+
+
+def _receive_part(caller: socket.socket) -> bytes:
+    length = int.from_bytes(_receive(caller, LENGTH_BYTES), "little")
+    if length > TASK_BYTES_MAX:
+        raise ValueError(f"task of {length} bytes, at most {TASK_BYTES_MAX}")
+    return _receive(caller, length)
 
 
 def _receive(caller: socket.socket, length: int) -> bytes:
@@ -122,22 +126,22 @@ def _receive(caller: socket.socket, length: int) -> bytes:
     return bytes(received)
 
 
-def _arm(task: Task) -> JobFiles:
+def _arm(watch: Watch) -> JobFiles:
     try:
-        return create_job_files(task.job_dir)
+        return create_job_files(watch.job_dir)
     except OSError as cause:
         raise StepFailed(failure_of("job directory", cause)) from cause
 
 
-def _run(task: Task, files: JobFiles, caller: socket.socket) -> None:
-    monitor = Monitor(task, files)
+def _run(watch: Watch, encoded: bytes, caller: socket.socket) -> None:
+    monitor = Monitor(watch, _arm(watch))
     if not _answer(caller, {"pid": os.getpid()}):
         # Whoever asked has given up, and told so its client: the job must not start behind its back.
         monitor.fail(Failure("start", "", 0, "the executor did not wait for the launch"))
         return
     caller.close()
     try:
-        born = give_birth(task)
+        born = give_birth(watch, encoded)
     except StepFailed as failed:
         monitor.fail(failed.failure)
     else:

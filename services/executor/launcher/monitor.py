@@ -24,7 +24,7 @@ from services.executor.launcher.ending import Ending, exit_payload, start_payloa
 from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, parse, send
 from services.executor.launcher.jobfiles import JobFiles
 from services.executor.launcher.journal import DiskJournal, Recorder
-from services.executor.launcher.task import Task
+from services.executor.launcher.task import Watch
 from services.executor.linux.processes import pidfd_send_signal
 
 READ_BYTES: Final = 2**20
@@ -55,11 +55,11 @@ class Output:
 class Monitor:
     """Watches one job to its end. Times are milliseconds of CLOCK_MONOTONIC: a jump of the clock ends no job."""
 
-    def __init__(self, task: Task, files: JobFiles) -> None:
-        self._task = task
+    def __init__(self, watch: Watch, files: JobFiles) -> None:
+        self._job = watch
         self._files = files
         self._phase = Phase.STARTING
-        self._recorder = Recorder(DiskJournal(files.journal), task.journal)
+        self._recorder = Recorder(DiskJournal(files.journal), watch.journal)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._timers: dict[str, tuple[int, Callable[[], None]]] = {}
@@ -88,7 +88,7 @@ class Monitor:
         self._watch(born.channel.fileno(), lambda: self._receive(born.channel))
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
-        self._set_timer("start", self._task.start_ms_max, self._on_start_timeout)
+        self._set_timer("start", self._job.start_ms_max, self._on_start_timeout)
         send(born.channel, Kind.GO)
         self._run_loop()
 
@@ -160,13 +160,13 @@ class Monitor:
         self._started = True
         self._timers.pop("start", None)
         self._recorder.event(RecordType.START, start_payload(self._executing_pid), time.time_ns())
-        if self._task.timeout_ms is not None:
-            self._set_timer("timeout", self._task.timeout_ms, self._on_timeout)
+        if self._job.timeout_ms is not None:
+            self._set_timer("timeout", self._job.timeout_ms, self._on_timeout)
         if self._pending_signal:
             self._signal(self._pending_signal)
 
     def _on_start_timeout(self) -> None:
-        text = f"not started within {self._task.start_ms_max} ms"
+        text = f"not started within {self._job.start_ms_max} ms"
         self._failure = self._failure or Failure("start", "", 0, text)
         self._kill()
 
@@ -181,7 +181,7 @@ class Monitor:
                     self._on_space()
 
     def _on_timeout(self) -> None:
-        self._stop(self._task.stop_signal, self._task.grace_ms, "timeout")
+        self._stop(self._job.stop_signal, self._job.grace_ms, "timeout")
 
     def _stop(self, number: int, grace_ms: int, ended_by: str) -> None:
         if self._phase not in (Phase.STARTING, Phase.RUNNING):
@@ -252,7 +252,7 @@ class Monitor:
         if not self._exit_recorded:
             self._exit_recorded = True
             ending = Ending(None if self._failure else self._status, self._ended_by, self._failure)
-            self._recorder.event(RecordType.EXIT, exit_payload(ending, self._task.groups), time.time_ns())
+            self._recorder.event(RecordType.EXIT, exit_payload(ending, self._job.groups), time.time_ns())
         if self._recorder.settled:
             self._sync()
             self._phase = Phase.DONE
@@ -300,7 +300,7 @@ class Monitor:
             output.open = False
             self._recorder.output(output.stream, output.lines.flush(), now_ns)
         if output.lines.held:
-            self._set_timer(silence, self._task.journal.silence_ms, lambda: self._on_silence(output))
+            self._set_timer(silence, self._job.journal.silence_ms, lambda: self._on_silence(output))
         else:
             self._timers.pop(silence, None)
 

@@ -4,6 +4,7 @@ Headers: linux/prctl.h, linux/capability.h, linux/close_range.h, linux/keyctl.h.
 """
 
 import ctypes
+import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -59,13 +60,19 @@ def set_dumpable(*, dumpable: bool) -> None:
     _prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
 
+@functools.cache
+def _arguments() -> tuple[int, int]:
+    """Where the arguments lie in memory: the same in every process that this one forks."""
+    with open("/proc/self/stat", "rb") as status:  # noqa: PTH123  # pathlib is not loaded in the launcher
+        # proc(5): behind the name in brackets comes field 3; 48 and 49 bound the arguments.
+        fields = status.read().rpartition(b") ")[2].split()
+    return int(fields[45]), int(fields[46])
+
+
 def set_title(title: str) -> None:
     """What ps(1) shows: the name of the thread, and over the arguments it was started with, as much as fits there."""
     _prctl(_PR_SET_NAME, ctypes.cast(ctypes.c_char_p(title.encode()[:15]), ctypes.c_void_p).value, 0, 0, 0)
-    with open("/proc/self/stat", "rb") as status:  # noqa: PTH123  # pathlib is not loaded in the launcher
-        # proc(5): behind the name in brackets comes field 3; 48 and 49 bound the arguments in memory.
-        fields = status.read().rpartition(b") ")[2].split()
-    start, end = int(fields[45]), int(fields[46])
+    start, end = _arguments()
     if end > start:
         ctypes.memmove(start, title.encode().ljust(end - start, b"\0")[: end - start - 1] + b"\0", end - start)
 

@@ -1,0 +1,107 @@
+"""PersistService's other calls, and how it refuses: deletion, metrics, errors. The rig is test_persist_service's."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]  # ships no types
+from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # ships no types
+
+from common.messages.logs import StoreMetric
+from proto.joblet.v1 import persist_pb2 as pb
+from tests.contract.test_persist_service import JOB, Rig, batches, run, store_records, stored
+from tests.unit.test_persist_journal import output
+
+
+@pytest.mark.requirement("S0.44")
+def test_delete_removes_and_ends_those_who_wait(tmp_path: Path) -> None:
+    """DeleteJobData tells the bytes; who waits for more gets NOT_FOUND; an unknown job is fine."""
+
+    async def scenario(rig: Rig) -> None:
+        await rig.send(store_records(output(b"a\n", 1)))
+        await rig.answered(stored(1))
+        waiting = batches(rig, wait=True)
+        await waiting.read()
+        deleted = await rig.stub.DeleteJobData(pb.DeleteJobDataRequest(job_id=JOB))
+        assert deleted.log_bytes > 64
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await waiting.read()
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        assert (await rig.stub.DeleteJobData(pb.DeleteJobDataRequest(job_id=JOB))).log_bytes == 0
+        assert [b async for b in batches(rig)] == []
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.requirement("S0.43")
+@pytest.mark.requirement("S0.46")
+def test_metrics_are_stored_and_aggregated(tmp_path: Path) -> None:
+    """Samples come back in order, bounded by time and page; one sample of all per aggregation."""
+
+    async def scenario(rig: Rig) -> None:
+        for number in range(1, 31):
+            await rig.send(StoreMetric(job=JOB, time_ns=number * 10**12, cpu_percent=number / 2, memory_bytes=number))
+        await rig.send(store_records(output(b"a\n", 1)))
+        await rig.answered(stored(1))
+
+        async def ask(**fields: object) -> list[pb.Metric]:
+            request = pb.MetricQueryRequest(job_id=JOB, **fields)  # type: ignore[arg-type]
+            return [metric async for metric in rig.stub.QueryMetrics(request)]
+
+        assert [metric.memory_bytes for metric in await ask()] == list(range(1, 31))
+        assert [metric.memory_bytes for metric in await ask(offset=3, limit=2)] == [4, 5]
+        times = await ask(start_time=5 * 10**12, end_time=7 * 10**12)
+        assert [metric.memory_bytes for metric in times] == [5, 6]
+        expected = {"avg": (7.75, 16), "min": (0.5, 1), "max": (15.0, 30), "sum": (232.5, 465)}
+        for aggregation, (cpu_percent, memory_bytes) in expected.items():
+            (one,) = await ask(aggregation=aggregation)
+            assert (one.job_id, one.timestamp, one.cpu_percent) == (JOB, 30 * 10**12, cpu_percent)
+            assert one.memory_bytes == memory_bytes
+        assert await ask(aggregation="max", start_time=10**15) == []
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.threat("B21")
+def test_refusals_carry_reason_and_detail(tmp_path: Path) -> None:
+    """INVALID_ARGUMENT with ErrorInfo for each query that cannot be meant; no path and no traceback in it."""
+
+    async def scenario(rig: Rig) -> None:
+        calls = [
+            rig.stub.QueryLogs(pb.LogQueryRequest(job_id="../../etc/passwd")),
+            rig.stub.QueryLogs(pb.LogQueryRequest(job_id=JOB, limit=-1)),
+            rig.stub.QueryLogBatches(pb.LogBatchQueryRequest()),
+            rig.stub.QueryMetrics(pb.MetricQueryRequest(job_id=JOB, aggregation="median")),
+        ]
+        errors = []
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await anext(aiter(call))
+            errors.append(error.value)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await rig.stub.DeleteJobData(pb.DeleteJobDataRequest(job_id="x" * 100))
+        for refused in (*errors, error.value):
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+            trailers: dict[str, bytes] = dict(refused.trailing_metadata() or ())  # type: ignore[arg-type]  # of pairs
+            status = Status.FromString(trailers["grpc-status-details-bin"])
+            info = ErrorInfo()
+            assert status.details[0].Unpack(info)
+            assert (info.reason, info.domain, info.metadata["retryable"]) == ("INVALID", "joblet", "false")
+            assert str(tmp_path) not in str(refused.details())
+            assert "Traceback" not in str(refused.details())
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.threat("B21")
+def test_a_store_that_cannot_be_read_is_unavailable(tmp_path: Path) -> None:
+    """What the kernel says stays in the log of the service."""
+
+    async def scenario(rig: Rig) -> None:
+        (tmp_path / "logs" / JOB).symlink_to("/etc")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await anext(aiter(batches(rig)))
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "/" not in str(error.value.details())
+
+    run(tmp_path, scenario)

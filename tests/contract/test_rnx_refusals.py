@@ -1,0 +1,120 @@
+"""What rnx says and answers when something is wrong: usage, refusals, and connections that do not come about."""
+
+import socket
+import ssl
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from proto.joblet.v1 import job_pb2
+from tests.certificates import Authority
+from tests.contract.rnx_fake_node import FakeNode, fake_node
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[FakeNode]:
+    """A node of this test alone."""
+    with fake_node(tmp_path) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("job status 99999999", 3, "no such job: see rnx job list"),
+        ("job cancel 00000001", 4, "job runs already: stop it instead"),
+        ("job status short", 2, "malformed job id 'short'"),
+        ("job log 00000001 --since yesterday", 2, "malformed time"),
+        ("job run --max-memory lots x", 2, "malformed size"),
+        ("job run --max-cpu 50 --cpus 1 x", 2, "give one of them"),
+        ("job run --env NOT_SET_ANYWHERE x", 2, "NOT_SET_ANYWHERE is not set here"),
+        ("job run --upload /no/such/file x", 2, "/no/such/file"),
+        ("--node other job list", 2, "has no context 'other'"),
+        ("job", 2, ""),
+        ("job fly", 2, "No such command"),
+    ],
+)
+def test_table_of_exit_codes(
+    node: FakeNode, words: str, code: int, told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each kind of failure has its code, and says in one line what and what to do."""
+    node.jobs.add(1, state=job_pb2.RUNNING)
+    assert node.call(*words.split()) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert told in err
+    assert err.count("\n") == 1 or not told
+
+
+def test_no_node_is_exit_code_5(node: FakeNode) -> None:
+    """A query does not wait for a node that is not there; it says where it looked."""
+    node.stop()
+    outcome = node.rnx("job", "list")
+    assert outcome.code == 5
+    assert outcome.err == (
+        f"rnx: nothing answers at 127.0.0.1:{node.port} (context default): start the node with `joblet up`, or correct "
+        "the address of this context\n"
+    )
+    node.serve()
+
+
+@pytest.mark.parametrize("verb", ["job list", "run -d x"])
+def test_a_refused_certificate_is_explained(node: FakeNode, verb: str) -> None:
+    """All that gRPC knows is "Socket closed"; rnx says what that means, and gives up soon."""
+    node.write_config(Authority("stranger").client("mallory"))
+    outcome = node.rnx(*verb.split())
+    assert (outcome.code, outcome.out) == (5, b"")
+    assert "closed the connection: if that repeats, it refuses this certificate" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_an_expired_certificate_is_named(node: FakeNode) -> None:
+    """The certificate's own date tells more than the closed connection."""
+    node.write_config(node.authority.issue(["alice"], not_after=-timedelta(hours=1)))
+    assert "the certificate expired at 20" in node.rnx("job", "list").err
+
+
+def test_a_node_of_another_authority_is_not_trusted(node: FakeNode) -> None:
+    """The client verifies the server, too."""
+    node.write_config(node.authority.client("alice"), ca=Authority("other").pem)
+    outcome = node.rnx("job", "list")
+    assert outcome.code == 5
+    assert "not trusted" in outcome.err
+
+
+@pytest.mark.threat("C20")
+def test_an_error_text_cannot_write_on_the_terminal(node: FakeNode, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whatever the node says comes out as one line without control characters."""
+    node.jobs.not_found_text = "no\x1b[2J such\r\njob"
+    assert node.call("job", "status", "99999999") == 3
+    assert capfd.readouterr().err == "rnx: no\\x1b[2J such job: see rnx job list\n"
+
+
+def test_tls_1_2_is_not_spoken(node: FakeNode) -> None:
+    """A server that knows TLS 1.2 only gets no connection from rnx."""
+    identity = node.authority.server()
+    material = node.config.with_name("server.pem")
+    material.write_bytes(identity.cert + identity.key)
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(material)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    old.set_alpn_protocols(["h2"])
+    agreed = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as threads:
+        node.port = listener.getsockname()[1]
+        node.write_config(identity)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError), old.wrap_socket(connection, server_side=True) as secured:
+                agreed.append(secured.version())
+
+        served = threads.submit(serve)
+        outcome = node.rnx("job", "list")
+        served.result(timeout=20)
+    assert (outcome.code, agreed) == (5, [])
+    assert outcome.err.count("\n") == 1

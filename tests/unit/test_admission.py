@@ -1,0 +1,146 @@
+"""What the executor takes, and what it refuses by name."""
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from common.config.settings import Jobs
+from common.errors import JobletError, Reason
+from common.messages.jobs import JobSpec, Limits, Network, Upload, VolumeMount
+from services.executor import admission
+from services.executor.admission import admit, check_stop
+
+SPEC = JobSpec(command="true")
+UPLOAD = Upload(id="6fa459ea-ee8a-4ca4-894e-db77e160355e", bytes=10_000, entries=3)
+
+
+def admitted(spec: JobSpec, **ports: Any) -> JobSpec:
+    """The spec on a host that can do everything, with every upload staged."""
+    return admit(
+        spec,
+        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Jobs(), **ports},
+    )
+
+
+def refusal(spec: JobSpec, **ports: Any) -> JobletError:
+    """The error that `spec` is refused with."""
+    with pytest.raises(JobletError) as caught:
+        admitted(spec, **ports)
+    assert caught.value.detail, "a refusal says what to do"
+    return caught.value
+
+
+def test_the_nodes_defaults_are_filled_in() -> None:
+    """What runs is what the record says: pids and the size of /work included."""
+    spec = admitted(SPEC)
+    assert (spec.limits.pids, spec.work_bytes) == (4096, 2**20)
+    assert admitted(replace(SPEC, uploads=(UPLOAD,))).work_bytes == 2**20 + 10_000 + 4 * 4096
+    assert admitted(replace(SPEC, work_bytes=8192, limits=Limits(pids=7))).limits.pids == 7
+
+
+@pytest.mark.threat("D25")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"command": ""},
+        {"command": "a\0b"},
+        {"args": ("x\0",)},
+        {"args": ("\ud800",)},
+        {"args": ("x",) * (admission.ARGS_MAX + 1)},
+        {"args": ("x" * (admission.STRING_BYTES_MAX + 1),)},
+        {"args": ("x" * 100_000,) * 11},
+        {"name": "-x"},
+        {"name": "a/b"},
+        {"name": "a\n"},
+        {"labels": {"a b": "x"}},
+        {"labels": {"a": "x\n"}},
+        {"labels": {"a": "\x1b[2J"}},
+        {"labels": {"a": "x" * (admission.LABEL_VALUE_CHARACTERS_MAX + 1)}},
+        {"labels": {f"l{n}": "" for n in range(admission.LABELS_MAX + 1)}},
+        {"environment": {"1A": "x"}},
+        {"environment": {"A=B": "x"}},
+        {"environment": {"": "x"}},
+        {"environment": {"A": "\0"}},
+        {"environment": {f"V{n}": "" for n in range(admission.VARIABLES_MAX + 1)}},
+        {"workdir": "work"},
+        {"workdir": "/work/../etc"},
+        {"workdir": "/proc/self/fd/7"},
+        {"workdir": "/" + "x" * admission.WORKDIR_BYTES_MAX},
+        {"work_bytes": 4095},
+        {"work_bytes": 16 * 2**30 + 1},
+        {"grace_ms": -1},
+        {"stop_signal": 0},
+        {"stop_signal": 65},
+        {"limits": Limits(cpu_percent=0)},
+        {"limits": Limits(cpu_weight=10_001)},
+        {"limits": Limits(cpu_cores="0;1")},
+        {"limits": Limits(memory_bytes=2**20 - 1)},
+        {"limits": Limits(memory_bytes=2**63)},
+        {"limits": Limits(pids=1)},
+        {"limits": Limits(timeout_ms=0)},
+        {"uploads": (replace(UPLOAD, id="../../etc/passwd"),)},
+        {"uploads": (replace(UPLOAD, bytes=-1),)},
+    ],
+)
+def test_what_cannot_be_right_is_invalid(changes: dict[str, Any]) -> None:
+    """Each with a text and a repair."""
+    assert refusal(replace(SPEC, **changes)).reason is Reason.INVALID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"args": ("x",) * admission.ARGS_MAX},
+        {"args": ("x" * admission.STRING_BYTES_MAX,)},
+        {"args": ("x\n\x1b é",)},
+        {"labels": {"a": "v1.2/x:y@z +-"}},
+        {"labels": {f"l{n}": "" for n in range(admission.LABELS_MAX)}},
+        {"environment": {"_A1": "any\nthing="}},
+        {"workdir": "/tmp/.."[:4]},
+        {"limits": Limits(cpu_percent=1, cpu_weight=1, cpu_cores="0-1,4", memory_bytes=2**20, pids=2, timeout_ms=1)},
+        {"stop_signal": 64, "grace_ms": 0},
+        {"work_bytes": 16 * 2**30},
+    ],
+)
+def test_what_is_at_a_bound_is_taken(changes: dict[str, Any]) -> None:
+    """The bounds belong to what is allowed."""
+    admitted(replace(SPEC, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"volumes": (VolumeMount(name="v", path="/v"),)}, "volumes"),
+        ({"network": Network.BRIDGE}, "bridge"),
+        ({"limits": Limits(io_weight=5, read_bytes_per_s=1)}, "io_weight, read_bytes_per_s"),
+    ],
+)
+def test_what_this_release_has_not_is_refused_and_not_ignored(changes: dict[str, Any], word: str) -> None:
+    """UNIMPLEMENTED, naming it."""
+    error = refusal(replace(SPEC, **changes))
+    assert error.reason is Reason.UNIMPLEMENTED
+    assert word in error.message
+
+
+def test_limits_that_the_host_cannot_enforce_are_refused_with_the_repair() -> None:
+    """FAILED_PRECONDITION, naming limit and repair."""
+    error = refusal(
+        replace(SPEC, limits=Limits(cpu_cores="0")), unsupported=lambda _: (("cpu_cores", "mount the cpuset cgroup"),)
+    )
+    assert (error.reason, error.detail) == (Reason.PRECONDITION, "mount the cpuset cgroup")
+    assert "cpu_cores" in error.message
+
+
+def test_an_upload_that_is_gone_is_told() -> None:
+    """The files must be sent again."""
+    assert refusal(replace(SPEC, uploads=(UPLOAD,)), staged=lambda _: False).reason is Reason.PRECONDITION
+
+
+def test_a_stop_has_bounds() -> None:
+    """As in a spec."""
+    check_stop(None, None)
+    check_stop(9, 0)
+    for signal, grace_ms in ((0, None), (65, None), (None, -1)):
+        with pytest.raises(JobletError):
+            check_stop(signal, grace_ms)

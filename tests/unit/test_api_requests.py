@@ -1,0 +1,164 @@
+"""Requests to messages and back: nothing is lost on the way, and everything malformed is refused by name."""
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import JobletError, Reason
+from common.identifiers import JobId
+from common.messages import jobs
+from proto.joblet.v1 import job_pb2
+from services.api import requests
+from services.api.convert import LIMIT_FIELDS, NETWORKS, STATES, job_to_proto, spec_to_proto
+
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+printable = st.text(st.sampled_from("abc é€x-_ =:"), max_size=20)
+UPLOADS = {f"{n:032x}": jobs.Upload(id=f"{n:032x}", bytes=n, entries=1) for n in range(5)}
+limits = st.fixed_dictionaries(
+    {},
+    optional={field: st.integers(low, high) for field, (low, high) in requests.LIMIT_RANGES.items()}
+    | {"cpu_cores": st.sampled_from(["0", "0-1,4"])},
+).map(lambda fields: jobs.Limits(**fields))  # type: ignore[arg-type]  # each field has its own type
+specs = st.builds(
+    jobs.JobSpec,
+    command=words.filter(bool),
+    args=st.lists(words, max_size=4).map(tuple),
+    name=names | st.just(""),
+    labels=st.dictionaries(names, printable, max_size=3),
+    environment=st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,9}", fullmatch=True), words, max_size=3),
+    workdir=st.sampled_from(["/work", "/tmp/x", "/process"]),
+    work_bytes=st.none() | st.integers(4096, 2**40),
+    limits=limits,
+    volumes=st.lists(
+        st.builds(jobs.VolumeMount, name=names, path=st.just("/data"), read_only=st.booleans()), max_size=2
+    ).map(tuple),
+    network=st.sampled_from(list(jobs.Network)),
+    uploads=st.lists(st.sampled_from(list(UPLOADS.values())), unique=True, max_size=3).map(tuple),
+    grace_ms=st.integers(0, 100_000),
+    stop_signal=st.sampled_from([int(number) for number in signal.Signals]),
+)
+
+
+@given(spec=specs)
+def test_a_spec_survives_the_way_there_and_back(spec: jobs.JobSpec) -> None:
+    """What the executor stored and a client is shown is what the same client may send again."""
+    sent = job_pb2.JobSpec.FromString(spec_to_proto(spec).SerializeToString())
+    assert requests.job_spec(sent, UPLOADS.__getitem__) == spec
+
+
+def test_limits_and_enumerations_bear_the_same_names_on_both_sides() -> None:
+    """A field or value that is added on one side is missed here."""
+    assert {field.name for field in job_pb2.Limits.DESCRIPTOR.fields} == set(LIMIT_FIELDS)
+    assert set(requests.LIMIT_RANGES) == set(LIMIT_FIELDS) - {"cpu_cores"}
+    assert {job_pb2.JobState.Name(number) for number in STATES.values()} == {state.name for state in jobs.State}
+    assert {job_pb2.NetworkMode.Name(number) for number in NETWORKS.values()} == {one.name for one in jobs.Network}
+
+
+def test_a_record_is_shown_whole() -> None:
+    """Times, outcome and usage; what is not set stays not set."""
+    job = jobs.JobRecord(
+        id=JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e"),
+        owner="ann",
+        node_id="n",
+        state=jobs.State.FAILED,
+        spec=jobs.JobSpec(command="sh", name="x"),
+        created_at_ns=1_500_000_000_000_000_001,
+        exit_code=0,
+        usage=jobs.Usage(cpu_time_us=1, memory_peak_bytes=2, oom_kills=3),
+        last_sequence=7,
+    )
+    shown = job_to_proto(job)
+    assert (shown.created_at.seconds, shown.created_at.nanos) == (1_500_000_000, 1)
+    assert shown.HasField("exit_code")
+    assert not shown.HasField("signal")
+    assert not shown.HasField("ended_at")
+    assert (shown.name, shown.usage.oom_kills, shown.last_sequence) == ("x", 3, 7)
+
+
+def spec(**fields: Any) -> job_pb2.JobSpec:
+    """A spec with a command."""
+    return job_pb2.JobSpec(**({"command": "true"} | fields))
+
+
+REFUSED: list[tuple[str, job_pb2.JobSpec]] = [
+    ("command", spec(command="")),
+    ("command", spec(command="a\0b")),
+    ("command", spec(command="x" * 5000)),
+    ("args", spec(args=["x\0"])),
+    ("args", spec(args=["x"] * 5000)),
+    ("args", spec(args=["x" * 200_000])),
+    ("args and environment", spec(args=["x" * 100_000] * 11)),
+    ("name", spec(name="../x")),
+    ("name", spec(name="-x")),
+    ("label", spec(labels={"a b": "x"})),
+    ("labels", spec(labels={"a": "\x1b[2J"})),
+    ("labels", spec(labels={f"l{n}": "" for n in range(65)})),
+    ("environment", spec(environment={"A=B": "x"})),
+    ("environment", spec(environment={"A": "\0"})),
+    ("environment", spec(environment={"1A": "x"})),
+    ("workdir", spec(workdir="work")),
+    ("workdir", spec(workdir="/work/../etc")),
+    ("workdir", spec(workdir="/proc/self/fd/7")),
+    ("workdir", spec(workdir="/proc")),
+    ("work_bytes", spec(work_bytes=2**63)),
+    ("limits.cpu_percent", spec(limits=job_pb2.Limits(cpu_percent=0))),
+    ("limits.cpu_weight", spec(limits=job_pb2.Limits(cpu_weight=10_001))),
+    ("limits.memory_bytes", spec(limits=job_pb2.Limits(memory_bytes=2**64 - 1))),
+    ("limits.timeout_ms", spec(limits=job_pb2.Limits(timeout_ms=2**63))),
+    ("limits.cpu_cores", spec(limits=job_pb2.Limits(cpu_cores="0;reboot"))),
+    ("volume", spec(volumes=[job_pb2.VolumeMount(name="..")])),
+    ("volumes.path", spec(volumes=[job_pb2.VolumeMount(name="x", path="/a/../../b")])),
+    ("network", spec(network=99)),
+    ("grace_ms", spec(grace_ms=2**63)),
+    ("stop_signal", spec(stop_signal="SIGNOPE")),
+    ("upload_ids", spec(upload_ids=["0" * 32, "0" * 32])),
+]
+
+
+@pytest.mark.threat("D25")
+@pytest.mark.threat("D27")
+@pytest.mark.threat("C24")
+@pytest.mark.threat("A02")
+@pytest.mark.parametrize(("field", "message"), REFUSED, ids=[f"{n}-{field}" for n, (field, _) in enumerate(REFUSED)])
+def test_malformed_fields_are_refused_by_name(field: str, message: job_pb2.JobSpec) -> None:
+    """INVALID, and the text names the field."""
+    with pytest.raises(JobletError) as refused:
+        requests.job_spec(message, UPLOADS.__getitem__)
+    assert refused.value.reason is Reason.INVALID
+    assert field in refused.value.message
+
+
+def test_what_this_release_lacks_is_said() -> None:
+    """Secrets and schedules are refused, never ignored."""
+    for message in (spec(secret_environment={"A": "b"}), spec(start_at={"seconds": 1})):
+        with pytest.raises(JobletError, match="not available in this release") as refused:
+            requests.job_spec(message, UPLOADS.__getitem__)
+        assert refused.value.reason is Reason.UNIMPLEMENTED
+
+
+def test_nothing_is_parsed_as_a_shell_would() -> None:
+    """Quotes, dollars, semicolons and spaces arrive as they were sent."""
+    sent = spec(command="a b; c", args=["$(reboot)", "'", "*", ""])
+    parsed = requests.job_spec(sent, UPLOADS.__getitem__)
+    assert (parsed.command, parsed.args) == ("a b; c", ("$(reboot)", "'", "*", ""))
+
+
+@pytest.mark.threat("C24")
+def test_pages_and_filters_are_bounded() -> None:
+    """Sizes, tokens and states out of range are refused; 0 is the default."""
+    assert requests.page_size(0) == 100
+    for refused in (
+        lambda: requests.page_size(1001),
+        lambda: requests.page_token("\0"),
+        lambda: requests.page_token("x" * 513),
+        lambda: requests.job_filter(job_pb2.JobFilter(states=[99])),  # type: ignore[list-item]  # open enumeration
+        lambda: requests.stop_grace_ms(job_pb2.StopJobRequest(grace_ms=2**63)),
+    ):
+        with pytest.raises(JobletError):
+            refused()
+    assert requests.job_filter(job_pb2.JobFilter(states=[job_pb2.RUNNING])).states == (jobs.State.RUNNING,)
+    assert requests.signal_number("signal", "TERM") == requests.signal_number("signal", "SIGTERM") == 15
