@@ -22,7 +22,7 @@ import structlog
 from common.messages.topics import Service
 from common.runtime import Startup, run_service
 from common.tls import server_material
-from services.api.process import Api
+from services.api.process import Api, remove_stale_replies
 from services.api.selftest import require_tls13_only
 
 log = structlog.get_logger(__name__)

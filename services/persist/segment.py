@@ -43,6 +43,8 @@ class Segment:
         """The job's last sequence, when an end mark says so."""
         self.durable = False
         """All of it is known to be synchronized; a file found at the start may only be in the page cache."""
+        self.torn = False
+        """Something that is no member is behind the last one; the next append, even of nothing, cuts it off."""
         self.abandoned = False
         self._inode: int | None = None
         self._entry_durable = False
@@ -102,6 +104,7 @@ class Segment:
             raise StaleSegment(self.name)
         if status.st_size > self.size_bytes:
             disk.truncate(descriptor, self.size_bytes)
+        self.torn = False
 
     def _write(self, descriptor: int, data: bytes, disk: Disk) -> None:
         view, written = memoryview(data), 0
@@ -160,7 +163,8 @@ class Segment:
                 log.warning("last member is damaged, left out", file=self.name, offset=last.offset, why=str(cause))
                 self.index.drop_last()
                 self.size_bytes = last.offset
-        if status.st_size > self.size_bytes:
+        self.torn = status.st_size > self.size_bytes
+        if self.torn:
             log.warning("torn tail left out", file=self.name, bytes=status.st_size - self.size_bytes)
         if self.damaged_bytes:
             log.error("headers in a stored file are damaged", file=self.name, bytes=self.damaged_bytes)

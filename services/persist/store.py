@@ -160,7 +160,7 @@ class Store:
                 members = self._members(planned.chunks[stream])
                 if end is not None and segment.ended_at is None and _wants_mark(stream, segment, members):
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))
-                if members or (segment.size_bytes and self._durable and not segment.durable):
+                if members or segment.torn or (segment.size_bytes and self._durable and not segment.durable):
                     segment.append(directory, members, self._disk, durable=self._durable)
         stored.settled = max(stored.settled, through)
         stored.live = True

@@ -1,7 +1,7 @@
 """JobService and NodeService by script, for what rnx is tested against.
 
-Belongs here: what the fake answers. Does not belong here: serving it and calling rnx (`rnx_fake_node.py`). What this fake
-promises is proto/joblet/v1 and nothing else; the real api has its own suite.
+Belongs here: what the fake answers. Does not belong here: serving it and calling rnx (`rnx_fake_node.py`). What this
+fake promises is proto/joblet/v1 and nothing else; the real api has its own suite.
 """
 
 import threading

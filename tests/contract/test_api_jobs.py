@@ -84,7 +84,9 @@ def test_a_broken_upload_leaves_nothing(tmp_path: Path) -> None:
             await await_for(lambda: list(node.layout.uploads.iterdir()), what="the staged file")
             call.cancel()
             await await_for(lambda: not list(node.layout.uploads.iterdir()), timeout_s=2, what="its removal")
-            large = client.jobs.UploadFiles(parts(*[b"x" * 2**20] * 11))
+            large = client.jobs.UploadFiles()
+            entry.size_bytes = 11 * 2**20
+            await large.write(job_pb2.UploadFilesRequest(entry=entry))  # refused by what it says, before it comes
             assert await status(large) is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert list(node.layout.uploads.iterdir()) == []
             assert await status(client.jobs.UploadFiles(parts(b"x", path="../x"))) is grpc.StatusCode.INVALID_ARGUMENT
