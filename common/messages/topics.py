@@ -129,7 +129,7 @@ EVENTS: Final = Endpoint(
     connectors=frozenset({Service.API, Service.OPERATOR}),
     messages=(logs.LogRecords, logs.LogMarker, logs.StoreMetric, jobs.JobChanged),
     message_bytes_max=8 * MIB,
-    queue_messages_max=2000,
+    queue_messages_max=1000,
 )
 
 ENDPOINTS: Final = (

@@ -90,6 +90,7 @@ async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyn
         monitors.close()
         await launcher.close()
         await executor.close()
+        driver.release()
 
 
 async def _sweep(cleanup: Cleanup) -> None:

@@ -14,7 +14,8 @@ from common.messages import jobs, topics
 from services.api.followers.hub import Hub
 from services.api.process import remove_stale_replies
 from services.api.watch import CHANGES_QUEUED_MAX, Watch
-from tests.api_node import FakeExecutor, FakePersist
+from tests.api_executor import FakeExecutor
+from tests.api_persist import FakePersist
 
 EVERYTHING = jobs.ListJobs(visible_owner=None, page_size=1000)
 

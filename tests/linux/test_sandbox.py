@@ -57,12 +57,13 @@ def test_the_job_is_pid_2_below_our_init(sandboxes: Sandboxes) -> None:
 
 @pytest.mark.threat("A02")
 def test_no_descriptor_is_inherited(sandboxes: Sandboxes) -> None:
-    """Standard input is /dev/null, the outputs are pipes, and there is nothing else, in init's table neither."""
-    out = sandboxes.shell("for f in /proc/$$/fd/*; do echo ${f##*/} $(readlink $f); done; pwd").stdout.decode()
-    lines = out.splitlines()
-    assert lines[0] == "0 /dev/null"
-    assert [line.split(":")[0] for line in lines[1:3]] == ["1 pipe", "2 pipe"]
-    assert lines[3:] == ["/work"] or (lines[3].startswith("10 ") and lines[4:] == ["/work"])
+    """Standard input is /dev/null, the outputs are pipes, and there is nothing else; the directory is /work."""
+    out = sandboxes.run("find", "/proc/self/fd", "-type", "l", "-printf", "%f %l\\n").stdout.decode()
+    lines = [line.split(":")[0] for line in out.splitlines()]
+    # find itself opens directories: what it lists and where it began.
+    assert lines[:3] == ["0 /dev/null", "1 pipe", "2 pipe"]
+    assert {line.split()[1].split("/")[1] for line in lines[3:]} <= {"work", "proc"}
+    assert sandboxes.run("pwd").stdout == b"/work\n"
 
 
 @pytest.mark.threat("A01")
@@ -147,13 +148,13 @@ def test_devices_work_and_are_the_only_ones(sandboxes: Sandboxes) -> None:
     """The usual devices behave; a device node cannot be made."""
     script = (
         "head -c 3 /dev/zero | od -An -c; head -c 8 /dev/urandom | wc -c; echo x >/dev/null; echo x >/dev/full;"
-        " mknod /work/d c 1 3 && echo NO; find /dev -type c -o -type b | sort"
+        " mknod /work/d c 1 3 && echo NO; for f in /dev/* /dev/pts/*; do [ ! -L $f ] && { [ -c $f ] || [ -b $f ]; } && echo $f; done"
     )
     lines = sandboxes.shell(script).stdout.decode().split("\n")
     assert lines[0].split() == ["\\0"] * 3
     assert lines[1].strip() == "8"
     nodes = [line for line in lines[2:] if line]
-    assert nodes == [f"/dev/{name}" for name in ("full", "null", "pts/ptmx", "random", "tty", "urandom", "zero")]
+    assert nodes == [f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero", "pts/ptmx")]
 
 
 @pytest.mark.threat("B07")
@@ -176,8 +177,7 @@ def test_abstract_sockets_of_the_host_are_not_reachable(sandboxes: Sandboxes) ->
         unix.bind(f"\0joblet-test-{os.getpid()}")
         unix.listen()
         program = (
-            f'use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0); print connect(S, pack("Sx", 1) . "joblet-test-{os.getpid()}")'
-            ' ? "U" : "u";'
+            f'XX
             f" socket(T, PF_INET, SOCK_STREAM, 6); print connect(T, pack_sockaddr_in({tcp.getsockname()[1]},"
             ' inet_aton("127.0.0.1"))) ? "T" : "t";'
         )

@@ -3,13 +3,14 @@
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from common.errors import JobletError, Reason
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
 from services.api.capacity import Capacity
 from services.api.identity import Role
 from services.api.permissions import GRANTS, RULES, Permission, Rule, Scope, scope_of
+from services.api.server import SERVICES
 from services.api.status import CODES, status_of
 
 FILES = (
@@ -32,6 +33,8 @@ def test_every_method_of_every_service_has_a_row() -> None:
         for method in service.methods
     }
     assert methods == set(RULES)
+    offered = {service.full_name for file in FILES for service in file.services_by_name.values()}
+    assert offered == {*SERVICES, reflection.SERVICE_NAME}
 
 
 @pytest.mark.requirement("S4.18")

@@ -1,0 +1,144 @@
+"""Persist as the api's tests need it: records in memory, queries with `wait` as the contract says, and times away."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from common import records
+from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
+
+
+class FakePersist(persist_pb2_grpc.PersistServiceServicer):
+    """Stores records entry by entry, and answers like the contract says. `away` refuses everything."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, list[persist_pb2.LogBatch]] = {}
+        self._whole: dict[str, list[persist_pb2.LogBatch]] = {}
+        self.metrics: list[persist_pb2.Metric] = []
+        self.deleted: list[str] = []
+        self.away = False
+        self.queries = 0
+        self.open = 0
+        self._more = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def store(self, job: str, payload: bytes) -> None:
+        """Keep records; whoever waits is told."""
+        for record in records.decode_all(payload):
+            data = bytes(record.payload)
+            self._whole.setdefault(job, []).append(
+                persist_pb2.LogBatch(
+                    stream=record.stream,  # type: ignore[arg-type]  # the numbers are the same
+                    first_sequence=record.sequence,
+                    lines=record.lines,
+                    timestamp=record.time_ns,
+                    data=data,
+                    partial=record.partial,
+                )
+            )
+            pieces = [data] if record.partial else data.splitlines(keepends=True)
+            if record.type == records.RecordType.OUTPUT and not record.partial:
+                pieces = [line + b"\n" for line in data.split(b"\n")[:-1]]
+            for offset, piece in enumerate(pieces):
+                self.entries.setdefault(job, []).append(
+                    persist_pb2.LogBatch(
+                        stream=record.stream,  # type: ignore[arg-type]  # the numbers are the same
+                        first_sequence=record.sequence + offset,
+                        lines=1,
+                        timestamp=record.time_ns,
+                        data=piece,
+                        partial=record.partial,
+                    )
+                )
+        task = asyncio.get_running_loop().create_task(self.tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def tell(self) -> None:
+        """Wake those who wait."""
+        async with self._more:
+            self._more.notify_all()
+
+    async def QueryLogBatches(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.LogBatch]:  # noqa: N802
+        """See proto/joblet/v1/persist.proto."""
+        self.queries += 1
+        self.open += 1
+        try:
+            if self.away:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+            position = max(request.from_sequence, 1)
+            until = request.until_sequence or 2**63
+            if request.HasField("tail"):
+                async with self._more:
+                    await self._more.wait_for(lambda: self._last(request.query.job_id) >= until)
+                wanted = [e for e in self._entries(request, position, until) if self._wanted(request.query, e)]
+                for entry in wanted[-request.tail :] if request.tail else ():
+                    yield entry
+                return
+            while position <= until:
+                if self.away:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+                for entry in self._entries(request, position, until):
+                    position = entry.first_sequence + entry.lines
+                    if self._wanted(request.query, entry):
+                        yield entry
+                if position > until or not request.wait:
+                    return
+                async with self._more:
+                    await self._more.wait_for(functools.partial(self._moved, request.query.job_id, position))
+        finally:
+            self.open -= 1
+
+    async def QueryLogs(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.LogLine]:  # noqa: N802, ARG002
+        """Stored lines, as far as tests need it."""
+        for entry in list(self.entries.get(request.job_id, ())):
+            yield persist_pb2.LogLine(
+                job_id=request.job_id,
+                stream=entry.stream,
+                content=entry.data.removesuffix(b"\n"),
+                timestamp=entry.timestamp,
+                sequence=entry.first_sequence,
+            )
+
+    async def QueryMetrics(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.Metric]:  # noqa: N802, ARG002
+        """Stored samples, as far as tests need it."""
+        for sample in [one for one in self.metrics if one.job_id == request.job_id]:
+            yield sample
+
+    async def DeleteJobData(self, request: Any, context: Any) -> persist_pb2.DeleteJobDataResponse:  # noqa: N802
+        """Forget a job."""
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        self.deleted.append(request.job_id)
+        removed = self.entries.pop(request.job_id, [])
+        return persist_pb2.DeleteJobDataResponse(log_bytes=sum(len(entry.data) for entry in removed))
+
+    def _entries(self, request: Any, first: int, last: int) -> list[persist_pb2.LogBatch]:
+        query = request.query
+        if query.filter or query.HasField("stream") or request.HasField("tail") or query.start_time or query.end_time:
+            return [one for one in self.entries.get(query.job_id, ()) if first <= one.first_sequence <= last]
+        # Whole records, which may reach beyond the range at both ends: the contract lets persist answer so.
+        return [
+            one
+            for one in self._whole.get(query.job_id, ())
+            if one.first_sequence <= last and one.first_sequence + one.lines > first
+        ]
+
+    def _moved(self, job: str, position: int) -> bool:
+        return self.away or self._last(job) >= position
+
+    def _last(self, job: str) -> int:
+        stored = self.entries.get(job)
+        return stored[-1].first_sequence if stored else 0
+
+    @staticmethod
+    def _wanted(query: Any, entry: persist_pb2.LogBatch) -> bool:
+        return (
+            (not query.HasField("stream") or query.stream == entry.stream)
+            and entry.timestamp >= query.start_time
+            and (not query.end_time or entry.timestamp < query.end_time)
+            and query.filter.encode() in entry.data
+        )
