@@ -62,7 +62,7 @@ class FakePersist(persist_pb2_grpc.PersistServiceServicer):
         async with self._more:
             self._more.notify_all()
 
-    async def QueryLogBatches(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.LogBatch]:  # noqa: N802
+    async def QueryLogBatches(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.LogBatches]:  # noqa: N802
         """See proto/joblet/v1/persist.proto."""
         self.queries += 1
         self.open += 1
@@ -76,7 +76,7 @@ class FakePersist(persist_pb2_grpc.PersistServiceServicer):
                     await self._more.wait_for(lambda: self._last(request.query.job_id) >= until)
                 wanted = [e for e in self._entries(request, position, until) if self._wanted(request.query, e)]
                 for entry in wanted[-request.tail :] if request.tail else ():
-                    yield entry
+                    yield persist_pb2.LogBatches(batches=[entry])
                 return
             while position <= until:
                 if self.away:
@@ -84,7 +84,7 @@ class FakePersist(persist_pb2_grpc.PersistServiceServicer):
                 for entry in self._entries(request, position, until):
                     position = entry.first_sequence + entry.lines
                     if self._wanted(request.query, entry):
-                        yield entry
+                        yield persist_pb2.LogBatches(batches=[entry])
                 if position > until or not request.wait:
                     return
                 async with self._more:

@@ -64,7 +64,9 @@ class Grpc(Section, frozen=True, kw_only=True):
     concurrent_streams_max: int = 100  # of one connection
     active_streams_max: int = 1000  # log, watch and metric streams together; beyond: "Max capacity reached"
     stream_window_bytes: int = 1 * 2**20
-    follower_queue_bytes: int = 32 * 2**20  # waiting for one client (followers of a job share it); beyond, it catches up
+    follower_queue_bytes: int = (
+        32 * 2**20
+    )  # waiting for one client (followers of a job share it); beyond, it catches up
 
 
 class Uploads(Section, frozen=True, kw_only=True):

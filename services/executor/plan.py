@@ -162,9 +162,14 @@ def _check(spec: JobSpec) -> None:
     for name in spec.environment:
         if not name or "=" in name:
             raise invalid(f"malformed environment variable {name[:64]!r}", "use NAME=VALUE")
-    parts = spec.workdir.split("/")
-    if parts[0] or ".." in parts or "\0" in spec.workdir or (len(parts) > 1 and parts[1] in ("proc", "dev", "sys")):
+    if not _is_plain_directory(spec.workdir):
         raise invalid(f"workdir {spec.workdir[:200]!r} is refused", "use an absolute path such as /work, without '..'")
+
+
+def _is_plain_directory(path: str) -> bool:
+    """Absolute, without '..' or NUL, and not in a file system of links to other places."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return path.startswith("/") and "\0" not in path and ".." not in parts and parts[:1] not in (["proc"], ["dev"])
 
 
 def _default_environment(job: JobRecord) -> dict[str, str]:

@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 STEP_BYTES: Final = 2**20
 """A step ends after about so much output, or after as many members as `STEP_MEMBERS` without any."""
 STEP_MEMBERS: Final = 8
+RUN_OVERHEAD_BYTES: Final = 64
+"""What a run costs besides its output: a step of many short ones stays in bounds, too."""
 DAMAGED_REASON: Final = "damaged"
 
 
@@ -99,7 +101,7 @@ class LogReader:
             if self._left is not None:
                 self._left -= take
             step.append(run)
-            size += len(run.data)
+            size += len(run.data) + RUN_OVERHEAD_BYTES
         return size
 
     def _find_tail(self, view: View, bounds: Bounds, tail: int) -> Generator[list[Run], None, tuple[int, int]]:

@@ -58,11 +58,11 @@ class PersistServer(PersistServiceServicer):
 
     async def QueryLogBatches(  # noqa: N802
         self, request: pb.LogBatchQueryRequest, context: Context
-    ) -> AsyncIterator[pb.LogBatch]:
+    ) -> AsyncIterator[pb.LogBatches]:
         """See persist.proto."""
         try:
-            async for messages in self._logs(selection.of_batches(request), _batches):
-                for message in messages:
+            async for message in self._logs(selection.of_batches(request), _batches):
+                if message.batches:
                     yield message
         except (JobletError, OSError) as cause:
             await refuse(context, _as_error(cause))
@@ -91,15 +91,15 @@ class PersistServer(PersistServiceServicer):
         log.info("job data deleted", job=job, log_bytes=log_bytes, metric_bytes=metric_bytes)
         return pb.DeleteJobDataResponse(log_bytes=log_bytes, metric_bytes=metric_bytes)
 
-    async def _logs(self, wanted: LogSelection, convert: Callable[[list[Run]], list[T]]) -> AsyncIterator[list[T]]:
+    async def _logs(self, wanted: LogSelection, convert: Callable[[list[Run]], T]) -> AsyncIterator[T]:
         reader = LogReader(self._store, wanted)
         with self._changes.watch(wanted.job) as watch:
             while True:
                 watch.reset()
                 view = await self._in_pool(self._store.view, wanted.job)
                 steps = reader.steps(view)
-                while (messages := await self._in_pool(_converted, steps, convert)) is not None:
-                    yield messages
+                while (converted := await self._in_pool(_converted, steps, convert)) is not None:
+                    yield converted
                 if reader.is_finished(view):
                     return
                 if watch.deleted:
@@ -110,13 +110,13 @@ class PersistServer(PersistServiceServicer):
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
-def _converted(steps: Iterator[list[Run]], convert: Callable[[list[Run]], list[T]]) -> list[T] | None:
+def _converted(steps: Iterator[list[Run]], convert: Callable[[list[Run]], T]) -> T | None:
     step = next(steps, None)
     return None if step is None else convert(step)
 
 
-def _batches(step: list[Run]) -> list[pb.LogBatch]:
-    return [
+def _batches(step: list[Run]) -> pb.LogBatches:
+    batches = [
         pb.LogBatch(
             stream=run.stream,  # type: ignore[arg-type]  # the numbers are the same
             first_sequence=run.first,
@@ -129,6 +129,7 @@ def _batches(step: list[Run]) -> list[pb.LogBatch]:
         )
         for run in step
     ]
+    return pb.LogBatches(batches=batches)
 
 
 def _lines(job: str, step: list[Run]) -> list[pb.LogLine]:

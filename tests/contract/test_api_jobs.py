@@ -257,7 +257,9 @@ def test_stored_lines_are_open_to_api_clients(tmp_path: Path) -> None:
             lines = client.persist.QueryLogs(persist_pb2.LogQueryRequest(job_id=job[:8]))
             assert [(line.sequence, line.content) async for line in lines] == [(1, b"a"), (2, b"b")]
             query = persist_pb2.LogBatchQueryRequest(query=persist_pb2.LogQueryRequest(job_id=job))
-            assert [batch.data async for batch in client.persist.QueryLogBatches(query)] == [b"a\nb\n"]
+            assert [
+                batch.data async for answer in client.persist.QueryLogBatches(query) for batch in answer.batches
+            ] == [b"a\nb\n"]
             node.persist.away = True
             assert await status(client.persist.QueryLogBatches(query).read()) is grpc.StatusCode.UNAVAILABLE
 

@@ -118,6 +118,13 @@ def batches(rig: Rig, **fields: object) -> Any:
     return rig.stub.QueryLogBatches(pb.LogBatchQueryRequest(query=query, **outer))  # type: ignore[arg-type]
 
 
+async def each(call: Any) -> AsyncIterator[pb.LogBatch]:
+    """The batches of all answers of a call."""
+    async for answer in call:
+        for batch in answer.batches:
+            yield batch
+
+
 def run(base: Path, scenario: Callable[[Rig], Awaitable[None]], **options: int) -> None:
     """Run a scenario against a rig, with a deadline."""
 
@@ -145,7 +152,7 @@ def test_output_is_acknowledged_and_queried(tmp_path: Path) -> None:
             (3, pb.STDERR, b"\xff\0 rest"),
         ]
         assert {(line.job_id, line.timestamp) for line in lines} == {(JOB, TIME_NS)}
-        found = [batch async for batch in batches(rig)]
+        found = [batch async for batch in each(batches(rig))]
         assert [(b.first_sequence, b.lines, b.data, b.partial, b.gap_reason) for b in found] == [
             (1, 2, b"a\nb\n", False, ""),
             (3, 1, b"\xff\0 rest", True, ""),
@@ -165,7 +172,7 @@ def test_batches_out_of_turn_are_asked_for_again(tmp_path: Path) -> None:
         await rig.answered(Resend(job=JOB, epoch=1))
         await rig.send(store_records(output(b"a\n", 1), output(b"b\nc\n", 2), epoch=2))
         await rig.answered(stored(3, epoch=2))
-        assert b"".join([b.data async for b in batches(rig)]) == b"a\nb\nc\n"
+        assert b"".join([b.data async for b in each(batches(rig))]) == b"a\nb\nc\n"
         assert rig.ingest.counts["repeated"] in (0, 1)
 
     run(tmp_path, scenario)
@@ -204,12 +211,12 @@ def test_waiting_readers_see_what_comes_and_the_end(tmp_path: Path) -> None:
         forever, until = batches(rig, wait=True), batches(rig, wait=True, until_sequence=2)
         first = asyncio.create_task(anext(aiter(forever)))
         await rig.send(store_records(output(b"a\n", 1)))
-        assert (await first).data == b"a\n"
+        assert (await first).batches[0].data == b"a\n"
         await rig.send(store_records(output(b"b\nc\n", 2), batch=1))
-        assert b"".join([b.data async for b in until]) == b"a\nb\n"
+        assert b"".join([b.data async for b in each(until)]) == b"a\nb\n"
         await rig.send(end_of_job(3, batch=2))
-        assert b"".join([b.data async for b in forever]) == b"b\nc\n"
-        assert [b.data async for b in batches(rig, wait=True, from_sequence=3)] == [b"c\n"]
+        assert b"".join([b.data async for b in each(forever)]) == b"b\nc\n"
+        assert [b.data async for b in each(batches(rig, wait=True, from_sequence=3))] == [b"c\n"]
 
     run(tmp_path, scenario)
 
@@ -222,14 +229,14 @@ def test_a_reader_that_leaves_leaves_nothing(tmp_path: Path) -> None:
         await rig.send(store_records(output(b"a\n", 1)))
         for _ in range(5):
             call = batches(rig, wait=True)
-            assert (await call.read()).data == b"a\n"
+            assert (await call.read()).batches[0].data == b"a\n"
             call.cancel()
 
         refusals = []
 
         async def free() -> bool:
             try:
-                return [b.data async for b in batches(rig)] == [b"a\n"]
+                return [b.data async for b in each(batches(rig))] == [b"a\n"]
             except grpc.aio.AioRpcError as refusal:
                 refusals.append(refusal.code())
                 return False
@@ -249,13 +256,13 @@ def test_queries_at_once_are_bounded(tmp_path: Path) -> None:
         await rig.send(store_records(output(b"a\n", 1)))
         calls = [batches(rig, wait=True) for _ in range(3)]
         for call in calls:
-            assert (await call.read()).data == b"a\n"
+            assert (await call.read()).batches[0].data == b"a\n"
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await anext(aiter(batches(rig)))
         assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await rig.send(store_records(output(b"b\n", 2), batch=1))
         for call in calls:
-            assert (await call.read()).data == b"b\n"
+            assert (await call.read()).batches[0].data == b"b\n"
             call.cancel()
 
     run(tmp_path, scenario, concurrent=3)

@@ -77,7 +77,7 @@ def test_persist_service() -> None:
     """The three stated calls, and the one for bulk."""
     assert methods(PERSIST) == {
         "QueryLogs": ("LogQueryRequest", False, "LogLine", True),
-        "QueryLogBatches": ("LogBatchQueryRequest", False, "LogBatch", True),
+        "QueryLogBatches": ("LogBatchQueryRequest", False, "LogBatches", True),
         "QueryMetrics": ("MetricQueryRequest", False, "Metric", True),
         "DeleteJobData": ("DeleteJobDataRequest", False, "DeleteJobDataResponse", False),
     }

@@ -141,9 +141,10 @@ async def stored_bytes(base: Path, job: JobId) -> tuple[dict[int, bytes], list[t
     spans: list[tuple[int, int]] = []
     async with grpc.aio.insecure_channel(f"unix:{base}/run/persist-grpc.sock") as channel:
         request = pb.LogBatchQueryRequest(query=pb.LogQueryRequest(job_id=job), wait=True)
-        async for batch in PersistServiceStub(channel).QueryLogBatches(request, timeout=20, wait_for_ready=True):
-            found[batch.stream] += batch.data
-            spans.append((batch.first_sequence, batch.first_sequence + batch.lines - 1))
+        async for answer in PersistServiceStub(channel).QueryLogBatches(request, timeout=20, wait_for_ready=True):
+            for batch in answer.batches:
+                found[batch.stream] += batch.data
+                spans.append((batch.first_sequence, batch.first_sequence + batch.lines - 1))
     return found, spans
 
 

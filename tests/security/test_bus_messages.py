@@ -1,32 +1,16 @@
-"""Payloads made to hurt the receiver: each is refused within bounded memory and time, and the service goes on.
+"""Payloads made to hurt the receiver: each is refused within bounded memory and time, and the service goes on."""
 
-A payload is decoded in a process of its own, whose peak memory the kernel tells: VmHWM of /proc/self/status, set back
-before by writing 5 to /proc/self/clear_refs (proc(5)). ru_maxrss would not do: it is inherited from the parent.
-"""
-
-import os
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import msgpack
 import pytest
 
-from common.bus import codec
 from common.messages.topics import API_REPLIES, ENDPOINTS, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC, Endpoint
+from tests.security.decode_cost import Decoder
 
 GROWTH_BYTES_MAX = 300 * 2**20
 SECONDS_MAX = 10.0
 """Generous for a slow machine; without a bound it took 47 s."""
-
-
-class Cost(NamedTuple):
-    """What decoding one payload took."""
-
-    cause: str
-    growth_bytes: int
-    seconds: float
 
 
 def array(items: int) -> bytes:
@@ -90,40 +74,12 @@ HOSTILE: tuple[Callable[[int], bytes], ...] = (
 )
 
 
-def cost_of(payload: bytes, endpoint: Endpoint) -> Cost:
-    """Decode `payload` in a forked process and tell what became of it."""
-    return cost_of_call(lambda: codec.decode(payload, endpoint))
-
-
-def cost_of_call(call: Callable[[], object]) -> Cost:
-    """Make `call` in a forked process; its cause is "accepted", that of the refusal, or "raised …"."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        Path("/proc/self/clear_refs").write_text("5")
-        before, began = peak_bytes(), time.monotonic()
-        try:
-            call()
-            cause = "accepted"
-        except codec.RejectedMessage as rejected:
-            cause = rejected.cause
-        except BaseException as broken:  # noqa: BLE001  # a task boundary: the parent judges
-            cause = f"raised {type(broken).__name__}"
-        os.write(writing, f"{cause};{peak_bytes() - before};{time.monotonic() - began}".encode())
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as told:
-        words = told.read().decode()
-    _, status = os.waitpid(child, 0)
-    assert status == 0, f"decoding ended the process: wait status {status}"
-    cause, growth_bytes, seconds = words.split(";")
-    return Cost(cause, int(growth_bytes), float(seconds))
-
-
-def peak_bytes() -> int:
-    """The largest resident size of this process since it was last set back."""
-    line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    """Tells what a payload costs."""
+    process = Decoder()
+    yield process
+    process.close()
 
 
 @pytest.mark.threat("E03")
@@ -140,19 +96,19 @@ def peak_bytes() -> int:
     ids=["get-node", "run-job", "acks", "persist"],
 )
 def test_largest_allowed_hostile_payload_is_bounded(
-    endpoint: Endpoint, kind: str, make: Callable[[int], bytes], wrap: Callable[[str, bytes], bytes]
+    decoder: Decoder, endpoint: Endpoint, kind: str, make: Callable[[int], bytes], wrap: Callable[[str, bytes], bytes]
 ) -> None:
     """At the endpoint's own limit no content costs more than 300 MB or 10 s, or raises anything but a refusal."""
     payload = wrap(kind, make(endpoint.message_bytes_max - 100))
     assert len(payload) <= endpoint.message_bytes_max
-    cost = cost_of(payload, endpoint)
+    cost = decoder.cost(payload, endpoint)
     assert not cost.cause.startswith("raised"), cost
     assert cost.growth_bytes < GROWTH_BYTES_MAX, cost
     assert cost.seconds < SECONDS_MAX, cost
 
 
 @pytest.mark.threat("E03")
-def test_known_field_filled_with_as_much_as_fits_is_bounded() -> None:
+def test_known_field_filled_with_as_much_as_fits_is_bounded(decoder: Decoder) -> None:
     """Types that do hold many items (args, labels, jobs) cost memory in proportion to the bytes sent."""
     body = {"owner": "a", "spec": {"command": "x", "args": [f"{n:02x}" for n in range(256)] * 5000}}
     args = inside_body("run_job", msgpack.packb(body))
@@ -160,25 +116,25 @@ def test_known_field_filled_with_as_much_as_fits_is_bounded() -> None:
     spec = inside_body("run_job", msgpack.packb({"owner": "a", "spec": {"command": "x", "labels": labels}}))
     for payload in (args, spec):
         assert len(payload) <= EXECUTOR_COMMANDS.message_bytes_max
-        cost = cost_of(payload, EXECUTOR_COMMANDS)
+        cost = decoder.cost(payload, EXECUTOR_COMMANDS)
         assert cost.cause == "accepted"
         assert cost.growth_bytes < GROWTH_BYTES_MAX, cost
 
 
 @pytest.mark.threat("E03")
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.file)
-def test_ten_megabytes_of_empty_maps(endpoint: Endpoint) -> None:
+def test_ten_megabytes_of_empty_maps(decoder: Decoder, endpoint: Endpoint) -> None:
     """10 MB of empty maps once became 724 MB in 11 s: here they are refused at once, on every endpoint."""
-    cost = cost_of(b"\xdd" + (10**7).to_bytes(4, "big") + b"\x80" * 10**7, endpoint)
+    cost = decoder.cost(b"\xdd" + (10**7).to_bytes(4, "big") + b"\x80" * 10**7, endpoint)
     assert cost.cause in {"too_large", "envelope"}
     assert cost.growth_bytes < 20 * 2**20, cost
     assert cost.seconds < 1.0, cost
 
 
 @pytest.mark.threat("E03")
-def test_the_control_is_not_bounded() -> None:
+def test_the_control_is_not_bounded(decoder: Decoder) -> None:
     """Positive control: unpacking the same payload into maps and lists, as a naive receiver would, costs far more."""
     payload = inside_body("get_node", arrays_of_empty_maps(API_REPLIES.message_bytes_max // 8))
-    cost = cost_of_call(lambda: msgpack.unpackb(payload))
+    cost = decoder.cost(payload, None)
     assert cost.cause == "accepted"
     assert cost.growth_bytes > GROWTH_BYTES_MAX, cost

@@ -31,7 +31,7 @@ class Script:
         if isinstance(answer, JobletError):
             raise answer
         for batch in answer:
-            yield batch.SerializeToString()
+            yield persist_pb2.LogBatches(batches=[batch]).SerializeToString()
         if self._stay:
             await asyncio.Event().wait()
 

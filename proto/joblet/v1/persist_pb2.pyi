@@ -1,7 +1,8 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -82,6 +83,12 @@ class LogBatchQueryRequest(_message.Message):
     until_sequence: int
     wait: bool
     def __init__(self, query: _Optional[_Union[LogQueryRequest, _Mapping]] = ..., from_sequence: _Optional[int] = ..., tail: _Optional[int] = ..., until_sequence: _Optional[int] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class LogBatches(_message.Message):
+    __slots__ = ("batches",)
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    batches: _containers.RepeatedCompositeFieldContainer[LogBatch]
+    def __init__(self, batches: _Optional[_Iterable[_Union[LogBatch, _Mapping]]] = ...) -> None: ...
 
 class LogBatch(_message.Message):
     __slots__ = ("stream", "first_sequence", "lines", "timestamp", "data", "partial", "gap_reason", "gap_bytes")

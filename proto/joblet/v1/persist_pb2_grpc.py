@@ -44,7 +44,7 @@ class PersistServiceStub:
         self.QueryLogBatches = channel.unary_stream(
                 '/joblet.v1.PersistService/QueryLogBatches',
                 request_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatchQueryRequest.SerializeToString,
-                response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatch.FromString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatches.FromString,
                 _registered_method=True)
         self.QueryMetrics = channel.unary_stream(
                 '/joblet.v1.PersistService/QueryMetrics',
@@ -71,7 +71,7 @@ class PersistServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def QueryLogBatches(self, request, context):
-        """The same in bulk: thousands of lines a message, bytes exact.
+        """The same in bulk: thousands of lines a message, bytes exact, gaps told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +102,7 @@ def add_PersistServiceServicer_to_server(servicer, server):
             'QueryLogBatches': grpc.unary_stream_rpc_method_handler(
                     servicer.QueryLogBatches,
                     request_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatchQueryRequest.FromString,
-                    response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatch.SerializeToString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatches.SerializeToString,
             ),
             'QueryMetrics': grpc.unary_stream_rpc_method_handler(
                     servicer.QueryMetrics,
@@ -170,7 +170,7 @@ class PersistService:
             target,
             '/joblet.v1.PersistService/QueryLogBatches',
             proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatchQueryRequest.SerializeToString,
-            proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatch.FromString,
+            proto_dot_joblet_dot_v1_dot_persist__pb2.LogBatches.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,8 @@ class PersistServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PersistServiceAsyncStub: ...
     QueryLogs: _grpc.UnaryStreamMultiCallable[_persist_pb2.LogQueryRequest, _persist_pb2.LogLine]
     """Stored lines, ordered by sequence."""
-    QueryLogBatches: _grpc.UnaryStreamMultiCallable[_persist_pb2.LogBatchQueryRequest, _persist_pb2.LogBatch]
-    """The same in bulk: thousands of lines a message, bytes exact."""
+    QueryLogBatches: _grpc.UnaryStreamMultiCallable[_persist_pb2.LogBatchQueryRequest, _persist_pb2.LogBatches]
+    """The same in bulk: thousands of lines a message, bytes exact, gaps told."""
     QueryMetrics: _grpc.UnaryStreamMultiCallable[_persist_pb2.MetricQueryRequest, _persist_pb2.Metric]
     """Stored samples, oldest first; with an aggregation, one sample."""
     DeleteJobData: _grpc.UnaryUnaryMultiCallable[_persist_pb2.DeleteJobDataRequest, _persist_pb2.DeleteJobDataResponse]
@@ -53,8 +53,8 @@ class PersistServiceAsyncStub(PersistServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     QueryLogs: _aio.UnaryStreamMultiCallable[_persist_pb2.LogQueryRequest, _persist_pb2.LogLine]  # type: ignore[assignment]
     """Stored lines, ordered by sequence."""
-    QueryLogBatches: _aio.UnaryStreamMultiCallable[_persist_pb2.LogBatchQueryRequest, _persist_pb2.LogBatch]  # type: ignore[assignment]
-    """The same in bulk: thousands of lines a message, bytes exact."""
+    QueryLogBatches: _aio.UnaryStreamMultiCallable[_persist_pb2.LogBatchQueryRequest, _persist_pb2.LogBatches]  # type: ignore[assignment]
+    """The same in bulk: thousands of lines a message, bytes exact, gaps told."""
     QueryMetrics: _aio.UnaryStreamMultiCallable[_persist_pb2.MetricQueryRequest, _persist_pb2.Metric]  # type: ignore[assignment]
     """Stored samples, oldest first; with an aggregation, one sample."""
     DeleteJobData: _aio.UnaryUnaryMultiCallable[_persist_pb2.DeleteJobDataRequest, _persist_pb2.DeleteJobDataResponse]  # type: ignore[assignment]
@@ -78,8 +78,8 @@ class PersistServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _persist_pb2.LogBatchQueryRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_persist_pb2.LogBatch], _abc.AsyncIterator[_persist_pb2.LogBatch]]:
-        """The same in bulk: thousands of lines a message, bytes exact."""
+    ) -> _typing.Union[_abc.Iterator[_persist_pb2.LogBatches], _abc.AsyncIterator[_persist_pb2.LogBatches]]:
+        """The same in bulk: thousands of lines a message, bytes exact, gaps told."""
 
     @_abc_1.abstractmethod
     def QueryMetrics(

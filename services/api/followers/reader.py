@@ -1,12 +1,12 @@
 """Reading a range of history for one follower, until all of it is there.
 
-Belongs here: queries to persist for a closed range of sequences, waiting while persist is away or behind, and joining
-small answers into large ones. Does not belong here: which range (`machine.py`).
+Belongs here: queries to persist for a closed range of sequences, and waiting while persist is away or
+behind. Does not belong here: which range (`machine.py`).
 """
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Final, NamedTuple, Protocol, cast
 
 from google.protobuf.message import Message
@@ -16,10 +16,6 @@ from common.errors import JobletError, Reason
 from common.identifiers import JobId
 from proto.joblet.v1 import persist_pb2
 from services.api.followers.chunks import Chunk, Selection, cut, stored_chunk
-from services.api.followers.machine import SEND_BYTES
-
-GATHER_S: Final = 0.002
-"""How long the next answer may take before what was gathered is sent alone."""
 
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 1.0
@@ -86,32 +82,35 @@ class Reader:
         query = persist_pb2.LogBatchQueryRequest(
             query=persist_pb2.LogQueryRequest(job_id=self._job), from_sequence=last, until_sequence=last, wait=True
         )
-        async with aclosing(_gathered(self._queries.raw("QueryLogBatches", query), self._missing_s)) as answers:
-            async for answer in answers:
-                if answer is None:
-                    return
+        with suppress(TimeoutError):
+            async with aclosing(self._ask(query)) as answers:
+                async for _ in answers:
+                    continue  # the query ends by itself with that entry
 
     async def _once(self, first: int, last: int, *, tail: int | None) -> AsyncGenerator[Part, None]:
         """One query. It ends early when persist does, or is silent for `missing_s`."""
         through = first - 1
-        query = self._query(first, last, tail)
-        async with aclosing(_gathered(self._queries.raw("QueryLogBatches", query), self._missing_s)) as answers:
-            async for answer in answers:
-                if answer is None:
-                    return
-                chunks: list[Chunk] = []
-                for chunk in answer:
-                    piece = cut(chunk, through + 1, last)
-                    if piece is None:
-                        continue
-                    if self._selection.everything and tail is None and piece.first > through + 1:
-                        chunks.append(_not_stored(through + 1, piece.first - 1, piece.time_ns))
-                    chunks.append(piece)
-                    through = piece.last
-                if chunks:
-                    yield Part(chunks, through)
+        try:
+            async with aclosing(self._ask(self._query(first, last, tail))) as answers:
+                async for answer in answers:
+                    chunks: list[Chunk] = []
+                    for chunk in answer:
+                        piece = cut(chunk, through + 1, last)
+                        if piece is None:
+                            continue
+                        if self._selection.everything and tail is None and piece.first > through + 1:
+                            chunks.append(_not_stored(through + 1, piece.first - 1, piece.time_ns))
+                        chunks.append(piece)
+                        through = piece.last
+                    if chunks:
+                        yield Part(chunks, through)
+        except TimeoutError:
+            return
         if not self._selection.everything and through < last:
             yield Part([], last)  # the rest of the range was looked through, and nothing in it is wanted
+
+    def _ask(self, query: persist_pb2.LogBatchQueryRequest) -> AsyncGenerator[list[Chunk], None]:
+        return _answers(self._queries.raw("QueryLogBatches", query), self._missing_s)
 
     def _query(self, first: int, last: int, tail: int | None) -> persist_pb2.LogBatchQueryRequest:
         wanted = self._selection
@@ -141,31 +140,12 @@ def _not_stored(first: int, last: int, time_ns: int) -> Chunk:
     )
 
 
-async def _gathered(answers: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncGenerator[list[Chunk] | None, None]:
-    """Chunks of answers that come close together, up to SEND_BYTES; None after `quiet_s` without an answer."""
-    gathered: list[Chunk] = []
-    size_bytes = 0
-    iterator = aiter(answers)
-    reading = asyncio.ensure_future(anext(iterator, None))
-    try:
+async def _answers(answers: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncGenerator[list[Chunk], None]:
+    """The chunks of each answer. Raises TimeoutError when one takes longer than `quiet_s`."""
+    async with aclosing(answers):
         while True:
-            await asyncio.wait({reading}, timeout=GATHER_S if gathered else quiet_s)
-            if not reading.done():
-                yield gathered or None
-                gathered, size_bytes = [], 0
-                continue
-            answer = reading.result()
+            async with asyncio.timeout(quiet_s):
+                answer = await anext(answers, None)
             if answer is None:
-                break
-            gathered.append(stored_chunk(persist_pb2.LogBatch.FromString(answer)))
-            size_bytes += len(answer)
-            if size_bytes >= SEND_BYTES:
-                yield gathered
-                gathered, size_bytes = [], 0
-            reading = asyncio.ensure_future(anext(iterator, None))
-        if gathered:
-            yield gathered
-    finally:
-        reading.cancel()
-        await asyncio.wait({reading})
-        await answers.aclose()
+                return
+            yield [stored_chunk(batch) for batch in persist_pb2.LogBatches.FromString(answer).batches]

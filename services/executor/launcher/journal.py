@@ -109,7 +109,10 @@ class Recorder:
     def event(self, kind: RecordType, payload: dict[str, Any], time_ns: int) -> None:
         """Record a START or EXIT, behind everything before it. It is never dropped: without space it waits."""
         self._waiting.extend(self._take_gap(time_ns))
-        self._write(records.encode(kind, json.dumps(payload).encode(), time_ns=time_ns, sequence=self.next_sequence))
+        self._waiting.append(
+            records.encode(kind, json.dumps(payload).encode(), time_ns=time_ns, sequence=self.next_sequence)
+        )
+        self.retry(time_ns)
 
     def retry(self, time_ns: int) -> bool:
         """Write what waits. True when nothing waits any more."""
