@@ -73,10 +73,10 @@ def resolve_users(users: Users, layout: Layout) -> ServiceUsers:
 def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
     """Make the directories of the node with their modes and owners. `users` None: everything is the caller's.
 
-    Refuses a symbolic link or a stranger's directory in their place, and a base directory that others can write or
-    that the service users cannot reach.
+    Refuses a symbolic link or a stranger's directory in their place, a base directory that others can write, and a
+    store outside it that the service users cannot reach. (Below it they need no way: see Layout.from_base.)
     """
-    _prepare_base(layout.base, reachable=users is not None)
+    _prepare_base(layout.base)
     me = os.geteuid()
     api = users.api_uid if users else me
     persist = users.persist_uid if users else me
@@ -92,6 +92,10 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
         _Directory(layout.metrics, 0o700, persist, gid),
     ):
         _prepare(directory)
+    if users is not None:
+        for store in (layout.logs, layout.metrics):
+            if not store.is_relative_to(layout.base):
+                _require_a_way(store)
 
 
 def name_process(name: str) -> None:
@@ -230,7 +234,7 @@ def _group_exists(gid: int) -> bool:
     return True
 
 
-def _prepare_base(base: Path, *, reachable: bool) -> None:
+def _prepare_base(base: Path) -> None:
     made = not base.exists()
     base.mkdir(mode=0o755, parents=True, exist_ok=True)
     descriptor = _open_directory(base)
@@ -243,13 +247,14 @@ def _prepare_base(base: Path, *, reachable: bool) -> None:
         os.fchmod(descriptor, 0o755)
     finally:
         os.close(descriptor)
-    if not reachable:
-        return
-    for parent in base.resolve().parents:
+
+
+def _require_a_way(store: Path) -> None:
+    for parent in store.resolve().parents:
         if not parent.stat().st_mode & stat.S_IXOTH:
             raise precondition(
-                f"the service users cannot reach {base}: {parent} is closed to others",
-                f"chmod o+x {parent}, or use a base directory elsewhere",
+                f"the service users cannot reach {store}: {parent} is closed to others",
+                f"chmod o+x {parent}, or store below the base directory",
             )
 
 

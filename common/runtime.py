@@ -157,16 +157,19 @@ def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaita
     layout = layout_of(settings)
     users = resolve_users(settings.joblet.users, layout) if os.geteuid() == 0 else None
     prepare_directories(layout, users)
+    os.chdir(layout.base)
+    here = layout.from_base()
     _set_oom_score(service)
-    if _unprivileged_uid(service, users) is not None:
+    drops = _unprivileged_uid(service, users) is not None
+    if drops:
         renounce_new_privileges()
     owners = SocketOwners(api_uid=users.api_uid, persist_uid=users.persist_uid, gid=users.gid) if users else None
     startup = Startup(
         service=service,
         settings=settings,
-        layout=layout,
+        layout=here if drops else layout,
         users=users,
-        transport=ZeroMQ(layout.run, owners),
+        transport=ZeroMQ(here.run, owners),
         notifier=notifier,
     )
     asyncio.run(_serve(startup, serve))

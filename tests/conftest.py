@@ -10,6 +10,7 @@ row's probe finds by trying that this host really lacks the thing.
 
 import os
 import shutil
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -35,6 +36,10 @@ def _no_cgroup_v2() -> bool:
     return not controllers.exists() or "memory" not in controllers.read_text().split()
 
 
+def _no_mount_namespace() -> bool:
+    return subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode != 0
+
+
 def _no_cgroup_v1() -> bool:
     return not (CGROUP_ROOT / "memory" / "memory.limit_in_bytes").exists()
 
@@ -44,6 +49,9 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs to be unprivileged": lambda: os.geteuid() == 0,
     "needs cgroups v2": _no_cgroup_v2,
     "needs cgroups v1": _no_cgroup_v1,
+    "only root can drop privileges": lambda: os.geteuid() != 0,
+    "does not let us mount": _no_mount_namespace,
+    "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),

@@ -13,6 +13,8 @@ import pytest
 
 LINES_OF: Final = {"S0": 77, "S1": 51, "S2": 37, "S3": 27, "S4": 22, "T": 8}
 LINES: Final = tuple(f"{source}.{line}" for source, count in LINES_OF.items() for line in range(1, count + 1))
+CONFLICTS: Final = frozenset(f"X{row}" for row in range(1, 21))
+"""Rows of the checklist's table of conflicts: they may be named too, but are answers and no requirements."""
 MARK: Final = "requirement"
 
 
@@ -50,7 +52,7 @@ def summary(lines_of_test: dict[str, tuple[str, ...]], outcomes: dict[str, str])
         outcome = outcomes.get(test, "none")
         for line in lines:
             if line not in best:
-                unknown[line] = None
+                unknown |= {} if line in CONFLICTS else {line: None}
             elif rank.index(outcome) > rank.index(best[line]):
                 best[line] = outcome
     return best, list(unknown)

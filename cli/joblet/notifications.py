@@ -19,15 +19,21 @@ _CONTROL_BYTES: Final = socket.CMSG_SPACE(_CREDENTIALS.size) + socket.CMSG_SPACE
 
 
 class NotificationSocket:
-    """Bound below the run directory, for root only: services connect before they drop privileges."""
+    """Bound below the run directory, for root only: services connect before they drop privileges.
+
+    `address` leads there through our descriptor of the directory: its own path may be longer than the 107 bytes that
+    unix(7) has for it.
+    """
 
     def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / NOTIFY_FILE
+        self._path = run_dir / NOTIFY_FILE
+        self._directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.address = f"/proc/{os.getpid()}/fd/{self._directory}/{NOTIFY_FILE}"
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self.path.unlink(missing_ok=True)  # of a supervisor that was killed; ours is the lock
-        self._socket.bind(str(self.path))
-        self.path.chmod(0o600)
+        self._path.unlink(missing_ok=True)  # of a supervisor that was killed; ours is the lock
+        self._socket.bind(self.address)
+        self._path.chmod(0o600)
 
     def listen(self, heard: Callable[[int, str], None]) -> None:
         """From now on call `heard(pid, state)` in the event loop for each `KEY=value` of each datagram."""
@@ -37,7 +43,8 @@ class NotificationSocket:
         """Stop and remove the socket file."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        self.path.unlink(missing_ok=True)
+        os.close(self._directory)
+        self._path.unlink(missing_ok=True)
 
     def _receive(self, heard: Callable[[int, str], None]) -> None:
         try:

@@ -41,11 +41,11 @@ class Starter(Protocol):
 class ServiceStarter:
     """Starts the real services with the given arguments."""
 
-    def __init__(self, arguments: tuple[str, ...], notify_path: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], notify_address: str) -> None:
         self._arguments = arguments
         self._environment = {
             **os.environ,
-            "NOTIFY_SOCKET": str(notify_path),
+            "NOTIFY_SOCKET": notify_address,
             SUPERVISOR_VARIABLE: str(os.getpid()),
             "PYTHONUNBUFFERED": "1",
         }

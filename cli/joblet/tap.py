@@ -7,6 +7,7 @@ a job or a client chose is escaped, on a terminal and in a pipe: a tap is for re
 import asyncio
 import base64
 import json
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -62,14 +63,17 @@ def tap(pattern: str, base_dir: Path | None, *, as_json: bool) -> None:
     A tap that reads too slowly misses messages; it never slows anything down.
     """
     wanted = parse_pattern(pattern)
-    run_dir = layout_of(load_settings(None, base_dir=base_dir)).run
+    layout = layout_of(load_settings(None, base_dir=base_dir))
     try:
-        present = (run_dir / EVENTS.file).exists()
+        present = (layout.run / EVENTS.file).exists()
     except PermissionError as cause:
-        raise unavailable(f"{run_dir} is closed to you", "run it as root or as a member of the joblet group") from cause
+        raise unavailable(
+            f"{layout.run} is closed to you", "run it as root or as a member of the joblet group"
+        ) from cause
     if not present:
-        raise unavailable(f"no node runs on {run_dir.parent}", "start it with joblet up, or give --base-dir")
-    asyncio.run(_print(run_dir, wanted, as_json=as_json))
+        raise unavailable(f"no node runs on {layout.base}", "start it with joblet up, or give --base-dir")
+    os.chdir(layout.base)  # see Layout.from_base
+    asyncio.run(_print(layout.from_base().run, wanted, as_json=as_json))
 
 
 def parse_pattern(text: str) -> Pattern:

@@ -115,7 +115,7 @@ async def _run(plan: Plan, printer: LogPrinter, manager: Notifier, *, stop_jobs:
         loop.add_signal_handler(number, stop.set)
     arguments = ("--config", str(plan.config), "--base-dir", str(plan.layout.base), "--port", str(plan.port))
     notifications = NotificationSocket(plan.layout.run)
-    supervisor = Supervisor(ServiceStarter(arguments, notifications.path), printer.line)
+    supervisor = Supervisor(ServiceStarter(arguments, notifications.address), printer.line)
     notifications.listen(supervisor.heard)
     try:
         if await _unless_stopped(_bring_up(supervisor, plan, printer), stop):

@@ -22,6 +22,14 @@ class Layout(NamedTuple):
     persist_grpc: Path
     audit: Path  # written by api, 0700 api
 
+    def from_base(self) -> "Layout":
+        """The same paths for a process whose working directory is `base`: relative where they lie below it.
+
+        So a socket's address stays below the 107 bytes of unix(7) wherever the base is, and a service that gave root
+        up needs no way through the directories above it.
+        """
+        return Layout(*(path.relative_to(self.base) if path.is_relative_to(self.base) else path for path in self))
+
     def job_dir(self, job: JobId) -> Path:
         """`journal`, `lock`, `control` and `root` of a job."""
         return self.jobs / job

@@ -1,7 +1,7 @@
 """Fixtures of the end-to-end tests: nodes that really run."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from tests.e2e.node import Node, make_base, remove_base
 
 HERE = Path(__file__).parent
+LOG_CHARACTERS_SHOWN = 4000
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,6 +20,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.skip(reason="needs root to run a node"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the services of the test's nodes said last."""
+    report = yield
+    if report.failed and item.path.is_relative_to(HERE):
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Node):
+                report.sections.append(("services", value.log_text()[-LOG_CHARACTERS_SHOWN:]))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -208,3 +208,22 @@ def alive(pid: int) -> bool:
 def host_mounts() -> str:
     """The host's mounts, as this process sees them."""
     return Path("/proc/self/mountinfo").read_text()
+
+
+def processes_of(job: Launched) -> set[int]:
+    """Every process that the host sees in the PID namespace of the job's main process."""
+    namespace = Path(f"/proc/{job.main_pid()}/ns/pid").readlink()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "ns" / "pid").readlink() == namespace:
+                    found.add(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or more privileged than we
+                continue
+    return found
+
+
+def names_of(job: Launched) -> set[str]:
+    """The names of the job's processes."""
+    return {Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes_of(job)}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.joblet.notifications import NotificationSocket
+from cli.joblet.notifications import NOTIFY_FILE, NotificationSocket
 from cli.joblet.printing import QUEUE_LINES_MAX, LogPrinter
 from tests.waiting import await_for
 
@@ -64,16 +64,16 @@ def test_a_notification_names_its_sender_and_is_for_root_only(run_dir: Path) -> 
         heard: list[tuple[int, str]] = []
         notifications = NotificationSocket(run_dir)
         notifications.listen(lambda pid, state: heard.append((pid, state)))
-        assert notifications.path.stat().st_mode & 0o777 == 0o600
+        assert (run_dir / NOTIFY_FILE).stat().st_mode & 0o777 == 0o600
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.connect(str(notifications.path))
+            sender.connect(notifications.address)
             sender.send(b"READY=1\nMAINPID=1\n\xff")
             before = descriptors()
             socket.send_fds(sender, [b"FDSTORE=1"], [0, 1])
             await await_for(lambda: len(heard) == 4, what="the notifications")
             assert descriptors() == before
         notifications.close()
-        assert not notifications.path.exists()
+        assert not (run_dir / NOTIFY_FILE).exists()
         return heard
 
     me = os.getpid()

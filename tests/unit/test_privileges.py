@@ -135,12 +135,16 @@ def test_links_strangers_and_open_directories_are_refused(base: Path) -> None:
 
 
 @needs_root
-def test_a_base_directory_that_service_users_cannot_reach_is_refused(base: Path) -> None:
-    """Sockets below it would be out of their reach, and nothing would say why."""
+def test_a_store_that_service_users_cannot_reach_is_refused(base: Path) -> None:
+    """A store elsewhere needs a way to it; what is below the base directory does not, however closed its parents."""
     base.parent.chmod(0o700)
+    users = ServiceUsers(api_uid=901, persist_uid=902, gid=903)
+    prepare_directories(layout_below(base), users)
+    elsewhere = layout_below(base)._replace(logs=base.parent / "elsewhere" / "logs")
     with pytest.raises(JobletError, match=r"chmod o\+x"):
-        prepare_directories(layout_below(base), ServiceUsers(api_uid=901, persist_uid=902, gid=903))
-    prepare_directories(layout_below(base), None)
+        prepare_directories(elsewhere, users)
+    base.parent.chmod(0o755)
+    prepare_directories(elsewhere, users)
 
 
 DROP = """

@@ -25,6 +25,7 @@ from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kin
 from services.executor.launcher.jobfiles import JobFiles
 from services.executor.launcher.journal import DiskJournal, Recorder
 from services.executor.launcher.task import Watch
+from services.executor.launcher.timers import Timers
 from services.executor.linux.processes import pidfd_send_signal
 
 READ_BYTES: Final = 2**20
@@ -53,7 +54,7 @@ class Output:
 
 
 class Monitor:
-    """Watches one job to its end. Times are milliseconds of CLOCK_MONOTONIC: a jump of the clock ends no job."""
+    """Watches one job to its end."""
 
     def __init__(self, watch: Watch, files: JobFiles) -> None:
         self._job = watch
@@ -62,7 +63,7 @@ class Monitor:
         self._recorder = Recorder(DiskJournal(files.journal), watch.journal)
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._timers: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._timers = Timers()
         self._outputs: tuple[Output, ...] = ()
         self._reading = False
         self._born: Born | None = None
@@ -88,7 +89,7 @@ class Monitor:
         self._watch(born.channel.fileno(), lambda: self._receive(born.channel))
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
-        self._set_timer("start", self._job.start_ms_max, self._on_start_timeout)
+        self._timers.set("start", self._job.start_ms_max, self._on_start_timeout)
         send(born.channel, Kind.GO)
         self._run_loop()
 
@@ -101,20 +102,11 @@ class Monitor:
             if self._phase is Phase.DONE:
                 return
             self._regulate()
-            for descriptor, _ in self._epoll.poll(self._wait_s()):
+            for descriptor, _ in self._epoll.poll(self._timers.wait_s()):
                 handler = self._handlers.get(descriptor)
                 if handler is not None:  # else an earlier handler of this round took it away
                     handler()
-            now = _now_ms()
-            for name, (due, expired) in list(self._timers.items()):
-                if due <= now and name in self._timers:  # else an earlier one of this round took it away
-                    del self._timers[name]
-                    expired()
-
-    def _wait_s(self) -> float:
-        if not self._timers:
-            return -1
-        return max(0, min(due for due, _ in self._timers.values()) - _now_ms()) / 1000
+            self._timers.run_due()
 
     def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         self._epoll.register(descriptor, select.EPOLLIN)
@@ -123,9 +115,6 @@ class Monitor:
     def _unwatch(self, descriptor: int) -> None:
         if self._handlers.pop(descriptor, None):
             self._epoll.unregister(descriptor)
-
-    def _set_timer(self, name: str, delay_ms: int, handler: Callable[[], None]) -> None:
-        self._timers[name] = (_now_ms() + delay_ms, handler)
 
     # The handshake
 
@@ -158,10 +147,10 @@ class Monitor:
     def _on_executed(self) -> None:
         self._phase = Phase.RUNNING
         self._started = True
-        self._timers.pop("start", None)
+        self._timers.cancel("start")
         self._recorder.event(RecordType.START, start_payload(self._executing_pid), time.time_ns())
         if self._job.timeout_ms is not None:
-            self._set_timer("timeout", self._job.timeout_ms, self._on_timeout)
+            self._timers.set("timeout", self._job.timeout_ms, self._on_timeout)
         if self._pending_signal:
             self._signal(self._pending_signal)
 
@@ -190,9 +179,8 @@ class Monitor:
         if number == signal.SIGKILL:
             self._kill()
             return
-        due = self._timers["kill"][0] if "kill" in self._timers else None
-        if due is None or _now_ms() + grace_ms < due:  # a second stop may shorten the grace, never lengthen it
-            self._set_timer("kill", grace_ms, self._kill)
+        # A second stop may shorten the grace, never lengthen it.
+        self._timers.set_sooner("kill", grace_ms, self._kill)
         if self._phase is Phase.RUNNING:
             self._signal(number)
         else:
@@ -220,7 +208,7 @@ class Monitor:
         self._drain_endpoint(self._born.report)  # it was started first, whatever epoll told first
         self._phase = Phase.ENDING
         for name in ("start", "timeout"):
-            self._timers.pop(name, None)
+            self._timers.cancel(name)
 
     def _drain_endpoint(self, endpoint: socket.socket) -> None:
         while endpoint.fileno() in self._handlers:  # its writers are dead: this ends
@@ -277,10 +265,10 @@ class Monitor:
                 else:
                     self._unwatch(output.descriptor)
         if not (self._recorder.settled and self._recorder.accepts_output()) and "space" not in self._timers:
-            self._set_timer("space", SPACE_CHECK_MS, self._on_space)
+            self._timers.set("space", SPACE_CHECK_MS, self._on_space)
 
     def _on_space(self) -> None:
-        self._timers.pop("space", None)
+        self._timers.cancel("space")
         self._recorder.retry(time.time_ns())
 
     def _read(self, output: Output) -> None:
@@ -300,13 +288,9 @@ class Monitor:
             output.open = False
             self._recorder.output(output.stream, output.lines.flush(), now_ns)
         if output.lines.held:
-            self._set_timer(silence, self._job.journal.silence_ms, lambda: self._on_silence(output))
+            self._timers.set(silence, self._job.journal.silence_ms, lambda: self._on_silence(output))
         else:
-            self._timers.pop(silence, None)
+            self._timers.cancel(silence)
 
     def _on_silence(self, output: Output) -> None:
         self._recorder.output(output.stream, output.lines.flush(), time.time_ns())
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
