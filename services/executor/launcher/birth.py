@@ -1,13 +1,12 @@
-"""How a monitor makes the job's first process: pipes, handshake sockets, clone3 into namespaces, placement in groups.
+"""How a monitor makes the job's first process: pipes, handshake sockets, clone3 into namespaces and a v2 group.
 
-References: pipe(7), unix(7), clone(2), cgroups(7). The process waits for GO until it is in all its groups: no
-instruction of the job runs outside them.
+References: pipe(7), unix(7), clone(2), cgroups(7). The process puts itself into the v1 groups before it forks the main
+process: no instruction of the job runs outside them.
 """
 
 import contextlib
 import fcntl
 import os
-import signal
 import socket
 from typing import Final, NamedTuple
 
@@ -15,7 +14,6 @@ from services.executor.launcher.handshake import StepFailed, failure_of
 from services.executor.launcher.initial import Ends, run_init
 from services.executor.launcher.task import Groups, Watch
 from services.executor.linux import namespaces
-from services.executor.linux.processes import pidfd_send_signal
 
 PIPE_BYTES: Final = 2**20
 _NAMESPACES: Final = (
@@ -38,7 +36,7 @@ class Born(NamedTuple):
 
 
 def give_birth(watch: Watch, encoded: bytes) -> Born:
-    """Start init, placed in its groups and waiting for GO. `encoded` is the whole task. Raises StepFailed."""
+    """Start init, which waits for GO. `encoded` is the whole task. Raises StepFailed."""
     channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -46,17 +44,11 @@ def give_birth(watch: Watch, encoded: bytes) -> Born:
     stderr, init_stderr = _make_pipe(watch)
     child = _clone(watch.groups)
     if child is None:
-        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr))
+        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr), watch.groups.join)
     init_channel.close()
     init_report.close()
     os.close(init_stdout)
     os.close(init_stderr)
-    try:
-        _place(child.pid, watch.groups)
-    except StepFailed:
-        pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        os.waitpid(child.pid, 0)
-        raise
     return Born(child, channel, report, stdout, stderr)
 
 
@@ -83,14 +75,3 @@ def _clone(groups: Groups) -> namespaces.Child | None:
     except OSError as cause:
         raise StepFailed(failure_of("clone", cause, path=groups.clone_into)) from cause
 
-
-def _place(pid: int, groups: Groups) -> None:
-    for path in groups.join:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(descriptor, str(pid).encode())
-            finally:
-                os.close(descriptor)
-        except OSError as cause:
-            raise StepFailed(failure_of("cgroup", cause, path=path)) from cause

@@ -2,9 +2,9 @@
 
      monitor                            init                                main
         │ clone3 (namespaces, cgroup) ───▶│
-        │ writes it into its groups        │ waits
         │── GO ──────────────────────────▶│ (GO_MS_MAX)
-        │◀─ FAILED(step, path, errno) ─────│ the fork failed: it exits
+        │                                  │ joins its v1 groups
+        │◀─ FAILED(step, path, errno) ─────│ that or the fork failed: it exits
         │                                  │ fork ──────────────────────────▶│ operations, credentials, uploads
         │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
         │◀─ EXEC (with its pid) ───────────┼──────────────────────────────────│ all is done but the exec

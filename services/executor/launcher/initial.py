@@ -46,13 +46,14 @@ class Ends(NamedTuple):
     stderr: int
 
 
-def run_init(encoded: bytes, ends: Ends) -> NoReturn:
-    """Everything that PID 1 does, to its exit. `encoded` is the task, for the main process."""
+def run_init(encoded: bytes, ends: Ends, join: tuple[str, ...]) -> NoReturn:
+    """Everything that PID 1 does, to its exit. `encoded` is the task, for the main process; `join`: see Groups."""
     try:
         processes.set_parent_death_signal(signal.SIGKILL)
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
         _close_all_but(ends)
         _await_go(ends.channel)
+        _join_groups(join)
         _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
         main = _fork_main(encoded, ends)
         status = _watch(main, ends.channel)
@@ -82,6 +83,15 @@ def _await_go(channel: socket.socket) -> None:
     if parse(packet).kind is not Kind.GO:
         raise ValueError(f"expected GO, received {packet[:1]!r}")
     channel.settimeout(None)
+
+
+def _join_groups(join: tuple[str, ...]) -> None:
+    # It moves itself, by "0", while it has one thread: moving another process waits for an RCU grace period, some ms.
+    for path in join:
+        try:
+            _write(path, b"0")
+        except OSError as cause:
+            raise StepFailed(failure_of("cgroup", cause, path=path)) from cause
 
 
 def _write(path: str, value: bytes) -> None:

@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 class Groups(NamedTuple):
     """The job's cgroups, which exist already: where its first process goes, and what is read at the end."""
 
-    join: tuple[str, ...]  # cgroup.procs files
+    join: tuple[str, ...]  # v1 `tasks` files
     clone_into: str  # v2 directory; "": none
     cpu_time_us: tuple[Reading, ...]  # the first that can be read counts
     memory_peak_bytes: tuple[Reading, ...]
