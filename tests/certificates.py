@@ -93,8 +93,6 @@ class Authority:
             .not_valid_before(now + not_before)
             .not_valid_after(now + not_after)
         )
-        if ca:
-            builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         if usages is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         if names:
@@ -103,6 +101,8 @@ class Authority:
             )
         for oid, der in extensions:
             builder = builder.add_extension(x509.UnrecognizedExtension(oid, der), critical=False)
+        if ca:  # last, where a reader that stops early would miss it
+            builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         return Identity(
             builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM),
             self._client_key.private_bytes(

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from cryptography import x509
-from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import JobletError, Reason
 
@@ -121,16 +121,13 @@ def _common_name(certificate: x509.Certificate) -> str:
 
 
 def _require_client(certificate: x509.Certificate) -> None:
-    """Refuse authorities, and certificates that were not issued for clients."""
-    for extension in certificate.extensions:
-        value = extension.value
-        if isinstance(value, x509.BasicConstraints) and value.ca:
-            raise _refused("it belongs to a certificate authority")
-        if extension.oid == ExtensionOID.EXTENDED_KEY_USAGE:
-            assert isinstance(value, x509.ExtendedKeyUsage)
-            if ExtendedKeyUsageOID.CLIENT_AUTH in value:
-                return
-    raise _refused("it was not issued for client authentication")
+    """Refuse authorities, and certificates that were not issued for clients, in whatever order they say so."""
+    values = [extension.value for extension in certificate.extensions]
+    if any(value.ca for value in values if isinstance(value, x509.BasicConstraints)):
+        raise _refused("it belongs to a certificate authority")
+    usages = [value for value in values if isinstance(value, x509.ExtendedKeyUsage)]
+    if not any(ExtendedKeyUsageOID.CLIENT_AUTH in usage for usage in usages):
+        raise _refused("it was not issued for client authentication")
 
 
 def _organization_roles(certificate: x509.Certificate) -> frozenset[Role]:
