@@ -1,6 +1,8 @@
 """The hub: the one subscription socket of the process, shared by everything that listens to the executor's events.
 
-Belongs here: who listens to which topic. A topic is subscribed once, however many listen, and let go with the last.
+Belongs here: who listens to which topic. A job's log is subscribed once, however many listen, and let go with the last.
+The changes of all jobs are subscribed for good: they are few, and a subscription takes effect only a little later, when
+a short job may have ended already.
 Does not belong here: what the messages mean. Listeners are plain functions that must not wait.
 """
 
@@ -24,12 +26,13 @@ class Hub:
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
         self._listeners: dict[str, list[Listener]] = {}
+        subscriber.subscribe(ALL_JOBS)
 
     @contextmanager
     def listening(self, topic: str, listener: Listener) -> Iterator[None]:
         """Call `listener` with every message on `topic` (a whole topic, or ALL_JOBS) inside the with-block."""
         listeners = self._listeners.setdefault(topic, [])
-        if not listeners:
+        if not listeners and not topic.startswith(ALL_JOBS):
             self._subscriber.subscribe(topic)
         listeners.append(listener)
         try:
@@ -38,11 +41,12 @@ class Hub:
             listeners.remove(listener)
             if not listeners:
                 del self._listeners[topic]
-                self._subscriber.unsubscribe(topic)
+                if not topic.startswith(ALL_JOBS):
+                    self._subscriber.unsubscribe(topic)
 
     @property
     def topics(self) -> frozenset[str]:
-        """What is subscribed now."""
+        """What somebody listens to now."""
         return frozenset(self._listeners)
 
     async def run(self) -> None:
