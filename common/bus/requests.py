@@ -7,6 +7,7 @@ Asker                                     Answerer
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -28,6 +29,9 @@ Answer = TypeVar("Answer", bound=Body)
 
 ANSWER_CHANNELS_MAX: Final = 64
 REQUESTS_AT_ONCE_MAX: Final = 1000
+REQUEST_S_MAX: Final = 10.0
+"""How long a request is waited for. One that is older when it is received is dropped: it was queued while its answerer
+was away, its asker was told that nobody answered, and nothing may happen behind his back."""
 
 
 class Receiver:
@@ -76,7 +80,7 @@ class Requester:
             if waiting is not None and not waiting.done():
                 waiting.set_result(message.body)
 
-    async def request(self, body: Body, answer: type[Answer], *, timeout_s: float = 10.0) -> Answer:
+    async def request(self, body: Body, answer: type[Answer], *, timeout_s: float = REQUEST_S_MAX) -> Answer:
         """The answer to `body`. Raises the JobletError of a Failure; UNAVAILABLE when none comes in time."""
         message_id = codec.new_message_id()
         waiting: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
@@ -127,6 +131,10 @@ class Responder:
         """Answer for ever."""
         slots = asyncio.Semaphore(REQUESTS_AT_ONCE_MAX)
         async for message in self._receiver.messages():
+            if time.time_ns() - message.sent_at_ns > REQUEST_S_MAX * 1e9:
+                self.rejected["expired"] += 1
+                log.warning("request dropped: nobody waits for it any more", kind=type(message.body).__name__)
+                continue
             await slots.acquire()
             task = asyncio.create_task(self._answer(message))
             self._tasks.add(task)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from common.bus import codec
 from common.bus.events import Publisher, Subscriber
 from common.bus.memory import Memory
-from common.bus.requests import Handler, Receiver, Requester, Responder
+from common.bus.requests import REQUEST_S_MAX, Handler, Receiver, Requester, Responder
 from common.bus.transport import Transport
 from common.bus.zeromq import ZeroMQ
 from common.errors import JobletError, Reason, not_found
@@ -331,6 +332,25 @@ def test_bad_messages_are_counted_and_the_good_ones_answered(transport: Transpor
             await await_for(lambda: responder.rejected.total() == 4, what="four refusals")
             assert set(responder.rejected) == {"envelope", "unknown_kind", "reply_to", "shape"}
             assert await requester.request(stop(), jobs.LogSynced)
+            push.close()
+
+    run(scene)
+
+
+@pytest.mark.threat("D23")
+def test_a_request_that_nobody_waits_for_is_not_done(transport: Transport) -> None:
+    """Queued while the answerer was away, and found later: its asker was told that it failed, so it must not happen."""
+
+    async def scene() -> None:
+        desk = Desk()
+        async with conversation(transport, desk) as (requester, responder):
+            late = msgpack.unpackb(codec.encode(stop()))
+            late["sent_at_ns"] -= int((REQUEST_S_MAX + 1) * 1e9)
+            push = transport.push(EXECUTOR_COMMANDS)
+            await push.send(msgpack.packb(late))
+            await await_for(lambda: responder.rejected["expired"] == 1, what="the refusal")
+            assert await requester.request(stop(), jobs.LogSynced)
+            assert desk.asked == 1
             push.close()
 
     run(scene)
