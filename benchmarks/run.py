@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.client import connected
 from benchmarks.measures import MEASURES, QUICK, Scale
 from benchmarks.results import Row, table, write_json
-from tests.e2e.node import Node, make_base, remove_base
+from tests.e2e.node import Node, make_base
 
 
 def machine() -> dict[str, str]:
@@ -44,8 +44,7 @@ def measure(names: list[str], scale: Scale) -> list[Row]:
                 sys.stderr.write(f"{name} …\n")
                 rows += MEASURES[name](node, client, scale)
     finally:
-        node.stop()
-        remove_base(node.base)
+        node.remove()
     return rows
 
 

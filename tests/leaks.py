@@ -94,6 +94,13 @@ def mounts_below(base: Path) -> frozenset[str]:
     return frozenset(point for point in points if OWN_MARK in point or Path(base) in Path(point).parents)
 
 
+def own_parents() -> frozenset[Path]:
+    """Parents of jobs' groups that carry OWN_MARK, one for each tree and base directory."""
+    return frozenset(
+        parent for depth in range(CGROUP_DEPTH_MAX) for parent in CGROUP_ROOT.glob("*/" * depth + f"{OWN_MARK}*")
+    )
+
+
 def own_groups(mark: str = OWN_MARK) -> frozenset[str]:
     """Control groups below a parent whose name contains `mark`, not the parent itself, in every mounted tree."""
     found: set[str] = set()

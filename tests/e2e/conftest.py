@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.node import Node, make_base, remove_base
+from tests.e2e.node import Node, make_base
 
 HERE = Path(__file__).parent
 LOG_CHARACTERS_SHOWN = 4000
@@ -39,8 +39,7 @@ def node() -> Iterator[Node]:
     shared = Node(make_base("shared"))
     shared.start()
     yield shared
-    shared.stop()
-    remove_base(shared.base)
+    shared.remove()
 
 
 @pytest.fixture
@@ -56,6 +55,4 @@ def own_node() -> Iterator[Callable[..., Node]]:
 
     yield make
     for each in made:
-        if each.running:
-            each.stop()
-        remove_base(each.base)
+        each.remove()

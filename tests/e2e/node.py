@@ -5,6 +5,7 @@ does not have. Does not belong here: what should come out. A base directory lies
 and not below pytest's, because that one is closed to the users that api and persist become.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from typing import IO, Any, Final
 
 import yaml
 
-from tests.leaks import OWN_MARK, children_of, command_of, descendants_of
+from tests.leaks import OWN_MARK, children_of, command_of, descendants_of, own_parents
 from tests.waiting import wait_for
 
 PROGRAMS: Final = Path(sys.executable).parent
@@ -48,6 +49,7 @@ class Node:
         self.config = base / "rnx-config.yml"
         self.log = base / "up.log"
         self._up: subprocess.Popen[bytes] | None = None
+        self._groups: frozenset[Path] = frozenset()
 
     @property
     def up_pid(self) -> int:
@@ -63,6 +65,7 @@ class Node:
     def start(self, *arguments: str) -> None:
         """Run `joblet up` until it is ready; AssertionError with its log when that does not happen."""
         assert self._up is None, "the node is up already"
+        groups_of_others = own_parents()
         command = [str(PROGRAMS / "joblet"), "up", "--base-dir", str(self.base), "--port", str(self.port), *arguments]
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
@@ -71,6 +74,7 @@ class Node:
         if ready is None:
             self.stop()
             raise AssertionError(f"joblet up said {line!r}; its log:\n{self.log_text()[-5000:]}")
+        self._groups |= own_parents() - groups_of_others
         for file in (self.base / "certs").iterdir():
             _certificates.setdefault(file.name, file.read_bytes())
         self.port = int(ready[1])  # kept for the next start, so that clients find the node again
@@ -90,6 +94,14 @@ class Node:
         finally:
             assert up.stdout is not None
             up.stdout.close()
+
+    def remove(self) -> None:
+        """Stop what runs, and take away everything of this node, also what a failed test left."""
+        if self.running:
+            self.stop()
+        for parent in self._groups:
+            _remove_groups(parent)
+        shutil.rmtree(self.base)
 
     def log_text(self) -> str:
         """What `joblet up` and the services wrote so far."""
@@ -183,11 +195,6 @@ def make_base(name: str, settings: dict[str, Any] | None = None) -> Path:
     return base
 
 
-def remove_base(base: Path) -> None:
-    """Remove a base directory; nothing of it is in use any more."""
-    shutil.rmtree(base)
-
-
 def read_all(stream: IO[bytes] | None) -> "Reader":
     """Read a pipe in a thread from now on."""
     assert stream is not None
@@ -227,6 +234,22 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         if stream is not None:
             stream.close()
+
+
+def _remove_groups(parent: Path) -> None:
+    """Kill what is in the groups below `parent`, and remove them and it."""
+
+    def gone() -> bool:
+        for directory, _, files in os.walk(parent, topdown=False):
+            if "cgroup.procs" in files:
+                for pid in Path(directory, "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(OSError):  # EBUSY until the last one has died
+                Path(directory).rmdir()
+        return not parent.exists()
+
+    wait_for(gone, what=f"{parent} to be removed")
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:

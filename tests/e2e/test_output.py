@@ -10,7 +10,7 @@ from tests.e2e.node import Node, numbers
 from tests.waiting import wait_for
 
 MIB = 2**20
-RANDOM_MIB = 256
+RANDOM_MIB = 1024
 LINES = 2_000_000
 
 
@@ -61,7 +61,7 @@ def test_command_that_is_no_program(node: Node) -> None:
 @pytest.mark.threat("C19")
 @pytest.mark.requirement("T.3")
 def test_random_bytes_come_back_unchanged(node: Node) -> None:
-    """Hundreds of MiB that the job makes itself: NUL, invalid UTF-8, lines of every length, none at the end."""
+    """One GiB that the job makes itself: NUL, invalid UTF-8, lines of every length, none at the end."""
     script = f"mkfifo /tmp/f; sha256sum /tmp/f >&2 & head -c {RANDOM_MIB * MIB} /dev/urandom | tee /tmp/f; wait"
     with subprocess.Popen(
         node.command("job", "run", "--", "sh", "-c", script), stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -76,6 +76,8 @@ def test_random_bytes_come_back_unchanged(node: Node) -> None:
     assert run.returncode == 0, told
     assert size == RANDOM_MIB * MIB
     assert told.split()[0].decode() == digest.hexdigest()
+    job = node.jobs("--limit", "1")[0]["id"]
+    wait_for(lambda: not (node.base / "jobs" / job).exists(), timeout_s=60, what="all of it to be stored")
 
 
 @pytest.mark.requirement("S3.13")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import SERVICES, Node, make_base, numbers, remove_base
+from tests.e2e.node import SERVICES, Node, make_base, numbers
 from tests.leaks import OWN_MARK, own_groups
 from tests.waiting import wait_for
 
@@ -33,8 +33,7 @@ def fragile() -> Iterator[Node]:
     made = Node(make_base("rounds"))
     made.start()
     yield made
-    made.stop()
-    remove_base(made.base)
+    made.remove()
 
 
 def seed() -> int:
