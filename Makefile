@@ -32,7 +32,7 @@ demo: setup ## start the services in a temporary directory and run real jobs (ro
 
 test: setup lint drift ## everything that CI runs (root, under 10 minutes)
 	$(BIN)/pytest -q -n 2 tests/unit tests/contract tests/property
-	$(BIN)/pytest -q tests/linux tests/security tests/e2e tests/fault
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/linux tests/security tests/e2e tests/fault
 
 lint: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -201,7 +201,7 @@ def _parent(pid: int) -> int:
 
 
 def service_memory(node: Node, client: Client, scale: Scale) -> list[Row]:
-    """PSS of the four services with the launcher, of the node as the other measurements left it."""
+    """PSS of the four services (without the launcher, 2 MiB more), of the node as the other measurements left it."""
     del client, scale
     rows = [
         Row(name=f"memory of {name}", unit="MiB", ours=peers.pss_bytes(node.service(name)) / MIB) for name in SERVICES

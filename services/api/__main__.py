@@ -42,6 +42,7 @@ async def serve(startup: Startup) -> None:
     failed = asyncio.create_task(api.failed())
     try:
         address = settings.server.address
+        log.info("offering TLS 1.2 to this service: gRPC must refuse it, and says so")
         await require_tls13_only(_EVERYWHERE.get(address, address), api.port)
         log.info("serving", address=address, port=api.port)
         startup.ready()

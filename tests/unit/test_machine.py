@@ -73,7 +73,7 @@ def test_a_job_is_recorded_before_it_is_launched() -> None:
     assert begun.instructions == (Save(), Announce(), Launch())
 
 
-@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, *TERMINAL])
+@pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, *sorted(TERMINAL)])
 def test_a_job_is_never_launched_twice(state: State) -> None:
     """Recorded after the launch changes nothing."""
     assert isinstance(handle(job_in(state), Recorded(at_ns=2)), Ignored)

@@ -74,4 +74,3 @@ def _clone(groups: Groups) -> namespaces.Child | None:
             os.close(group)
     except OSError as cause:
         raise StepFailed(failure_of("clone", cause, path=groups.clone_into)) from cause
-
