@@ -66,6 +66,8 @@ def could_not_start(failure: Failure | None) -> str:
     """Words for a launch that failed: step, path or command, and what the kernel said."""
     if failure is None:
         return "could not be started, for a reason that its monitor did not record"
+    if failure.path and failure.path in failure.message:
+        return f"could not be started: {failure.message}"
     where = f" {failure.path}" if failure.path else ""
     return f"could not be started: {failure.step or 'launch'}{where}: {failure.message or f'errno {failure.errno}'}"
 

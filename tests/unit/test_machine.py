@@ -115,6 +115,15 @@ def test_start_tells_pid_and_time_of_the_journal() -> None:
             "could not be started: exec /bin/nosuch: No such file or directory",
         ),
         (
+            Ended(
+                at_ns=9,
+                outcome="not_started",
+                failure=Failure(step="exec", path="nosuch", errno=2, message="command 'nosuch' not found in PATH (/bin)"),
+            ),
+            State.FAILED,
+            "could not be started: command 'nosuch' not found in PATH (/bin)",
+        ),
+        (
             Ended(at_ns=9, outcome="not_started", failure=Failure(step="mount", errno=1)),
             State.FAILED,
             "could not be started: mount: errno 1",
