@@ -33,12 +33,15 @@ def print_json(value: Value) -> None:
 
 
 def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table without lines; states are coloured."""
+    """A table without lines; states are coloured. Only the last column is cut: an id is there to be copied."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(cell(text) for text in row))
+    cells = [[cell(text) for text in row] for row in rows]
+    last = len(headings) - 1
+    for number, heading in enumerate(headings):
+        width = None if number == last else max(len(heading), *(row[number].cell_len for row in cells), 0)
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=width)
+    for row in cells:
+        table.add_row(*row)
     return table
 
 

@@ -1,0 +1,19 @@
+"""Tables on a terminal."""
+
+from rich.console import Console
+
+from cli.rnx.tables import make_table
+
+ID = "a63c74aa-0b3c-44aa-ac2b-13680e883c90"
+
+
+def test_only_the_last_column_is_cut() -> None:
+    """On a narrow terminal an id stays whole, so that it can be copied, and so do headings; the command gives way."""
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(make_table(("ID", "NAME", "COMMAND"), [(ID, "", "sh -c " + "x" * 200)]))
+    heading, row = capture.get().splitlines()
+    assert heading.split() == ["ID", "NAME", "COMMAND"]
+    assert row.split()[0] == ID
+    assert row.rstrip().endswith("…")
+    assert len(row) <= 80
