@@ -35,13 +35,13 @@ def print_json(value: Value) -> None:
 def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table without lines; states are coloured. Only the last column is cut: an id is there to be copied."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    cells = [[cell(text) for text in row] for row in rows]
-    last = len(headings) - 1
-    for number, heading in enumerate(headings):
-        width = None if number == last else max(len(heading), *(row[number].cell_len for row in cells), 0)
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=width)
-    for row in cells:
-        table.add_row(*row)
+    for heading in headings[:-1]:
+        table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1])  # rich takes space from columns that may wrap only; its cells do not, all the same
+    for row in rows:
+        cells = [cell(text) for text in row]
+        cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
+        table.add_row(*cells)
     return table
 
 
