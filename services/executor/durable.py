@@ -47,7 +47,11 @@ class InFlight(NamedTuple):
 class Outbox:
     """What of one job is still to reach persist."""
 
-    def __init__(self, cursor: Cursor, *, now_ns: int) -> None:
+    def __init__(self, cursor: Cursor, *, now_ns: int, epoch_floor: int = 0) -> None:
+        """`now_ns` is of a clock that never goes back.
+
+        `epoch_floor` is above every epoch of an earlier process that could not save its last one: the wall clock will do.
+        """
         self.job: JobId = cursor.job
         self.acknowledged = Position(cursor.acknowledged_offset, cursor.acknowledged_sequence)
         self.sent = self.acknowledged
@@ -56,7 +60,7 @@ class Outbox:
         self.last_sequence: int | None = None  # of the whole job; known when no more will be readable
         self.delivered = False
         self._damaged_at: Position | None = None
-        self._epoch = cursor.epoch
+        self._epoch = max(cursor.epoch, epoch_floor)
         self._batch = 0
         self._in_flight: deque[InFlight] = deque()
         self._end_sent = False
@@ -171,8 +175,8 @@ class Outbox:
         self.go_back(now_ns=now_ns)
 
     def go_back(self, *, now_ns: int) -> None:
-        """Begin again behind what was acknowledged, in an epoch higher than any before, restarts included."""
-        self._epoch = max(self._epoch + 1, now_ns)
+        """Begin again behind what was acknowledged, in an epoch higher than any before."""
+        self._epoch += 1
         self._batch = 0
         self._in_flight.clear()
         self._end_sent = False

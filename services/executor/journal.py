@@ -5,9 +5,10 @@ file system. Format: common/records.py and docs/protocol.md.
 """
 
 import os
-import zlib
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from isal.isal_zlib import crc32
 
 from common.records import HEADER, HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, CorruptRecord, RecordType
 from services.executor.linux import files
@@ -114,5 +115,6 @@ def _plausible(magic: bytes, kind: int, length: int, offset: int) -> None:
 
 def _check(view: memoryview, position: int, end: int, crc: int, offset: int) -> None:
     body = view[position + HEADER_BYTES : end]
-    if zlib.crc32(body, zlib.crc32(view[position : position + _CHECKED_BYTES])) != crc:
+    # The same CRC-32 as zlib's, by carry-less multiplication: thirty times as fast, and all output passes here.
+    if crc32(body, crc32(view[position : position + _CHECKED_BYTES])) != crc:
         raise CorruptRecord(offset, "checksum does not match")

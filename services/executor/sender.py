@@ -72,12 +72,15 @@ class Sender:
         keeper: Keeper,
         settings: JournalSettings,
         *,
-        now_ns: Callable[[], int] = time.time_ns,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`now_ns` measures patience, so it must not jump; `wall_ns` only makes epochs higher than a process before."""
         self._push = push
         self._keeper = keeper
         self._settings = settings
         self._now_ns = now_ns
+        self._wall_ns = wall_ns
         self._parcels: dict[JobId, _Parcel] = {}
         self._given_back: dict[JobId, int] = {}
         self._ready: deque[JobId] = deque()
@@ -89,7 +92,8 @@ class Sender:
 
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
-        self._parcels[cursor.job] = _Parcel(Outbox(cursor, now_ns=self._now_ns()), journal)
+        outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=self._wall_ns())
+        self._parcels[cursor.job] = _Parcel(outbox, journal)
         self._given_back[cursor.job] = cursor.acknowledged_offset
         self._enqueue(cursor.job)
 

@@ -8,7 +8,7 @@ A line ends at b"\n" and nowhere else; the content is without it, a b"\r" before
 batch: this is where persist spends its time. Not here: members (member.py) and how readers get runs (runs.py).
 """
 
-import binascii
+import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -44,7 +44,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     sequence: int
     stream: str = ""
     content: str | None = None
-    content_b64: str = ""
+    content_b64: bytes = b""  # msgspec writes bytes as base64, and reads them back
     partial: bool = False
     gap: int = 0
     gap_bytes: int = 0
@@ -53,7 +53,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     @property
     def raw(self) -> bytes:
         """The bytes of the line, without its end."""
-        return binascii.a2b_base64(self.content_b64) if self.content is None else self.content.encode()
+        return self.content_b64 if self.content is None else self.content.encode()
 
 
 class _TextLine(msgspec.Struct, frozen=True, gc=False):
@@ -63,6 +63,30 @@ class _TextLine(msgspec.Struct, frozen=True, gc=False):
     content: str
 
 
+class _TextPiece(_TextLine, frozen=True, gc=False):
+    partial: bool = True
+
+
+class _BinaryLine(msgspec.Struct, frozen=True, gc=False):
+    timestamp: int
+    sequence: int
+    stream: str
+    content_b64: bytes
+
+
+class _BinaryPiece(_BinaryLine, frozen=True, gc=False):
+    partial: bool = True
+
+
+class _WholeLine(msgspec.Struct, frozen=True, gc=False):
+    """The content of a line and nothing else; what is partial or a gap is refused by the decoder."""
+
+    content: str | None = None
+    content_b64: bytes = b""
+    partial: None = None
+    gap: None = None
+
+
 class _GapDetail(msgspec.Struct, frozen=True):
     bytes: int = 0
     reason: str = ""
@@ -70,6 +94,11 @@ class _GapDetail(msgspec.Struct, frozen=True):
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder(Entry)
+_whole_line_decoder: Final = msgspec.json.Decoder(_WholeLine)
+_surely_not_utf8: Final = re.compile(
+    rb"[\xc0\xc1\xf5-\xff]|^[\x80-\xbf]|[\x00-\x7f][\x80-\xbf]|[\xc2-\xf4][\x00-\x7f\xc2-\xf4]"
+).search
+"""Bytes that are never in UTF-8, and in the wrong order (RFC 3629, section 4). Not every order: decoding decides."""
 _gap_decoder: Final = msgspec.json.Decoder(_GapDetail)
 
 
@@ -111,7 +140,7 @@ def encode(record: Record, *, skip: int = 0) -> Iterator[Chunk]:
         return
     payload = bytes(record.payload)
     if record.flags & Flags.PARTIAL:
-        yield _chunk(_slow_text([payload], record.time_ns, record.sequence, name, partial=True), record, 0, 1)
+        yield _chunk(_piece(payload, record.time_ns, record.sequence, name), record, 0, 1)
         return
     step = max(1, min(CHUNK_LINES, record.lines * CHUNK_BYTES // (len(payload) or 1)))
     try:
@@ -120,7 +149,7 @@ def encode(record: Record, *, skip: int = 0) -> Iterator[Chunk]:
         raw_lines = payload.split(b"\n")
         for first in range(skip, record.lines, step):
             last = min(first + step, record.lines)
-            text = _slow_text(raw_lines[first:last], record.time_ns, record.sequence + first, name)
+            text = _mixed_text(raw_lines[first:last], record.time_ns, record.sequence + first, name)
             yield _chunk(text, record, first, last)
         return
     for first in range(skip, record.lines, step):
@@ -146,6 +175,26 @@ def decode(text: bytes) -> list[Entry]:
     return _decoder.decode_lines(text)
 
 
+def decode_data(text: bytes, *, count: int) -> bytes | None:
+    """What the job wrote, of a text of `count` whole lines; None when it is not that, or not ours.
+
+    Twice as fast as `decode`, which makes objects of every time and sequence only for them to be compared.
+    """
+    try:
+        found = _whole_line_decoder.decode_lines(text)
+    except msgspec.DecodeError:
+        return None
+    if len(found) != count:
+        return None
+    try:
+        # The empty last one makes the last line end: adding it afterwards would copy all.
+        return "\n".join([*[line.content for line in found], ""]).encode()  # type: ignore[list-item]
+    except TypeError:  # a None among them: a line that is not UTF-8
+        return b"\n".join(
+            [*[line.content_b64 if line.content is None else line.content.encode() for line in found], b""]
+        )
+
+
 def escaped(text: str) -> bytes:
     """`text` as it stands inside a JSON string of ours: every character is escaped on its own."""
     return _encoder.encode(text)[1:-1]
@@ -160,16 +209,26 @@ def _text(lines: list[str], time_ns: int, sequence: int, name: str) -> bytes:
     return _encoder.encode_lines([_TextLine(time_ns, n, name, line) for n, line in enumerate(lines, sequence)])
 
 
-def _slow_text(lines: list[bytes], time_ns: int, sequence: int, name: str, *, partial: bool = False) -> bytes:
-    """Line by line: some of these are not UTF-8, or one goes on."""
-    entries = []
+def _mixed_text(lines: list[bytes], time_ns: int, sequence: int, name: str) -> bytes:
+    """Some of these are not UTF-8: each is text if it can be."""
+    entries: list[_TextLine | _BinaryLine] = []
     for number, line in enumerate(lines, sequence):
+        # Decoding says by an exception that it cannot; with this search before it, random bytes take a third less time.
+        if not line.isascii() and _surely_not_utf8(line):
+            entries.append(_BinaryLine(time_ns, number, name, line))
+            continue
         try:
-            content, content_b64 = line.decode(), ""
+            entries.append(_TextLine(time_ns, number, name, line.decode()))
         except UnicodeDecodeError:
-            content, content_b64 = None, binascii.b2a_base64(line, newline=False).decode()
-        entries.append(Entry(time_ns, number, name, content, content_b64, partial))
+            entries.append(_BinaryLine(time_ns, number, name, line))
     return _encoder.encode_lines(entries)
+
+
+def _piece(payload: bytes, time_ns: int, sequence: int, name: str) -> bytes:
+    try:
+        return _encoder.encode_lines([_TextPiece(time_ns, sequence, name, payload.decode())])
+    except UnicodeDecodeError:
+        return _encoder.encode_lines([_BinaryPiece(time_ns, sequence, name, payload)])
 
 
 def _gap_chunk(record: Record, name: str, skip: int) -> Chunk:

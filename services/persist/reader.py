@@ -145,7 +145,7 @@ class LogReader:
         job, span, needle = self._selection.job, found.header.span, self._selection.needle
         try:
             text = self._store.read(job, segment, found)
-            return list(runs.of_text(text, stream, None if bounds.cover(span) else bounds, needle))
+            return list(runs.of_text(text, stream, None if bounds.cover(span) else bounds, needle, span=span))
         except FileNotFoundError as cause:
             raise not_found(f"the data of job {job} was deleted meanwhile") from cause
         except (DamagedMember, msgspec.DecodeError, ValueError) as cause:

@@ -11,6 +11,7 @@ from common.records import Stream
 from services.persist import lines
 from services.persist.index import Bounds
 from services.persist.lines import Entry
+from services.persist.member import Span
 
 RUN_BYTES_MAX: Final = 2**20
 
@@ -50,11 +51,18 @@ class Run(NamedTuple):
         return [self.data] if self.partial else self.data.split(b"\n")[:-1]
 
 
-def of_text(text: bytes, stream: Stream, bounds: Bounds | None, needle: str) -> Iterator[Run]:
+def of_text(
+    text: bytes, stream: Stream, bounds: Bounds | None, needle: str, *, span: Span | None = None
+) -> Iterator[Run]:
     """The runs in a member's text. `bounds` None: all is wanted. `needle`: only lines that contain it.
 
-    Raises `msgspec.DecodeError` when the text is not ours.
+    `span`: that of the member, when it is known. Raises `msgspec.DecodeError` when the text is not ours.
     """
+    if span is not None and bounds is None and not needle and _is_one_run(span):
+        data = lines.decode_data(text, count=span.lines)
+        if data is not None:
+            yield from _halved(Run(span.first_sequence, span.lines, stream, span.first_time_ns, data))
+            return
     if needle and lines.escaped(needle) not in text and b'"content_b64"' not in text:
         return
     entries = lines.decode(text)
@@ -84,13 +92,20 @@ def of_text(text: bytes, stream: Stream, bounds: Bounds | None, needle: str) -> 
         start = end
 
 
+def _is_one_run(span: Span) -> bool:
+    """Its header says so: as many lines as sequences, and one time. So are the members of a job that floods."""
+    dense = span.lines == span.last_sequence - span.first_sequence + 1
+    return dense and span.lines > 0 and span.first_time_ns == span.last_time_ns
+
+
 def _data(entries: list[Entry], start: int, end: int) -> bytes:
     if entries[start].partial:
         return entries[start].raw
     try:
-        return ("\n".join([entry.content for entry in entries[start:end]]) + "\n").encode()  # type: ignore[misc]
+        # The empty last one makes the last line end: adding it afterwards would copy all.
+        return "\n".join([*[entry.content for entry in entries[start:end]], ""]).encode()  # type: ignore[list-item]
     except TypeError:  # a None among them: a line that is not UTF-8
-        return b"".join([b"%b\n" % entry.raw for entry in entries[start:end]])
+        return b"\n".join([*[entry.raw for entry in entries[start:end]], b""])
 
 
 def _halved(run: Run) -> Iterator[Run]:

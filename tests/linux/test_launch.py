@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,15 @@ import pytest
 from common.errors import JobletError
 from common.records import RecordType
 from services.executor.control import send_space_freed, send_stop
-from services.executor.launcher.task import Watch, decode_task, decode_watch, encode_task
+from services.executor.launcher.devices import BindDevice
+from services.executor.launcher.task import (
+    LENGTH_BYTES,
+    Watch,
+    decode_places,
+    decode_task,
+    decode_watch,
+    encode_task,
+)
 from services.executor.launching import LauncherProcess
 from services.executor.monitors import monitor_pid, open_monitor
 from tests.linux.sandboxes import IDENTITY, Launched, Sandboxes, alive, fields, host_mounts, with_task
@@ -98,6 +107,33 @@ def test_a_failing_step_is_told_with_its_path(sandboxes: Sandboxes) -> None:
     assert (result.exit["failure"]["path"], result.exit["failure"]["errno"]) == ("/dev/nothing-here", 2)
 
 
+def test_a_launch_that_nobody_waits_for_does_not_run(sandboxes: Sandboxes) -> None:
+    """The executor is gone before the answer: the sandbox is taken down, the journal says why, nothing has run."""
+    launch = sandboxes.plan("sh", "-c", "echo ran")
+    directory = Path(launch.task.job_dir)
+    caller, theirs = socket.socketpair()
+    assert sandboxes.launcher._requests is not None  # the request is made here, without waiting for the answer
+    socket.send_fds(sandboxes.launcher._requests, [b"launch"], [theirs.fileno()])
+    theirs.close()
+    caller.sendall(encode_task(launch.task))
+    caller.close()
+    journal = directory / "journal"
+    wait_for(lambda: journal.exists() and journal.stat().st_size > 0, timeout_s=10, what="the end in the journal")
+    job = Launched(directory, 0)
+    sandboxes.jobs.append(job)
+    result = job.result()
+    assert (result.exit["outcome"], result.stdout) == ("not_started", b"")
+    assert "did not wait" in result.exit["failure"]["message"]
+
+
+def test_a_failure_before_go_is_told(sandboxes: Sandboxes) -> None:
+    """The main process may fail before or after the monitor sends GO: what it reported arrives either way."""
+    false = BindDevice("/dev/null", 1, 5)
+    launches = [with_task(sandboxes.plan("true"), operations=(false,)) for _ in range(24)]
+    for job in [sandboxes.start_launch(launch) for launch in launches]:
+        assert job.result().exit["failure"]["step"] == false.describe()
+
+
 @pytest.mark.threat("A04")
 def test_a_false_device_is_refused(sandboxes: Sandboxes) -> None:
     """What lies at a device's path must be that device, by its number."""
@@ -141,14 +177,32 @@ def test_the_environment_is_exactly_the_plans(sandboxes: Sandboxes, monkeypatch:
 def test_the_task_survives_the_wire(sandboxes: Sandboxes) -> None:
     """What the launcher reads is what was planned, every operation of it."""
     task = sandboxes.plan("true", environment={"A": "é\n"}).task
-    wire = encode_task(task)
-    border = 4 + int.from_bytes(wire[:4], "little")
-    decoded, watch = decode_task(wire[border + 4 :]), decode_watch(wire[4:border])
+    places, watched, whole = _parts(encode_task(task))
+    decoded, watch = decode_task(whole), decode_watch(watched)
     assert decoded == task
     assert [type(step) for step in decoded.operations] == [type(step) for step in task.operations]
     assert watch == Watch(*(getattr(task, name) for name in Watch._fields))
+    assert decode_places(places) == (task.groups.join, task.groups.clone_into)
     with pytest.raises(ValueError, match="version 99"):
-        decode_watch(wire[4:border].replace(b'"version": 1', b'"version": 99'))
+        decode_watch(watched.replace(b"[1,", b"[99,", 1))
+
+
+def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:
+    """Paths of groups arrive as they are: none, several, and one with bytes that are no UTF-8."""
+    task = sandboxes.plan("true").task
+    for join, clone_into in (((), ""), (("/v1/a/tasks", "/v1/b c/tasks"), ""), ((), "/v2/\udcff\n")):
+        groups = task.groups._replace(join=join, clone_into=clone_into)
+        places = decode_places(_parts(encode_task(task._replace(groups=groups)))[0])
+        assert places == (join, clone_into)
+
+
+def _parts(wire: bytes) -> list[bytes]:
+    parts = []
+    while wire:
+        end = LENGTH_BYTES + int.from_bytes(wire[:LENGTH_BYTES], "little")
+        parts.append(wire[LENGTH_BYTES:end])
+        wire = wire[end:]
+    return parts
 
 
 def test_the_lock_names_the_monitor(sandboxes: Sandboxes) -> None:

@@ -124,7 +124,7 @@ def test_privileges_go_for_good() -> None:
     def action() -> str:
         processes.set_dumpable(dumpable=False)
         processes.drop_bounding_set()
-        processes.set_capabilities((processes.CAP_KILL,))
+        processes.CapabilitySet((processes.CAP_KILL,)).become()
         processes.set_no_new_privileges()
         processes.set_title("short")
         processes.join_new_session_keyring()

@@ -208,7 +208,7 @@ def test_the_monitor_is_small(sandboxes: Sandboxes, capsys: pytest.CaptureFixtur
     pss_kib = sum(_pss_kib(pid) for pid in pids) / len(jobs)
     with capsys.disabled():
         print(f"\n  PSS of monitor and init together: {pss_kib:.0f} KiB")  # noqa: T201
-    assert pss_kib < 8 * 1024
+    assert pss_kib < 6 * 1024
 
 
 def _init_of(job: Launched) -> int:

@@ -96,7 +96,7 @@ def test_blocking_holds_back_and_loses_nothing() -> None:
     recorder = Recorder(journal, JournalLimits(10_000, drop_when_full=False, silence_ms=100))
     for number in range(5):
         recorder.output(Stream.STDOUT, line(b"line %d" % number), 1)
-    recorder.event(RecordType.EXIT, {"version": 1}, 2)
+    recorder.event(RecordType.EXIT, b"{}", 2)
     assert not recorder.accepts_output()
     assert not recorder.settled
     written = len(journal.records())
@@ -143,7 +143,7 @@ def test_an_end_during_a_gap_is_behind_it() -> None:
     recorder = Recorder(journal, JournalLimits(100, drop_when_full=True, silence_ms=100))
     for _ in range(10):
         recorder.output(Stream.STDOUT, line(b"x" * 40), 1)
-    recorder.event(RecordType.EXIT, {"version": 1}, 2)
+    recorder.event(RecordType.EXIT, b"{}", 2)
     assert [record.type for record in journal.records()[-2:]] == [RecordType.GAP, RecordType.EXIT]
     assert recorder.settled
     assert_whole(journal.records())
@@ -184,9 +184,9 @@ def test_readings_are_found_by_their_key(tmp_path_factory: object) -> None:
 def test_the_end_is_told_in_full() -> None:
     """The EXIT payload has every field of the contract, whatever the end was."""
     none = Groups((), "", (), (), ())
-    exited = exit_payload(Ending(7 << 8, "", None), none)
-    killed = exit_payload(Ending(9, "client", None), none)
-    failed = exit_payload(Ending(None, "", Failure("exec", "x", 2, "no x")), none)
+    exited = json.loads(exit_payload(Ending(7 << 8, "", None), none))
+    killed = json.loads(exit_payload(Ending(9, "client", None), none))
+    failed = json.loads(exit_payload(Ending(None, "", Failure("exec", "x", 2, "no x")), none))
     assert (exited["outcome"], exited["exit_code"], exited["signal"]) == ("exited", 7, None)
     assert (killed["outcome"], killed["exit_code"], killed["signal"], killed["ended_by"]) == (
         "signaled",

@@ -69,7 +69,7 @@ class World:
 
     def start_sender(self) -> None:
         """A new process: only what was saved is known."""
-        self.outbox = Outbox(self.saved, now_ns=self.now_ns)
+        self.outbox = Outbox(self.saved, now_ns=self.now_ns, epoch_floor=self.now_ns)
         self.outbox.grown(len(self.journal))
         self.outbox.ended(len(self.lines))
 

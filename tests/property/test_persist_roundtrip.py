@@ -1,5 +1,7 @@
 """Whatever a job writes and however it arrives: what is queried is what was written."""
 
+import base64
+import json
 import tempfile
 from pathlib import Path
 
@@ -8,13 +10,33 @@ from hypothesis import strategies as st
 
 from common.identifiers import new_job_id
 from common.records import Stream
-from tests.unit.test_persist_journal import joined, last_sequences, make_store, output, query, run_program, write
+from services.persist import lines, runs
+from services.persist.member import Span
+from tests.unit.test_persist_journal import (
+    joined,
+    last_sequences,
+    make_store,
+    output,
+    query,
+    records,
+    run_program,
+    write,
+)
 
 payloads = st.one_of(
     st.binary(min_size=1, max_size=60),
     st.text(min_size=1, max_size=30).map(str.encode),
     st.lists(st.sampled_from([b"a", b"\r\n", b"\n", b"\xff", b'"', b"\\n", b"\0"]), min_size=1).map(b"".join),
 )
+not_quite_utf8 = st.lists(
+    st.sampled_from(
+        [b"a", b"\n", b"\0", b'"', b"\\", b"\xc3\xa9", b"\xe2\x82\xac", b"\xf0\x9f\x98\x80", b"\xef\xbf\xbd"]
+        + [bytes([byte]) for byte in (0x80, 0xBF, 0xC0, 0xC1, 0xC2, 0xE0, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF)]
+    ),
+    min_size=1,
+    max_size=40,
+).map(b"".join)
+"""Whole characters and parts of them: every way in which bytes can be right or wrong side by side."""
 writes = st.lists(st.tuples(st.sampled_from([Stream.STDOUT, Stream.STDERR]), payloads), min_size=1, max_size=25)
 
 
@@ -96,3 +118,41 @@ def test_any_tail_is_survived(written: list[tuple[Stream, bytes]], cut: float, n
             assert joined(runs, stream) == b"".join(chunk for kind, chunk in written if kind is stream)
         for path in (base / "logs" / job).iterdir():
             run_program("gzip", "-t", str(path))
+
+
+def expected_line(line: bytes, sequence: int, *, partial: bool) -> bytes:
+    """One line of docs/storage-format.md, made without any of what persist makes it with."""
+    try:
+        content = {"content": line.decode()}
+    except UnicodeDecodeError:
+        content = {"content_b64": base64.b64encode(line).decode()}
+    entry = {
+        "timestamp": 17,
+        "sequence": sequence,
+        "stream": "stdout",
+        **content,
+        **({"partial": True} if partial else {}),
+    }
+    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.one_of(not_quite_utf8, payloads), first=st.integers(1, 2**40), skip=st.integers(0, 3))
+def test_each_line_is_text_exactly_when_it_is_utf8(data: bytes, first: int, skip: int) -> None:
+    """Whatever the neighbours of a line are, it is written as the format says, and read back by both ways."""
+    for payload, partial in ((data.replace(b"\n", b""), True), (data + b"\n", False)):
+        if not payload:
+            continue
+        wanted = [payload] if partial else payload.split(b"\n")[:-1]
+        left_out = min(skip, len(wanted) - 1)
+        (record,) = records(output(payload, first, time_ns=17))
+        text = b"".join(chunk.text for chunk in lines.encode(record, skip=left_out))
+        expected = [
+            expected_line(line, number, partial=partial)
+            for number, line in enumerate(wanted[left_out:], first + left_out)
+        ]
+        assert text == b"".join(line + b"\n" for line in expected)
+        span = Span(len(expected), first + left_out, first + len(wanted) - 1, 17, 17)
+        slowly = list(runs.of_text(text, Stream.STDOUT, None, ""))
+        assert list(runs.of_text(text, Stream.STDOUT, None, "", span=span)) == slowly
+        assert b"".join(run.data for run in slowly) == b"\n".join(wanted[left_out:]) + (b"" if partial else b"\n")

@@ -1,12 +1,23 @@
 """Cutting output exactly at entries, by sequence and by filters."""
 
+from typing import cast
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import records
 from proto.joblet.v1 import job_pb2, persist_pb2
-from services.api.followers.chunks import Batch, Chunk, Selection, batches_of, cut, encode, stored_chunk
+from services.api.followers.chunks import (
+    LARGE_DATA_BYTES,
+    Batch,
+    Chunk,
+    Selection,
+    batches_of,
+    cut,
+    encode,
+    stored_chunk,
+)
 
 
 def chunk(data: bytes, first: int = 1, *, stream: int = 1, time_ns: int = 100, partial: bool = False) -> Chunk:
@@ -107,3 +118,31 @@ def test_stored_and_live_chunks_look_the_same() -> None:
     live = Chunk(2, 4, 1, 1, b"x", partial=True)
     assert stored_chunk(stored) == live
     assert encode([stored_chunk(stored)]) == Batch((live,)).encoded
+
+
+sizes = st.sampled_from([0, 1, 127, 128, LARGE_DATA_BYTES - 1, LARGE_DATA_BYTES, 2**21 - 30, 2**21])
+
+
+@given(sizes=st.lists(sizes, max_size=6), gap_at=st.none() | st.integers(0, 6), partial=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_what_is_encoded_by_hand_is_what_protobuf_encodes(sizes: list[int], gap_at: int | None, partial: bool) -> None:  # noqa: FBT001  # drawn
+    """Small and large chunks and gaps, in any order: a client reads exactly these."""
+    chunks = [chunk(b"x" * size, 2**40 + number, partial=partial) for number, size in enumerate(sizes)]
+    if gap_at is not None:
+        chunks.insert(gap_at, Chunk(0, 7, 3, 100, b"", partial=False, gap_reason="journal_full", gap_bytes=9))
+    decoded = job_pb2.StreamLogsResponse.FromString(encode(chunks))
+    assert decoded.SerializeToString() == job_pb2.StreamLogsResponse(chunks=map(_expected, chunks)).SerializeToString()
+
+
+def _expected(chunk: Chunk) -> job_pb2.LogChunk:
+    expected = job_pb2.LogChunk(
+        stream=cast(persist_pb2.StreamType, chunk.stream),
+        first_sequence=chunk.first,
+        lines=chunk.lines,
+        timestamp=chunk.time_ns,
+        data=chunk.data,
+        partial=chunk.partial,
+    )
+    if chunk.gap_reason:
+        expected.gap.CopyFrom(job_pb2.Gap(reason=chunk.gap_reason, bytes=chunk.gap_bytes))
+    return expected

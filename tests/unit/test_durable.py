@@ -209,3 +209,14 @@ def test_give_back_frees_disk_and_keeps_offsets(tmp_path: Path) -> None:
     assert path.stat().st_blocks * 512 < 16 * 1024 < before * 512
     assert journal.read(len(first), last_sequence=1, bytes_max=1000, checked=True).records == line(2)
     journal.close()
+
+
+@pytest.mark.threat("F29")
+def test_epochs_grow_whatever_the_clock_says() -> None:
+    """Patience has a clock that never goes back; epochs only count up, from what was saved or from the floor."""
+    saved = Cursor(job=new_job_id(), epoch=50)
+    assert Outbox(saved, now_ns=7, epoch_floor=20).cursor.epoch == 51
+    box = Outbox(saved, now_ns=7, epoch_floor=90)
+    assert box.cursor.epoch == 91
+    box.go_back(now_ns=3)
+    assert box.cursor.epoch == 92

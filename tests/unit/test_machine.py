@@ -118,7 +118,9 @@ def test_start_tells_pid_and_time_of_the_journal() -> None:
             Ended(
                 at_ns=9,
                 outcome="not_started",
-                failure=Failure(step="exec", path="nosuch", errno=2, message="command 'nosuch' not found in PATH (/bin)"),
+                failure=Failure(
+                    step="exec", path="nosuch", errno=2, message="command 'nosuch' not found in PATH (/bin)"
+                ),
             ),
             State.FAILED,
             "could not be started: command 'nosuch' not found in PATH (/bin)",

@@ -101,3 +101,25 @@ def test_a_gap_whose_detail_is_unreadable_is_still_a_gap(payload: bytes) -> None
     assert (entry.sequence, entry.gap) == (4, 2)
     assert entry.gap_bytes >= 0
     assert entry.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"timestamp":1,"sequence":1,"stream":"stdout","content":"a","partial":true}\n',
+        b'{"timestamp":1,"sequence":1,"stream":"stdout","gap":1,"gap_bytes":0,"reason":"journal full"}\n',
+        b'{"timestamp":1,"sequence":1,"stream":"stdout","content":"a"}\n' * 2,
+        b'{"timestamp":1,"sequence":1,"stream":"stdout","content_b64":"not base64"}\n',
+        b"not json\n",
+        b"",
+    ],
+)
+def test_only_a_text_of_whole_lines_is_read_by_content_alone(text: bytes) -> None:
+    """A piece, a gap, another number of lines than was said, and nonsense are left to the careful way."""
+    assert lines.decode_data(text, count=1) is None
+
+
+def test_content_alone_is_what_the_job_wrote() -> None:
+    """Lines that are text and lines that are not, what looks like a mark of ours included."""
+    written = b'plain\n\xff\x00\n{"gap":1,"partial":true}\n\n'
+    assert lines.decode_data(text_of(output(written, 1)), count=4) == written

@@ -17,6 +17,10 @@ BATCH_BYTES: Final = 1024 * 1024
 """A batch is closed when it has so many bytes: with the largest record it stays below the 4 MiB that a gRPC client
 accepts by default."""
 CHUNK_OVERHEAD_BYTES: Final = 64
+LARGE_DATA_BYTES: Final = 16 * 1024
+_LENGTH_DELIMITED: Final = 2
+_CHUNKS_TAG: Final = bytes([job_pb2.StreamLogsResponse.CHUNKS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
+_DATA_TAG: Final = bytes([job_pb2.LogChunk.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 
 
 class Chunk(NamedTuple):
@@ -189,7 +193,31 @@ class Selection(NamedTuple):
 
 def encode(chunks: Iterable[Chunk]) -> bytes:
     """A StreamLogsResponse in bytes."""
-    return job_pb2.StreamLogsResponse(chunks=[_to_proto(chunk) for chunk in chunks]).SerializeToString()
+    # Large data is joined in by hand, copied once: protobuf takes three times as long for 256 KiB, and far longer for
+    # 1 MiB. Serialized messages that follow each other are one, their repeated fields joined (protobuf encoding spec).
+    parts: list[bytes] = []
+    small: list[job_pb2.LogChunk] = []
+    for chunk in chunks:
+        if len(chunk.data) < LARGE_DATA_BYTES:
+            small.append(_to_proto(chunk))
+            continue
+        if small:
+            parts.append(job_pb2.StreamLogsResponse(chunks=small).SerializeToString())
+            small.clear()
+        head = _to_proto(chunk._replace(data=b"")).SerializeToString() + _DATA_TAG + _varint(len(chunk.data))
+        parts += (_CHUNKS_TAG + _varint(len(head) + len(chunk.data)) + head, chunk.data)
+    if small:
+        parts.append(job_pb2.StreamLogsResponse(chunks=small).SerializeToString())
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
 
 
 def _to_proto(chunk: Chunk) -> job_pb2.LogChunk:

@@ -2,6 +2,9 @@
 
 References: pipe(7), unix(7), clone(2), cgroups(7). The process puts itself into the v1 groups before it forks the main
 process: no instruction of the job runs outside them.
+
+It is cloned before the monitor does anything else, for two reasons: the sandbox is built while the monitor makes the
+job's files; and a page that the monitor wrote to before would be init's own, too, once the monitor writes to it again.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ from typing import Final, NamedTuple
 
 from services.executor.launcher.handshake import StepFailed, failure_of
 from services.executor.launcher.initial import Ends, run_init
-from services.executor.launcher.task import Groups, Watch
+from services.executor.launcher.task import Places, Watch
 from services.executor.linux import namespaces
 
 PIPE_BYTES: Final = 2**20
@@ -26,7 +29,7 @@ _NAMESPACES: Final = (
 
 
 class Born(NamedTuple):
-    """The job's init and the monitor's ends. `stdout` and `stderr` are non-blocking."""
+    """The job's init and the monitor's ends."""
 
     init: namespaces.Child
     channel: socket.socket
@@ -35,16 +38,16 @@ class Born(NamedTuple):
     stderr: int
 
 
-def give_birth(watch: Watch, encoded: bytes) -> Born:
-    """Start init, which waits for GO. `encoded` is the whole task. Raises StepFailed."""
+def give_birth(places: Places, encoded: bytes) -> Born:
+    """Start init. The main process waits for GO before it executes. `encoded` is the whole task. Raises StepFailed."""
     channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-    stdout, init_stdout = _make_pipe(watch)
-    stderr, init_stderr = _make_pipe(watch)
-    child = _clone(watch.groups)
+    stdout, init_stdout = os.pipe2(os.O_CLOEXEC)
+    stderr, init_stderr = os.pipe2(os.O_CLOEXEC)
+    child = _clone(places.clone_into)
     if child is None:
-        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr), watch.groups.join)
+        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr), places.join)
+    report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     init_channel.close()
     init_report.close()
     os.close(init_stdout)
@@ -52,25 +55,25 @@ def give_birth(watch: Watch, encoded: bytes) -> Born:
     return Born(child, channel, report, stdout, stderr)
 
 
-def _make_pipe(watch: Watch) -> tuple[int, int]:
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(reader, False)
-    # Over /proc/sys/fs/pipe-user-pages-soft a smaller pipe must do, with more switches.
-    with contextlib.suppress(PermissionError):
-        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    # The job may open its own output once more: /dev/stdout, /proc/self/fd/1.
-    os.fchown(writer, watch.uid, watch.gid)
-    return reader, writer
+def prepare_pipes(born: Born, watch: Watch) -> None:
+    """Make the pipes what the job needs; both of a pipe's ends are one file. Before GO."""
+    for reader in (born.stdout, born.stderr):
+        os.set_blocking(reader, False)
+        # Over /proc/sys/fs/pipe-user-pages-soft a smaller pipe must do, with more switches.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        # The job may open its own output once more: /dev/stdout, /proc/self/fd/1.
+        os.fchown(reader, watch.uid, watch.gid)
 
 
-def _clone(groups: Groups) -> namespaces.Child | None:
+def _clone(clone_into: str) -> namespaces.Child | None:
     try:
-        if not groups.clone_into:
+        if not clone_into:
             return namespaces.clone3(_NAMESPACES)
-        group = os.open(groups.clone_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        group = os.open(clone_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return namespaces.clone3(_NAMESPACES, cgroup=group)
         finally:
             os.close(group)
     except OSError as cause:
-        raise StepFailed(failure_of("clone", cause, path=groups.clone_into)) from cause
+        raise StepFailed(failure_of("clone", cause, path=clone_into)) from cause

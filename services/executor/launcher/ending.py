@@ -1,5 +1,6 @@
 """How a job ended: the payloads of START and EXIT, and the last numbers of its cgroups. docs/protocol.md has both."""
 
+import json
 import os
 from typing import Any, Final, NamedTuple
 
@@ -18,19 +19,20 @@ class Ending(NamedTuple):
     failure: Failure | None
 
 
-def start_payload(pid: int) -> dict[str, Any]:
+def start_payload(pid: int) -> bytes:
     """The START record: `pid` is the main process on the host."""
-    return {"version": PAYLOAD_VERSION, "pid": pid, "monitor_pid": os.getpid()}
+    # Not by module json: a quiet job would keep in memory what that touches.
+    return b'{"version":%d,"pid":%d,"monitor_pid":%d}' % (PAYLOAD_VERSION, pid, os.getpid())
 
 
-def exit_payload(ending: Ending, groups: Groups) -> dict[str, Any]:
+def exit_payload(ending: Ending, groups: Groups) -> bytes:
     """The EXIT record; reads the job's groups, so everything in them has ended."""
     outcome, exit_code, signal = "not_started", None, None
     if ending.status is not None:
         code = os.waitstatus_to_exitcode(ending.status)
         outcome = "exited" if code >= 0 else "signaled"
         exit_code, signal = (code, None) if code >= 0 else (None, -code)
-    return {
+    fields: dict[str, Any] = {
         "version": PAYLOAD_VERSION,
         "outcome": outcome,
         "exit_code": exit_code,
@@ -41,6 +43,7 @@ def exit_payload(ending: Ending, groups: Groups) -> dict[str, Any]:
         "oom_kills": read_first(groups.oom_kills),
         "failure": ending.failure._asdict() if ending.failure else None,
     }
+    return json.dumps(fields).encode()
 
 
 def read_first(readings: tuple[Reading, ...]) -> int:

@@ -16,8 +16,17 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple, NoReturn
 
 from services.executor.launcher import uploads
-from services.executor.launcher.handshake import Failure, Kind, StepFailed, failure_of, send
-from services.executor.launcher.jobfiles import ROOT
+from services.executor.launcher.handshake import (
+    GO_MS_MAX,
+    GO_PACKET,
+    MESSAGE_BYTES_MAX,
+    Failure,
+    Kind,
+    StepFailed,
+    failure_of,
+    send,
+)
+from services.executor.launcher.jobfiles import ROOT, make_directories
 from services.executor.launcher.newroot import NewRoot
 from services.executor.launcher.task import Task, decode_task
 from services.executor.linux import processes
@@ -25,16 +34,9 @@ from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 
 UPLOAD_DIRECTORY: Final = "/work"
 _NOT_EXECUTED: Final = 127
-_CHANGED_SIGNALS: Final = (
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-    signal.SIGCHLD,
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-)
-"""What Python, the launcher and the monitor ignore; the launcher began with every other signal at its default."""
+_NO_CAPABILITIES: Final = processes.CapabilitySet()
+_CHANGED_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
+"""What Python ignores; the launcher and the monitor gave every other signal its default."""
 
 
 class Inherited(NamedTuple):
@@ -52,6 +54,7 @@ def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
         archives = uploads.open_archives(task.uploads)
         _build(task)
         _prepare(task, inherited, archives)
+        _await_go(inherited.report)
         send(inherited.report, Kind.EXEC)
         failure = _execute(task)
     except StepFailed as failed:
@@ -66,6 +69,8 @@ def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
 
 def _build(task: Task) -> None:
     """Carry the plan out; the first step that fails is the failure."""
+    with _step("job directory"):
+        make_directories(task.job_dir)
     os.umask(0)
     root = NewRoot(f"{task.job_dir}/{ROOT}")
     for operation in task.operations:
@@ -98,6 +103,18 @@ def _prepare(task: Task, inherited: Inherited, archives: tuple[int, ...]) -> Non
         processes.mark_close_on_exec(3)
 
 
+def _await_go(report: socket.socket) -> None:
+    # Everything before is built while the monitor makes the job's files; nothing of the job runs without them.
+    with _step("go"):
+        report.settimeout(GO_MS_MAX / 1000)
+        packet = report.recv(MESSAGE_BYTES_MAX)
+        report.settimeout(None)
+    if not packet:
+        os._exit(_NOT_EXECUTED)  # the monitor is gone, perhaps before init had its death signal
+    if packet != GO_PACKET:
+        raise ValueError(f"expected GO, received {packet[:1]!r}")
+
+
 @contextmanager
 def _step(name: str, path: str = "") -> Iterator[None]:
     """Whatever the operating system refuses in here is a failure of this step."""
@@ -117,7 +134,7 @@ def _standard_descriptors(inherited: Inherited) -> None:
 def _reset_signals() -> None:
     # An ignored signal stays ignored over an exec.
     for number in _CHANGED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        processes.default_signal(number)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -125,8 +142,10 @@ def _drop_privileges(uid: int, gid: int) -> None:
     os.setgroups(())
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    processes.set_capabilities(())
-    processes.set_no_new_privileges()
+    # setresuid(2) takes 2**32-1 for "leave it as it is".
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or uid == 0:
+        raise PermissionError(errno.EPERM, "root was not given up")
+    _NO_CAPABILITIES.become()
     try:
         processes.join_new_session_keyring()
     except OSError as cause:

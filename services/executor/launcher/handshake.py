@@ -2,11 +2,11 @@
 
      monitor                            init                                main
         │ clone3 (namespaces, cgroup) ───▶│
-        │── GO ──────────────────────────▶│ (GO_MS_MAX)
-        │                                  │ joins its v1 groups
+        │ makes the job's files            │ joins its v1 groups
         │◀─ FAILED(step, path, errno) ─────│ that or the fork failed: it exits
         │                                  │ fork ──────────────────────────▶│ operations, credentials, uploads
         │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
+        │── GO ────────────────────────────┼─────────────────────────────────▶│ waits for it (GO_MS_MAX)
         │◀─ EXEC (with its pid) ───────────┼──────────────────────────────────│ all is done but the exec
         │◀─ end of file ───────────────────┼──────────────────────────────────│ execve closed the report socket
         │ START record                     │                                  │ the job runs
@@ -16,11 +16,12 @@
         ▼ reads the pipes to their end, EXIT record
 
 A message is one packet: kind (1 byte), number (4 bytes, little-endian), and with FAILED a JSON array of a Failure.
-Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). From the
-clone to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
+Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). From GO
+to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
 of the report without EXEC before it, or of init without ENDED, means that the process was killed.
 
-When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or sees the channel's end where it waited for GO.
+GO says that the lock is held, the journal exists and the executor took the answer: before it no instruction of the job
+runs. When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or main sees the report's end where it waits for GO.
 """
 
 import json
@@ -28,7 +29,8 @@ import socket
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-GO_MS_MAX: Final = 10_000
+GO_MS_MAX: Final = 30_000
+"""Longer than the executor waits for the answer (10 s): a slow disk gives the launch up there, not here."""
 MESSAGE_BYTES_MAX: Final = 16 * 1024
 _TEXT_CHARACTERS_MAX: Final = 2000
 _NUMBER_BYTES: Final = 4
@@ -42,6 +44,9 @@ class Kind(IntEnum):
     EXEC = 3
     SIGNAL = 4
     ENDED = 5
+
+
+_KINDS: Final = {int(kind): kind for kind in Kind}
 
 
 class Failure(NamedTuple):
@@ -77,6 +82,11 @@ def failure_of(step: str, cause: BaseException, *, path: str = "") -> Failure:
     return Failure(step, path, 0, f"{type(cause).__name__}: {cause}")
 
 
+def encode(kind: Kind, number: int = 0, text: bytes = b"") -> bytes:
+    """The packet of a message."""
+    return bytes((kind,)) + number.to_bytes(_NUMBER_BYTES, "little") + text
+
+
 def send(endpoint: socket.socket, kind: Kind, *, number: int = 0, failure: Failure | None = None) -> None:
     """Send one message. OSError: nobody is there to read it."""
     text = b""
@@ -85,10 +95,16 @@ def send(endpoint: socket.socket, kind: Kind, *, number: int = 0, failure: Failu
             path=failure.path[:_TEXT_CHARACTERS_MAX], message=failure.message[:_TEXT_CHARACTERS_MAX]
         )
         text = json.dumps(bounded).encode()
-    endpoint.sendall(bytes((kind,)) + number.to_bytes(_NUMBER_BYTES, "little") + text)
+    endpoint.sendall(encode(kind, number, text))
 
 
 def parse(packet: bytes) -> Message:
     """The message in a packet. ValueError: it is none."""
     number, text = int.from_bytes(packet[1 : 1 + _NUMBER_BYTES], "little"), packet[1 + _NUMBER_BYTES :]
-    return Message(Kind(packet[0]), number, Failure(*json.loads(text)) if text else None)
+    kind = _KINDS.get(packet[0])  # an enum's own look-up is done in Python, and is called for by every process
+    if kind is None:
+        raise ValueError(f"a message of kind {packet[0]}")
+    return Message(kind, number, Failure(*json.loads(text)) if text else None)
+
+
+GO_PACKET: Final = encode(Kind.GO)

@@ -5,15 +5,15 @@ pid_namespaces(7). It stays root without any capability but CAP_KILL, and is not
 nor trace it nor look through /proc/1.
 """
 
+import contextlib
+import fcntl
 import os
-import select
 import signal
 import socket
 from typing import Final, NamedTuple, NoReturn
 
 from services.executor.launcher.execution import Inherited, become_job
 from services.executor.launcher.handshake import (
-    GO_MS_MAX,
     MESSAGE_BYTES_MAX,
     Kind,
     StepFailed,
@@ -33,6 +33,8 @@ _FORWARDED: Final = (
     signal.SIGCONT,
     signal.SIGWINCH,
 )
+_WAITED: Final = frozenset((signal.SIGCHLD, signal.SIGIO, *_FORWARDED))
+_CAPABILITIES: Final = processes.CapabilitySet((processes.CAP_KILL,))
 _OOM_SCORE_ADJUSTMENT: Final = b"500"
 """Jobs go before the node's services when the host itself runs out of memory."""
 
@@ -52,9 +54,9 @@ def run_init(encoded: bytes, ends: Ends, join: tuple[str, ...]) -> NoReturn:
         processes.set_parent_death_signal(signal.SIGKILL)
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
         _close_all_but(ends)
-        _await_go(ends.channel)
         _join_groups(join)
         _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        _signal_input(ends.channel)
         main = _fork_main(encoded, ends)
         status = _watch(main, ends.channel)
         send(ends.channel, Kind.ENDED, number=status)
@@ -75,14 +77,10 @@ def _close_all_but(ends: Ends) -> None:
     processes.close_from(previous + 1)
 
 
-def _await_go(channel: socket.socket) -> None:
-    channel.settimeout(GO_MS_MAX / 1000)
-    packet = channel.recv(MESSAGE_BYTES_MAX)
-    if not packet:
-        os._exit(1)  # the monitor is gone, perhaps before the death signal was set
-    if parse(packet).kind is not Kind.GO:
-        raise ValueError(f"expected GO, received {packet[:1]!r}")
-    channel.settimeout(None)
+def _signal_input(channel: socket.socket) -> None:
+    # From here on a message of the monitor brings SIGIO: one sigwaitinfo(2) waits for everything, without a handler.
+    fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(channel, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
 
 def _join_groups(join: tuple[str, ...]) -> None:
@@ -113,39 +111,36 @@ def _fork_main(encoded: bytes, ends: Ends) -> int:
     ends.report.close()
     os.close(ends.stdout)
     os.close(ends.stderr)
-    processes.set_no_new_privileges()
-    processes.set_capabilities((processes.CAP_KILL,))
+    _CAPABILITIES.become()
     return main
 
 
 def _watch(main: int, channel: socket.socket) -> int:
-    """Reap children and pass signals on until `main` has ended; its wait status."""
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    for handled in (signal.SIGCHLD, *_FORWARDED):
-        signal.signal(handled, _noted)
-    poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    poll.register(channel, select.POLLIN)
-    status = _reap(main)  # children that ended before the handler stood
-    while status is None:
-        for descriptor, _ in poll.poll():
-            if descriptor == reader:
-                for number in set(os.read(reader, 4096)) - {signal.SIGCHLD}:
-                    _signal_group(main, number)
-            else:
-                packet = channel.recv(MESSAGE_BYTES_MAX)
-                if not packet:
-                    os._exit(1)
-                message = parse(packet)
-                if message.kind is Kind.SIGNAL:
-                    _signal_group(main, message.number)
-        status = _reap(main)
-    return status
+    """Reap children and pass signals on until `main` has ended; its wait status.
+
+    Every signal is blocked since before this process was made, so none is lost and no handler runs in between.
+    """
+    while True:
+        number = signal.sigwaitinfo(_WAITED).si_signo
+        if number == signal.SIGCHLD:
+            status = _reap(main)
+            if status is not None:
+                return status
+        elif number == signal.SIGIO:
+            _take_messages(main, channel)
+        else:
+            _signal_group(main, number)
 
 
-def _noted(_number: int, _frame: object) -> None:
-    """The wake-up descriptor has the number already."""
+def _take_messages(main: int, channel: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):  # one SIGIO may stand for several messages
+        while True:
+            packet = channel.recv(MESSAGE_BYTES_MAX)
+            if not packet:
+                os._exit(1)
+            message = parse(packet)
+            if message.kind is Kind.SIGNAL:
+                _signal_group(main, message.number)
 
 
 def _signal_group(main: int, number: int) -> None:

@@ -5,6 +5,7 @@ kernel lets go of it however the monitor ends. Only one descriptor of it may eve
 lock up.
 """
 
+import contextlib
 import fcntl
 import os
 from typing import Final, NamedTuple
@@ -25,8 +26,7 @@ class JobFiles(NamedTuple):
 
 def create_job_files(directory: str) -> JobFiles:
     """Make the directory and everything in it. OSError: such as a journal that exists already."""
-    if not os.path.isdir(directory):  # noqa: PTH112  # pathlib is not loaded in this process
-        os.mkdir(directory, 0o700)  # noqa: PTH102
+    make_directories(directory)
     lock = os.open(f"{directory}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # O_EXCL: a journal belongs to one monitor for ever; a second start of the same job would mix two lives.
@@ -35,5 +35,11 @@ def create_job_files(directory: str) -> JobFiles:
     os.mkfifo(f"{directory}/{CONTROL}", 0o600)
     # O_RDWR: a reader that is also a writer never sees an end of file, and no writer has to come first.
     control = os.open(f"{directory}/{CONTROL}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    os.mkdir(f"{directory}/{ROOT}", 0o700)  # noqa: PTH102
     return JobFiles(lock, journal, control)
+
+
+def make_directories(directory: str) -> None:
+    """The job's directory and the mount point in it. Monitor and main process may come here at the same time."""
+    for path in (directory, f"{directory}/{ROOT}"):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)  # noqa: PTH102  # pathlib is not loaded in this process

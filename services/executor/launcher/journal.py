@@ -9,7 +9,7 @@ The bound is looked at before a read, so the file may exceed it by what one read
 import json
 import os
 from collections import deque
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from common import records
 from common.records import Flags, RecordType, Stream
@@ -106,12 +106,10 @@ class Recorder:
                 self._gap_bytes += len(piece.payload)
             self.next_sequence += piece.lines
 
-    def event(self, kind: RecordType, payload: dict[str, Any], time_ns: int) -> None:
+    def event(self, kind: RecordType, payload: bytes, time_ns: int) -> None:
         """Record a START or EXIT, behind everything before it. It is never dropped: without space it waits."""
         self._waiting.extend(self._take_gap(time_ns))
-        self._waiting.append(
-            records.encode(kind, json.dumps(payload).encode(), time_ns=time_ns, sequence=self.next_sequence)
-        )
+        self._waiting.append(records.encode(kind, payload, time_ns=time_ns, sequence=self.next_sequence))
         self.retry(time_ns)
 
     def retry(self, time_ns: int) -> bool:

@@ -2,7 +2,7 @@
 
 Run as `python -I -S -c "import sys; sys.path.insert(0, ROOT); from services.executor.launcher.main import main; main()"
 FD` with an empty environment. FD is a SOCK_SEQPACKET socket; each message on it brings one stream socket by SCM_RIGHTS.
-On that a monitor reads one task (`task.py`'s two parts) and answers one JSON object:
+On that a monitor reads one task (`task.py`'s three parts) and answers one JSON object:
 `{"pid": n}` when the job's files exist and its lock is held, or `{"failure": [step, path, errno, message]}`. The end of
 the stream without an answer means that the monitor died. The launcher reads no task: its memory stays as it was at its
 start, which keeps forks cheap and monitors small. It ends when its socket does; monitors stay.
@@ -16,15 +16,28 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from typing import Final, NoReturn
 
-from services.executor.launcher.birth import give_birth
+from services.executor.launcher.birth import Born, give_birth, prepare_pipes
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.launcher.jobfiles import JobFiles, create_job_files
 from services.executor.launcher.monitor import Monitor
-from services.executor.launcher.task import LENGTH_BYTES, TASK_BYTES_MAX, Watch, decode_watch
-from services.executor.linux.processes import drop_bounding_set, set_dumpable, set_title
+from services.executor.launcher.task import (
+    LENGTH_BYTES,
+    TASK_BYTES_MAX,
+    Places,
+    Watch,
+    decode_places,
+    decode_watch,
+)
+from services.executor.linux.processes import (
+    default_signal,
+    drop_bounding_set,
+    pidfd_send_signal,
+    set_dumpable,
+    set_no_new_privileges,
+    set_title,
+)
 
 READ_TASK_S_MAX: Final = 10.0
 _CRASH_FILE: Final = "monitor.crash"
@@ -51,7 +64,17 @@ def _begin_clean() -> None:
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the monitors
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # At shutdown everybody gets SIGTERM: the job ends by its own, and its true end is still written. Blocked once here
+    # and not ignored in each monitor: that is shared memory, and init takes its signals with sigwaitinfo(2).
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open("/dev/null", os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(null, standard)
+    os.close(null)
+    set_dumpable(dumpable=False)
+    set_no_new_privileges()
     drop_bounding_set()  # what is held is kept, but no program executed from here on gets any
     set_title("joblet-launcher")
 
@@ -60,7 +83,7 @@ def _fork_monitor(requests: socket.socket, caller: socket.socket) -> None:
     try:
         pid = os.fork()
     except OSError as cause:
-        _answer(caller, {"failure": failure_of("fork", cause)})
+        _answer(caller, _told(failure_of("fork", cause)))
         return
     if pid == 0:
         requests.close()
@@ -69,44 +92,76 @@ def _fork_monitor(requests: socket.socket, caller: socket.socket) -> None:
 
 def _become_monitor(caller: socket.socket) -> NoReturn:
     status = 1
-    job_dir = ""
+    trace = _Trace()
     try:
         _detach()
-        watch, encoded = _receive_task(caller)
-        job_dir = watch.job_dir
-        set_title(f"joblet-monitor {watch.job_id}")
-        _run(watch, encoded, caller)
+        _monitor(caller, trace)
         status = 0
     except StepFailed as failed:
-        _answer(caller, {"failure": failed.failure})
+        _answer(caller, _told(failed.failure))
     except BaseException:  # noqa: BLE001  # process entry: the executor sees LOST, an operator finds this file
-        _leave_trace(job_dir)
+        trace.leave()
     finally:
         os._exit(status)
 
 
 def _detach() -> None:
-    """A session of its own, no terminal, no directory, no name of the executor's; what stops services stops no job."""
+    """A session of its own, and nothing of the executor's. The rest is as `_begin_clean` left it."""
     os.setsid()
-    os.chdir("/")
-    os.umask(0o077)
-    null = os.open("/dev/null", os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    set_dumpable(dumpable=False)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        # At shutdown everybody gets SIGTERM: the job ends by its own, and its true end is still written.
-        signal.signal(number, signal.SIG_IGN)
+    os.dup2(1, 2)  # standard error was the executor's, for the launcher alone
+    default_signal(signal.SIGCHLD)
 
 
-def _receive_task(caller: socket.socket) -> tuple[Watch, bytes]:
+def _monitor(caller: socket.socket, trace: "_Trace") -> None:
+    places, encoded_watch, encoded_task = _receive_task(caller)
+    born = _give_birth(places, encoded_task)
+    try:
+        watch = _decode_watch(encoded_watch)
+        trace.job_dir = watch.job_dir
+        set_title(f"joblet-monitor {watch.job_id}")
+        monitor = Monitor(watch, _create_job_files(watch))
+    except StepFailed:
+        _abandon(born)
+        raise
+    if not _answer(caller, b'{"pid":%d}' % os.getpid()):
+        # Whoever asked has given up, and told so its client: the job must not start behind its back.
+        _abandon(born)
+        born = Failure("start", "", 0, "the executor did not wait for the launch")
+    caller.close()
+    if isinstance(born, Failure):
+        monitor.fail(born)
+    else:
+        prepare_pipes(born, watch)
+        monitor.run(born)
+
+
+def _receive_task(caller: socket.socket) -> tuple[Places, bytes, bytes]:
     caller.settimeout(READ_TASK_S_MAX)
     try:
-        return decode_watch(_receive_part(caller)), _receive_part(caller)
-    except (OSError, ValueError, KeyError, TypeError) as cause:
+        return decode_places(_receive_part(caller)), _receive_part(caller), _receive_part(caller)
+    except (OSError, ValueError) as cause:
         raise StepFailed(failure_of("task", cause)) from cause
+
+
+def _give_birth(places: Places, encoded_task: bytes) -> Born | Failure:
+    try:
+        return give_birth(places, encoded_task)
+    except StepFailed as failed:
+        return failed.failure  # the executor finds it in the journal, as every failure of a job
+
+
+def _decode_watch(encoded: bytes) -> Watch:
+    try:
+        return decode_watch(encoded)
+    except (ValueError, TypeError) as cause:
+        raise StepFailed(failure_of("task", cause)) from cause
+
+
+def _abandon(born: Born | Failure) -> None:
+    """No GO comes: when this returns the job's processes have ended, and its groups are empty."""
+    if isinstance(born, Born):
+        pidfd_send_signal(born.init.pidfd, signal.SIGKILL)
+        os.waitpid(born.init.pid, 0)
 
 
 def _receive_part(caller: socket.socket) -> bytes:
@@ -126,39 +181,37 @@ def _receive(caller: socket.socket, length: int) -> bytes:
     return bytes(received)
 
 
-def _arm(watch: Watch) -> JobFiles:
+def _create_job_files(watch: Watch) -> JobFiles:
     try:
         return create_job_files(watch.job_dir)
     except OSError as cause:
         raise StepFailed(failure_of("job directory", cause)) from cause
 
 
-def _run(watch: Watch, encoded: bytes, caller: socket.socket) -> None:
-    monitor = Monitor(watch, _arm(watch))
-    if not _answer(caller, {"pid": os.getpid()}):
-        # Whoever asked has given up, and told so its client: the job must not start behind its back.
-        monitor.fail(Failure("start", "", 0, "the executor did not wait for the launch"))
-        return
-    caller.close()
-    try:
-        born = give_birth(watch, encoded)
-    except StepFailed as failed:
-        monitor.fail(failed.failure)
-    else:
-        monitor.run(born)
-
-
-def _answer(caller: socket.socket, answer: dict[str, int | Failure]) -> bool:
+def _answer(caller: socket.socket, answer: bytes) -> bool:
     """Whether somebody is there to read it."""
     try:
-        caller.sendall(json.dumps(answer).encode())
+        caller.sendall(answer)
     except OSError:
         return False
     return True
 
 
-def _leave_trace(job_dir: str) -> None:
-    if not job_dir:
-        return
-    descriptor = os.open(f"{job_dir}/{_CRASH_FILE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.write(descriptor, traceback.format_exc().encode())
+def _told(failure: Failure) -> bytes:
+    return json.dumps({"failure": failure}).encode()
+
+
+class _Trace:
+    """Where the traceback of a bug goes, as soon as the job's directory is known."""
+
+    def __init__(self) -> None:
+        self.job_dir = ""
+
+    def leave(self) -> None:
+        """Write down the exception that is being handled."""
+        if not self.job_dir:
+            return
+        import traceback  # noqa: PLC0415  # rarely needed, and every fork pays for what the launcher has loaded
+
+        descriptor = os.open(f"{self.job_dir}/{_CRASH_FILE}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.write(descriptor, traceback.format_exc().encode())

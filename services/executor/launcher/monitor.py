@@ -7,6 +7,7 @@ yet), DRAINING (everything in the namespace is dead; what is left in the pipes i
 Here: events and timers. The start of the processes is in `birth.py`, the talk with them in `handshake.py`.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -90,7 +91,8 @@ class Monitor:
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
         self._timers.set("start", self._job.start_ms_max, self._on_start_timeout)
-        send(born.channel, Kind.GO)
+        with contextlib.suppress(OSError):  # the main process failed before: what it reported is read in the loop
+            send(born.report, Kind.GO)
         self._run_loop()
 
     # Events
@@ -123,7 +125,8 @@ class Monitor:
         try:
             packet, ancillary, _, _ = endpoint.recvmsg(MESSAGE_BYTES_MAX, socket.CMSG_SPACE(12))
         except ConnectionResetError:
-            packet, ancillary = b"", []
+            # It ended without reading all that was sent to it. That is told once; what it sent itself comes behind.
+            return
         if not packet:
             self._unwatch(endpoint.fileno())
             if endpoint is self._born.report and self._executing_pid and self._failure is None:

@@ -3,14 +3,19 @@
 Here: the shape, complete and already decided. Not here: how it is decided (`services/executor/plan.py`) and how it is
 carried out (`operations.py`, `initial.py`, `execution.py`, `monitor.py`). Sizes are bytes, times as their names end.
 
-The wire is two JSON objects, each behind its length (4 bytes, little-endian): a small `Watch` for the monitor and init,
-which live as long as the job, and the whole `Task`, which only the main process decodes, before it becomes the job.
-What a process never decodes costs it no memory: that is most of what a waiting monitor would hold for itself.
+The wire has three parts, each behind its length (4 bytes, little-endian):
+
+- `Places` for init: paths, each ended by NUL, so that nothing is decoded before init is cloned;
+- `Watch` for the monitor: a JSON array in the order of its fields, behind the version;
+- the whole `Task`: a JSON object, which only the main process decodes, before it becomes the job.
+
+What a process never decodes costs it no memory: init and monitor live as long as the job does.
 
 Only the standard library is imported: the launcher runs without site-packages.
 """
 
 import json
+import os
 from typing import Any, Final, NamedTuple
 
 from services.executor.launcher.operations import Operation, decode_operation, encode_operation
@@ -18,6 +23,7 @@ from services.executor.launcher.operations import Operation, decode_operation, e
 TASK_VERSION: Final = 1
 TASK_BYTES_MAX: Final = 16 * 2**20
 LENGTH_BYTES: Final = 4
+_DECODER: Final = json.JSONDecoder()
 
 
 class JournalLimits(NamedTuple):
@@ -44,6 +50,13 @@ class Groups(NamedTuple):
     cpu_time_us: tuple[Reading, ...]  # the first that can be read counts
     memory_peak_bytes: tuple[Reading, ...]
     oom_kills: tuple[Reading, ...]
+
+
+class Places(NamedTuple):
+    """Where init goes: the first two fields of `Groups`, which mean the same here."""
+
+    join: tuple[str, ...]
+    clone_into: str
 
 
 class ResourceLimit(NamedTuple):
@@ -85,34 +98,42 @@ class Task(NamedTuple):
     uploads: tuple[str, ...]  # staged tar archives on the host, in this order
     journal: JournalLimits
     groups: Groups
-    start_ms_max: int  # from the clone to the exec, uploads unpacked
+    start_ms_max: int  # from GO to the exec, uploads unpacked
     timeout_ms: int | None  # run time, from the exec
     stop_signal: int
     grace_ms: int
 
 
 def encode_task(task: Task) -> bytes:
-    """Both parts of the wire form of `task`."""
+    """The three parts of the wire form of `task`."""
     fields: dict[str, Any] = task._asdict()
     fields["operations"] = [encode_operation(operation) for operation in task.operations]
-    watch = {name: fields[name] for name in Watch._fields}
-    parts = [json.dumps({"version": TASK_VERSION, **part}).encode() for part in (watch, fields)]
+    parts = (
+        b"".join(os.fsencode(path) + b"\0" for path in (task.groups.clone_into, *task.groups.join)),
+        json.dumps([TASK_VERSION, *(fields[name] for name in Watch._fields)]).encode(),
+        json.dumps({"version": TASK_VERSION, **fields}).encode(),
+    )
     return b"".join(len(part).to_bytes(LENGTH_BYTES, "little") + part for part in parts)
 
 
+def decode_places(encoded: bytes) -> Places:
+    """The first part, without its length."""
+    clone_into, *join = os.fsdecode(encoded).split("\0")[:-1]
+    return Places(tuple(join), clone_into)
+
+
 def decode_watch(encoded: bytes) -> Watch:
-    """The first part, without its length. Raises ValueError, KeyError or TypeError when it is none of this version."""
-    fields = _fields(encoded)
-    return Watch(
-        journal=JournalLimits(*fields.pop("journal")),
-        groups=_groups(fields.pop("groups")),
-        **fields,
-    )
+    """The second part, without its length. Raises ValueError or TypeError when it is none of this version."""
+    # raw_decode: json.loads would also guess the encoding and match white space, all of it in Python.
+    (version, job_id, job_dir, uid, gid, journal, groups, *rest), _ = _DECODER.raw_decode(encoded.decode())
+    _check_version(version)
+    return Watch(job_id, job_dir, uid, gid, JournalLimits(*journal), _groups(groups), *rest)
 
 
 def decode_task(encoded: bytes) -> Task:
-    """The second part, without its length. Raises ValueError, KeyError or TypeError as `decode_watch` does."""
-    fields = _fields(encoded)
+    """The third part, without its length. Raises ValueError, KeyError or TypeError when it is none of this version."""
+    fields: dict[str, Any] = json.loads(encoded)
+    _check_version(fields.pop("version"))
     return Task(
         args=tuple(fields.pop("args")),
         environment=tuple((name, value) for name, value in fields.pop("environment")),
@@ -125,12 +146,9 @@ def decode_task(encoded: bytes) -> Task:
     )
 
 
-def _fields(encoded: bytes) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(encoded)
-    version = fields.pop("version")
+def _check_version(version: object) -> None:
     if version != TASK_VERSION:
         raise ValueError(f"task version {version}, this launcher knows {TASK_VERSION}")
-    return fields
 
 
 def _groups(values: list[Any]) -> Groups:

@@ -9,11 +9,13 @@ import errno
 import os
 import posixpath
 import stat
-import tarfile
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.linux.paths import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
+
+if TYPE_CHECKING:
+    import tarfile
 
 STEP: Final = "upload"
 _COPY_BYTES: Final = 256 * 1024
@@ -24,6 +26,10 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 def open_archives(paths: tuple[str, ...]) -> tuple[int, ...]:
     """Descriptors of the staged archives: regular files, not links. Raises StepFailed."""
+    if paths:
+        # Only now: few jobs bring uploads, and what the launcher has loaded makes every fork dearer. It is still the
+        # host's root: behind the change of root no module is found any more.
+        import tarfile  # noqa: F401, PLC0415
     descriptors = []
     for path in paths:
         try:
@@ -39,6 +45,8 @@ def open_archives(paths: tuple[str, ...]) -> tuple[int, ...]:
 
 def unpack(archive: int, target: str) -> None:
     """Unpack the tar archive of the descriptor `archive` into the directory `target`. Raises StepFailed."""
+    import tarfile  # noqa: PLC0415  # loaded by open_archives
+
     directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with open(archive, "rb", closefd=False) as stream, tarfile.open(fileobj=stream, mode="r:") as members:
@@ -51,7 +59,7 @@ def unpack(archive: int, target: str) -> None:
         os.close(directory)
 
 
-def _unpack_member(directory: int, members: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+def _unpack_member(directory: int, members: "tarfile.TarFile", member: "tarfile.TarInfo") -> None:
     name = _checked_path(member.name)
     try:
         if member.isreg() and not member.issparse():

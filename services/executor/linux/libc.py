@@ -8,7 +8,6 @@ Only the standard library is imported: the launcher runs without site-packages.
 
 import ctypes
 import os
-import platform
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ _OLD_NUMBERS: Final = {
     "x86_64": {"pivot_root": 155, "keyctl": 250},
     "aarch64": {"pivot_root": 41, "keyctl": 219},
 }
-_MACHINE: Final = platform.machine()
+_MACHINE: Final = os.uname().machine
 NUMBERS: Final[dict[str, int]] = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
     "pidfd_send_signal": 424,

@@ -43,6 +43,10 @@ class _CloneArgs(ctypes.Structure):
     )
 
 
+# Looked up here, once: ctypes makes a type and an object of each at its first use, and every child would keep its own.
+_before_fork = PYLIBC.PyOS_BeforeFork
+_after_fork_parent = PYLIBC.PyOS_AfterFork_Parent
+_after_fork_child = PYLIBC.PyOS_AfterFork_Child
 _clone3 = declare_syscall("clone3", ctypes.POINTER(_CloneArgs), ctypes.c_size_t, keeps_interpreter_lock=True)
 
 
@@ -69,16 +73,16 @@ def clone3(flags: int, *, cgroup: int | None = None) -> Child | None:
     if cgroup is not None:
         arguments.flags |= CLONE_INTO_CGROUP
         arguments.cgroup = cgroup
-    PYLIBC.PyOS_BeforeFork()
+    _before_fork()
     try:
         pid = _clone3(ctypes.byref(arguments), ctypes.sizeof(arguments))
     except OSError:
-        PYLIBC.PyOS_AfterFork_Parent()
+        _after_fork_parent()
         raise
     if pid == 0:
-        PYLIBC.PyOS_AfterFork_Child()
+        _after_fork_child()
         return None
-    PYLIBC.PyOS_AfterFork_Parent()
+    _after_fork_parent()
     return Child(pid, pidfd.value)
 
 

@@ -1,6 +1,6 @@
-"""What a process may be and do: prctl(2), capset(2), capabilities(7), close_range(2), keyctl(2), pidfd_send_signal(2).
+"""What a process may be and do: prctl(2), capset(2), capabilities(7), close_range(2), keyctl(2), signal(2).
 
-Headers: linux/prctl.h, linux/capability.h, linux/close_range.h, linux/keyctl.h.
+And pidfd_send_signal(2). Headers: signal.h, linux/prctl.h, linux/capability.h, linux/close_range.h, linux/keyctl.h.
 """
 
 import ctypes
@@ -43,7 +43,9 @@ class _CapData(ctypes.Structure):
 
 
 _ulong = ctypes.c_ulong
+_signal = declare("signal", ctypes.c_int, ctypes.c_void_p)
 _prctl = declare("prctl", ctypes.c_int, _ulong, _ulong, _ulong, _ulong)
+_prctl_name = declare("prctl", ctypes.c_int, ctypes.c_char_p, _ulong, _ulong, _ulong)
 _capset = declare("capset", ctypes.POINTER(_CapHeader), ctypes.POINTER(_CapData))
 _close_range = declare_syscall("close_range", ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)
 _keyctl = declare_syscall("keyctl", ctypes.c_int, ctypes.c_char_p, _ulong, _ulong, _ulong)
@@ -53,6 +55,14 @@ _pidfd_send_signal = declare_syscall("pidfd_send_signal", ctypes.c_int, ctypes.c
 def set_parent_death_signal(signal: int) -> None:
     """Get `signal` when the thread that made this process ends. A change of uid clears it."""
     _prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0)
+
+
+def default_signal(number: int) -> None:
+    """Give `number` its default disposition, signal(2).
+
+    For a fresh fork: signal.signal() looks enum members up in Python, which writes to a hundred pages that were shared.
+    """
+    _signal(number, None)
 
 
 def set_dumpable(*, dumpable: bool) -> None:
@@ -71,10 +81,11 @@ def _arguments() -> tuple[int, int]:
 
 def set_title(title: str) -> None:
     """What ps(1) shows: the name of the thread, and over the arguments it was started with, as much as fits there."""
-    _prctl(_PR_SET_NAME, ctypes.cast(ctypes.c_char_p(title.encode()[:15]), ctypes.c_void_p).value, 0, 0, 0)
+    text = title.encode()
+    _prctl_name(_PR_SET_NAME, text[:15], 0, 0, 0)
     start, end = _arguments()
     if end > start:
-        ctypes.memmove(start, title.encode().ljust(end - start, b"\0")[: end - start - 1] + b"\0", end - start)
+        ctypes.memmove(start, text.ljust(end - start, b"\0")[: end - start - 1] + b"\0", end - start)
 
 
 def set_no_new_privileges() -> None:
@@ -95,14 +106,20 @@ def drop_bounding_set() -> None:
             _prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def set_capabilities(capabilities: Iterable[int] = ()) -> None:
-    """Make exactly these effective and permitted, and leave nothing inheritable or ambient."""
-    mask = sum(1 << capability for capability in capabilities)
-    low, high = mask & 0xFFFF_FFFF, mask >> 32
-    header = _CapHeader(version=_CAPABILITY_VERSION_3, pid=0)
-    data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _capset(ctypes.byref(header), data)
+class CapabilitySet:
+    """Capabilities in the form of the kernel. Made before a fork, so that nothing of it becomes the child's own."""
+
+    def __init__(self, capabilities: Iterable[int] = ()) -> None:
+        mask = sum(1 << capability for capability in capabilities)
+        low, high = mask & 0xFFFF_FFFF, mask >> 32
+        self._header = _CapHeader(version=_CAPABILITY_VERSION_3, pid=0)
+        self._data = (_CapData * 2)(_CapData(low, low, 0), _CapData(high, high, 0))
+        self._arguments = (ctypes.byref(self._header), self._data)
+
+    def become(self) -> None:
+        """Make exactly these effective and permitted, and leave nothing inheritable or ambient."""
+        _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+        _capset(*self._arguments)
 
 
 def mark_close_on_exec(first: int) -> None:
