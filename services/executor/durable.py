@@ -50,7 +50,7 @@ class Outbox:
     def __init__(self, cursor: Cursor, *, now_ns: int, epoch_floor: int = 0) -> None:
         """`now_ns` is of a clock that never goes back.
 
-        `epoch_floor` is above every epoch of an earlier process that could not save its last one: the wall clock will do.
+        `epoch_floor` is above any epoch of an earlier process that could not save its last one: the wall clock does.
         """
         self.job: JobId = cursor.job
         self.acknowledged = Position(cursor.acknowledged_offset, cursor.acknowledged_sequence)
