@@ -52,10 +52,10 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head] + [
         (
             row.name,
-            _number(row.ours),
+            number(row.ours),
             row.unit,
             row.peer,
-            "-" if row.theirs is None else _number(row.theirs),
+            "-" if row.theirs is None else number(row.theirs),
             "-" if row.ratio is None else f"{row.ratio:.2f}",
             row.budget,
             {True: "yes", False: "NO", None: "-"}[row.met],
@@ -74,7 +74,8 @@ def write_json(rows: Sequence[Row], machine: dict[str, str], file: Path) -> None
     file.write_text(json.dumps({"machine": machine, "rows": msgspec.to_builtins(rows)}, indent=1) + "\n")
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits or so, for people."""
     if value >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if value < 100 else f"{value:.1f}"

@@ -1,7 +1,8 @@
 """`python -m benchmarks.run [--only NAME …] [--quick] [--json FILE]`: the comparisons of architecture.md §10.
 
 Belongs here: the command line and a node for the run. Does not belong here: the measurements (`measures.py`). The table
-goes to stdout, everything also to bench.json. Nothing is asserted: a noisy machine must not fail a build.
+goes to stdout, everything also to bench.json, and a picture to bench.svg. Nothing is asserted: a noisy machine must not
+fail a build.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.client import connected
 from benchmarks.measures import MEASURES, QUICK, Scale
+from benchmarks.plot import write_svg
 from benchmarks.results import Row, table, write_json
 from tests.e2e.node import Node, make_base
 
@@ -61,6 +63,11 @@ def main() -> int:
     facts = machine()
     rows = measure(arguments.only, QUICK if arguments.quick else Scale())
     write_json(rows, facts, arguments.json)
+    write_svg(
+        rows,
+        f"joblet beside its peers, {facts['cpus']} cpus, Linux {facts['kernel']}",
+        arguments.json.with_suffix(".svg"),
+    )
     sys.stdout.write(" ".join(f"{key}={value}" for key, value in facts.items()) + "\n\n" + table(rows) + "\n")
     return 0
 

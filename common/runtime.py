@@ -21,6 +21,7 @@ from typing import Final
 
 import structlog
 
+from common.allocator import keep_large_buffers
 from common.bus.transport import Transport
 from common.bus.zeromq import SocketOwners, ZeroMQ
 from common.config.layout import Layout, layout_of
@@ -129,6 +130,7 @@ def run_service(service: Service, serve: Callable[[Startup], Awaitable[None]]) -
     """Run one service process to its end; leaves by SystemExit."""
     arguments = _arguments(service)
     os.umask(0o077)
+    keep_large_buffers()
     name_process(f"joblet-{service}")
     forbid_dumping()
     if not _follow_supervisor():
