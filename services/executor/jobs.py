@@ -288,10 +288,10 @@ class Jobs:
         self.output.drop(job_id)
         self._writer.delete(job_id)
         await self._writer.durable()
-        self._cleans.forget(job_id)
+        await self._cleans.forget(job_id)
         self._live.changed(job.record, deleted=True)
 
     async def _forget_journal(self, job: JobId) -> None:
         await self._writer.durable()  # the end must be known for good before its only other witness goes
-        self._cleans.forget(job)
+        await self._cleans.forget(job)
         self._writer.remove_cursor(job)

@@ -40,7 +40,7 @@ class Cleans(Protocol):
     async def end(self, job: JobId) -> bool:
         """Kill what is left of the job and remove its groups; keep the journal. False: it will be tried again."""
 
-    def forget(self, job: JobId) -> None:
+    async def forget(self, job: JobId) -> None:
         """Remove the job's directory. Raises JobletError."""
 
 

@@ -127,8 +127,24 @@ def test_forget_removes_the_whole_directory(layout: Layout) -> None:
     (directory / "a" / "b").mkdir(parents=True)
     (directory / "a" / "b" / "c").touch()
     cleanup = Cleanup(MemoryDriver(), layout)
-    cleanup.forget(job)
-    cleanup.forget(job)
+    asyncio.run(cleanup.forget(job))
+    asyncio.run(cleanup.forget(job))
+    assert names(layout.jobs) == set()
+
+
+def test_end_and_forget_may_come_together(layout: Layout) -> None:
+    """The end of a job and its delivery are cleaned up after in threads of their own; both succeed in either order."""
+
+    async def together() -> None:
+        cleanup = Cleanup(MemoryDriver(), layout)
+        for _ in range(200):
+            job = new_job_id()
+            directory_of(layout, job)
+            await asyncio.gather(cleanup.end(job), cleanup.forget(job))
+
+    with capture_logs() as logs:
+        asyncio.run(together())
+    assert logs == []
     assert names(layout.jobs) == set()
 
 
@@ -145,8 +161,8 @@ def test_forget_follows_no_symbolic_link(layout: Layout, tmp_path: Path) -> None
     layout.job_dir(other).symlink_to(outside)
     cleanup = Cleanup(MemoryDriver(), layout)
     asyncio.run(cleanup.end(other))
-    cleanup.forget(job)
-    cleanup.forget(other)
+    asyncio.run(cleanup.forget(job))
+    asyncio.run(cleanup.forget(other))
     assert names(layout.jobs) == set()
     assert names(outside) == {"precious"}
 
@@ -166,14 +182,14 @@ def test_forget_stops_at_a_mount(layout: Layout, tmp_path: Path) -> None:
     try:
         cleanup = Cleanup(MemoryDriver(), layout)
         with pytest.raises(JobletError, match="remove it by hand"):
-            cleanup.forget(job)
+            asyncio.run(cleanup.forget(job))
         with capture_logs() as logs:
             assert asyncio.run(cleanup.end(job))
         assert [entry["event"] for entry in logs] == ["cannot clear a job's directory"]
     finally:
         assert libc.umount2(bytes(target), MNT_DETACH) == 0
     assert names(outside) == {"precious"}
-    cleanup.forget(job)
+    asyncio.run(cleanup.forget(job))
     assert names(layout.jobs) == set()
 
 
@@ -185,7 +201,7 @@ def test_forget_does_not_go_on_for_ever(layout: Layout) -> None:
         deep /= "d"
         deep.mkdir()
     with pytest.raises(JobletError):
-        Cleanup(MemoryDriver(), layout).forget(job)
+        asyncio.run(Cleanup(MemoryDriver(), layout).forget(job))
 
 
 @pytest.mark.threat("F04")

@@ -155,7 +155,7 @@ class FakeHost:
         self.cleaned.append(job)
         return True
 
-    def forget(self, job: JobId) -> None:
+    async def forget(self, job: JobId) -> None:
         """See ports.Cleans."""
         directory = self.layout.job_dir(job)
         if directory.exists():
