@@ -3,12 +3,15 @@
 import ctypes
 import errno
 import os
+import signal
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.executor.linux import files, mounts, namespaces, network, paths, processes
+from services.executor.linux.libc import LIBC, NUMBERS
 from tests.linux.sandboxes import fields
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -140,6 +143,28 @@ def test_privileges_go_for_good() -> None:
     zero = "0" * 16
     kill = f"{1 << processes.CAP_KILL:016x}"
     assert in_child(action) == f"{kill} {kill} {zero} {zero} {zero} 1 short refused"
+
+
+def ignored_signals() -> str:
+    """The mask of this process, hexadecimal."""
+    return fields(Path("/proc/self/status").read_bytes())["SigIgn"]
+
+
+def test_every_ignored_signal_can_be_reset() -> None:
+    """Those that the C library keeps for itself as well: an ignored one would reach the job over every exec."""
+
+    def action() -> str:
+        ignore = struct.pack("<QQQQ", signal.SIG_IGN, 0, 0, 0)  # struct kernel_sigaction
+        for number in (signal.SIGUSR1, 32, 33):
+            assert LIBC.syscall(NUMBERS["rt_sigaction"], number, ignore, None, 8) == 0
+        ignored = ignored_signals()
+        for number in (signal.SIGUSR1, 32, 33, signal.SIGPIPE, signal.SIGXFSZ):
+            processes.default_signal(number)
+        return f"{ignored} {ignored_signals()}"
+
+    before, after = in_child(action).split()
+    assert int(before, 16) & 0x180000200 == 0x180000200
+    assert int(after, 16) == 0
 
 
 def test_loopback_comes_up() -> None:

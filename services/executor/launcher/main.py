@@ -41,6 +41,8 @@ from services.executor.linux.processes import (
 
 READ_TASK_S_MAX: Final = 10.0
 _CRASH_FILE: Final = "monitor.crash"
+_KEPT_BY_LIBC: Final = (32, 33)
+"""Signals that signal.signal() cannot reach, nptl(7)."""
 
 
 def main() -> None:
@@ -63,6 +65,8 @@ def _begin_clean() -> None:
     """What every monitor and job inherits is set once: it does not depend on how the executor was started."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         signal.signal(number, signal.SIG_DFL)
+    for kept in _KEPT_BY_LIBC:
+        default_signal(kept)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the monitors
     # At shutdown everybody gets SIGTERM: the job ends by its own, and its true end is still written. Blocked once here
     # and not ignored in each monitor: that is shared memory, and init takes its signals with sigwaitinfo(2).

@@ -1,4 +1,4 @@
-"""What a process may be and do: prctl(2), capset(2), capabilities(7), close_range(2), keyctl(2), signal(2).
+"""What a process may be and do: prctl(2), capset(2), capabilities(7), close_range(2), keyctl(2), sigaction(2).
 
 And pidfd_send_signal(2). Headers: signal.h, linux/prctl.h, linux/capability.h, linux/close_range.h, linux/keyctl.h.
 """
@@ -43,7 +43,9 @@ class _CapData(ctypes.Structure):
 
 
 _ulong = ctypes.c_ulong
-_signal = declare("signal", ctypes.c_int, ctypes.c_void_p)
+_SIGNAL_SET_BYTES: Final = 8
+_DEFAULT_ACTION: Final = bytes(32)  # struct kernel_sigaction: handler SIG_DFL, no flags, no restorer, empty mask
+_rt_sigaction = declare_syscall("rt_sigaction", ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
 _prctl = declare("prctl", ctypes.c_int, _ulong, _ulong, _ulong, _ulong)
 _prctl_name = declare("prctl", ctypes.c_int, ctypes.c_char_p, _ulong, _ulong, _ulong)
 _capset = declare("capset", ctypes.POINTER(_CapHeader), ctypes.POINTER(_CapData))
@@ -58,11 +60,14 @@ def set_parent_death_signal(signal: int) -> None:
 
 
 def default_signal(number: int) -> None:
-    """Give `number` its default disposition, signal(2).
+    """Give `number` its default disposition, sigaction(2).
+
+    By the system call: the C library keeps 32 and 33 for itself and refuses to touch them, but whoever started us may
+    have ignored them, and ignored they would stay over every exec.
 
     For a fresh fork: signal.signal() looks enum members up in Python, which writes to a hundred pages that were shared.
     """
-    _signal(number, None)
+    _rt_sigaction(number, _DEFAULT_ACTION, None, _SIGNAL_SET_BYTES)
 
 
 def set_dumpable(*, dumpable: bool) -> None:
