@@ -47,12 +47,6 @@ async def serve(startup: Startup) -> None:
     """Run until asked to stop."""
     settings, layout = startup.settings, startup.layout
     _check(settings, layout)
-    if not settings.persist.enabled:
-        log.warning("persist.enabled is false: nothing is stored")
-        startup.drop_privileges()
-        startup.ready()
-        await startup.stopped()
-        return
     local = settings.persist.storage.local
     receiver = Receiver(startup.transport, PERSIST_IPC)
     outbox = Outbox(startup.transport.push(PERSIST_ACKS))
@@ -102,6 +96,10 @@ def main() -> None:
 
 
 def _check(settings: Settings, layout: Layout) -> None:
+    if not settings.persist.enabled:
+        raise precondition(
+            "persist.enabled is false, which this release does not have", "leave it out: output is stored locally"
+        )
     kind = settings.persist.storage.type
     if kind != "local":
         raise precondition(
@@ -116,11 +114,16 @@ def _check(settings: Settings, layout: Layout) -> None:
         if not low <= value <= high:
             raise invalid(f"persist.storage.local.{name} is {value}", f"use {low} to {high}")
     socket = settings.persist.ipc.socket
-    if socket and Path(socket) != layout.run / PERSIST_IPC.file:
+    if socket and not _is_ours(Path(socket), layout):
         raise precondition(
-            f"persist.ipc.socket is {socket!r}, the executor writes to {layout.run / PERSIST_IPC.file}",
+            f"persist.ipc.socket is {socket!r}, the executor writes to {(layout.run / PERSIST_IPC.file).absolute()}",
             "leave persist.ipc.socket out",
         )
+
+
+def _is_ours(socket: Path, layout: Layout) -> bool:
+    """Whether `socket` names the table's own, however it is spelled: the layout's paths may be relative."""
+    return socket.name == PERSIST_IPC.file and socket.parent.exists() and socket.parent.samefile(layout.run)
 
 
 def _bind(server: grpc.aio.Server, path: Path, gid: int | None) -> None:

@@ -256,6 +256,7 @@ def test_the_process_has_no_privileges_and_does_all_its_work_without(base: Path)
         ("persist: {storage: {local: {compression_level: 9}}}", "compression_level"),
         ("persist: {storage: {local: {flush_ms: 0}}}", "flush_ms"),
         ("persist: {ipc: {socket: /elsewhere/persist-ipc.sock}}", "persist.ipc.socket"),
+        ("persist: {enabled: false}", "persist.enabled"),
     ],
 )
 def test_what_it_cannot_do_it_refuses_at_the_start(base: Path, text: str, named: str) -> None:
@@ -268,6 +269,23 @@ def test_what_it_cannot_do_it_refuses_at_the_start(base: Path, text: str, named:
     told = (done.stdout + done.stderr).decode()
     assert named in told
     assert "Traceback" not in told
+
+
+@pytest.mark.requirement("S0.33")
+@pytest.mark.requirement("S0.34")
+def test_the_documented_socket_paths_may_be_written_out(base: Path) -> None:
+    """Both socket keys with the paths that they have anyway, absolute as the sources give them."""
+    sockets = base / "run" / "persist-ipc.sock", base / "run" / "persist-grpc.sock"
+    (base / "joblet-config.yml").write_text(
+        f'version: "3.0"\npersist: {{ipc: {{socket: {sockets[0]}}}, server: {{grpc_socket: {sockets[1]}}}}}\n'
+    )
+    service = Service(base)
+    service.start()
+    try:
+        wait_for(lambda: "ready" in service.log.read_text(), what="persist to be ready")
+        assert all(socket.is_socket() for socket in sockets)
+    finally:
+        service.kill(signal.SIGTERM)
 
 
 def test_a_second_persist_is_refused(base: Path) -> None:
