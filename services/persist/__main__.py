@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import grpc
-import structlog
 
 from common.bus.requests import Receiver
 from common.bus.zeromq import IPC_PATH_BYTES_MAX
@@ -32,8 +31,6 @@ from services.persist.outbox import Outbox
 from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
 from services.persist.store import Store
-
-log = structlog.get_logger(__name__)
 
 WRITERS: Final = 2
 READERS: Final = 4
