@@ -59,9 +59,9 @@ def client_config(settings: Settings, layout: Layout, port: int) -> Path | None:
         for client in contexts:
             nodes[client.file] = {
                 "address": f"{LOOPBACK}:{port}",
-                "cert": f"certs/{client.file}.crt",
-                "key": f"certs/{client.file}.key",
-                "ca": "certs/ca.crt",
+                "cert": str(layout.certs / f"{client.file}.crt"),
+                "key": str(layout.certs / f"{client.file}.key"),
+                "ca": str(layout.certs / "ca.crt"),
                 "nodeId": node_id(settings),
             }
     for client in FIRST_CLIENTS:

@@ -103,4 +103,6 @@ def _print_outcome(invocation: Invocation, job: job_pb2.Job) -> None:
     if invocation.json:
         print_json(job_object(job))
     else:
-        click.echo(f"{job.id} {state_word(job.state)}")
+        # Asked to stop and not ended yet: "running" would read as if nothing had happened.
+        stopping = job.state in (job_pb2.STARTING, job_pb2.RUNNING)
+        click.echo(f"{job.id} {'stopping' if stopping else state_word(job.state)}")

@@ -148,7 +148,7 @@ def test_wait_exits_as_the_job_did(node: FakeNode) -> None:
 def test_stop(node: FakeNode) -> None:
     """Signals have names and numbers; grace is a duration; nothing said is nothing sent."""
     node.jobs.add(1, state=job_pb2.RUNNING)
-    assert node.rnx("job", "stop", ID, "--signal", "2", "--grace", "1m").out == f"{ID} running\n".encode()
+    assert node.rnx("job", "stop", ID, "--signal", "2", "--grace", "1m").out == f"{ID} stopping\n".encode()
     assert node.rnx("job", "stop", ID).code == 0
     asked, plain = node.jobs.of(job_pb2.StopJobRequest)
     assert asked == job_pb2.StopJobRequest(job_id=ID, signal="SIGINT", grace_ms=60_000)
