@@ -145,18 +145,3 @@ def decode_all(buffer: bytes | memoryview) -> Iterator[Record]:
             raise CorruptRecord(offset, "cut off")
         record, offset = decoded
         yield record
-
-
-def whole_bytes(buffer: memoryview) -> int:
-    """How many bytes at the start of `buffer` are whole records. Checks magic and length, not the checksum."""
-    offset, size = 0, len(buffer)
-    while size - offset >= HEADER_BYTES:
-        if bytes(buffer[offset : offset + 4]) != MAGIC:
-            raise CorruptRecord(offset, "magic does not match")
-        length = int.from_bytes(buffer[offset + 28 : offset + 32], "little")
-        if length > PAYLOAD_BYTES_MAX:
-            raise CorruptRecord(offset, f"length {length} is over {PAYLOAD_BYTES_MAX}")
-        if offset + HEADER_BYTES + length > size:
-            break
-        offset += HEADER_BYTES + length
-    return offset

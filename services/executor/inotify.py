@@ -15,7 +15,6 @@ from services.executor.linux.libc import declare
 
 IN_MODIFY: Final = 0x00000002
 IN_Q_OVERFLOW: Final = 0x00004000
-IN_IGNORED: Final = 0x00008000
 READ_BYTES: Final = 64 * 1024
 _EVENT: Final = struct.Struct("iIII")
 

@@ -70,7 +70,11 @@ class Launched:
     def records(self) -> list[Record]:
         """The whole records that the journal has now."""
         content = memoryview((self.directory / "journal").read_bytes())
-        return list(records.decode_all(content[: records.whole_bytes(content)]))
+        found, offset = [], 0
+        while (decoded := records.decode(content, offset)) is not None:
+            record, offset = decoded
+            found.append(record)
+        return found
 
     def output(self, stream: Stream = Stream.STDOUT) -> bytes:
         """What the job has written so far."""

@@ -6,12 +6,13 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from common.errors import JobletError, Reason
+from common.richstatus import CODES
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
 from services.api.capacity import Capacity
 from services.api.identity import Role
 from services.api.permissions import GRANTS, RULES, Permission, Rule, Scope, scope_of
 from services.api.server import SERVICES
-from services.api.status import CODES, status_of
+from services.api.status import status_of
 
 FILES = (
     job_pb2.DESCRIPTOR,

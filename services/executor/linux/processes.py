@@ -11,8 +11,6 @@ from typing import Final
 from services.executor.linux.libc import declare, declare_syscall, failed
 
 CAP_KILL: Final = 5
-CAP_SETGID: Final = 6
-CAP_SETUID: Final = 7
 CAP_SETPCAP: Final = 8
 
 _PR_SET_PDEATHSIG: Final = 1
