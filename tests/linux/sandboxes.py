@@ -13,6 +13,7 @@ import select
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -229,5 +230,9 @@ def processes_of(job: Launched) -> set[int]:
 
 
 def names_of(job: Launched) -> set[str]:
-    """The names of the job's processes."""
-    return {Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes_of(job)}
+    """The names of the job's processes; one that ends between the listing and the look has none."""
+    names = set()
+    for pid in processes_of(job):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            names.add(Path(f"/proc/{pid}/comm").read_text().strip())
+    return names
