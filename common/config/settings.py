@@ -101,6 +101,16 @@ class Jobs(Section, frozen=True, kw_only=True):
     uid_first: int = 100_000  # each owner has a range of 65,536 from here
     read_only_paths: tuple[str, ...] = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
     metrics_interval_ms: int = 5_000
+    rootfs: str = "host"  # what a job's root is made of: "host" (read_only_paths), "busybox", or a directory
+
+
+class Networks(Section, frozen=True, kw_only=True):
+    """Networks of jobs that have one. Addresses are IPv4; jobs have no IPv6 but on their loopback."""
+
+    bridge_subnet: str = "10.88.0.0/16"  # shared by all jobs of mode bridge, which cannot reach each other
+    isolated_subnet: str = "10.89.0.0/16"  # of each owner's own bridge, without a way out
+    dns: tuple[str, ...] = ()  # name servers of mode bridge; empty: the host's, as far as a job can reach them
+    blocked: tuple[str, ...] = ("169.254.0.0/16", "fd00:ec2::254/128")  # closed to jobs: cloud metadata
 
 
 class Joblet(Section, frozen=True, kw_only=True):
@@ -112,6 +122,7 @@ class Joblet(Section, frozen=True, kw_only=True):
     uploads: Uploads = Uploads()
     journal: Journal = Journal()
     jobs: Jobs = Jobs()
+    networks: Networks = Networks()
     cgroup_parent: str = "joblet"  # name of the group below the cgroup root that holds the jobs' groups
 
 

@@ -52,6 +52,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     write_bytes_per_s: int | None = None
     read_ops_per_s: int | None = None
     write_ops_per_s: int | None = None
+    open_files: int | None = None
+    file_bytes: int | None = None  # of one file
     timeout_ms: int | None = None
 
 
@@ -90,11 +92,17 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job used over its whole life, from its cgroup."""
+    """What a job used over its whole life, from its cgroup and its network interface."""
 
     cpu_time_us: int = 0
     memory_peak_bytes: int = 0
     oom_kills: int = 0
+    io_read_bytes: int = 0
+    io_write_bytes: int = 0
+    io_read_ops: int = 0
+    io_write_ops: int = 0
+    network_rx_bytes: int = 0
+    network_tx_bytes: int = 0
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):

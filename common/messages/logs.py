@@ -56,7 +56,12 @@ class StoreMetric(Body, frozen=True, kw_only=True):
     io_write_bytes: int = 0
     io_read_ops: int = 0
     io_write_ops: int = 0
+    network_rx_bytes: int = 0
+    network_tx_bytes: int = 0
     pids: int = 0
+    cpu_pressure: float = 0.0  # percent of the last 10 s in which some task of the job waited for it: PSI "some avg10"
+    memory_pressure: float = 0.0
+    io_pressure: float = 0.0
 
 
 class Stored(Body, frozen=True, kw_only=True):

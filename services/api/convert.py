@@ -110,6 +110,12 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
             cpu_time_us=usage.cpu_time_us,
             memory_peak_bytes=usage.memory_peak_bytes,
             oom_kills=usage.oom_kills,
+            io_read_bytes=usage.io_read_bytes,
+            io_write_bytes=usage.io_write_bytes,
+            io_read_ops=usage.io_read_ops,
+            io_write_ops=usage.io_write_ops,
+            network_rx_bytes=usage.network_rx_bytes,
+            network_tx_bytes=usage.network_tx_bytes,
         ),
         last_sequence=record.last_sequence,
     )

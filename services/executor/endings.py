@@ -7,7 +7,7 @@ client → STOPPED, by the run time limit → TIMED_OUT, exit code 0 → COMPLET
 import signal
 from typing import Any, Final
 
-from common.messages.jobs import State, Usage
+from common.messages.jobs import State
 from services.executor.events import Ended, Failure, Job, MonitorLost
 
 KILL: Final = 9
@@ -22,10 +22,8 @@ def settle(job: Job, event: Ended) -> Job:
         reason=_joined(reason, job.record.reason),
         exit_code=event.exit_code if event.outcome == "exited" else None,
         signal=event.signal if event.outcome == "signaled" else None,
-        oom_killed=event.oom_kills > 0,
-        usage=Usage(
-            cpu_time_us=event.cpu_time_us, memory_peak_bytes=event.memory_peak_bytes, oom_kills=event.oom_kills
-        ),
+        oom_killed=event.usage.oom_kills > 0,
+        usage=event.usage,
     )
 
 
@@ -75,7 +73,7 @@ def could_not_start(failure: Failure | None) -> str:
 def _why(event: Ended) -> str:
     if event.outcome == "signaled" and event.signal is not None:
         killed = f"killed by signal {event.signal} ({signal_name(event.signal)})"
-        return f"out of memory: {killed}" if event.oom_kills > 0 and event.signal == KILL else killed
+        return f"out of memory: {killed}" if event.usage.oom_kills > 0 and event.signal == KILL else killed
     return f"exited with code {event.exit_code}"
 
 

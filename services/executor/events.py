@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from common.errors import JobletError
-from common.messages.jobs import JobRecord
+from common.messages.jobs import JobRecord, Usage
 
 
 class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,9 +78,7 @@ class Ended(Event, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     ended_by: str = ""
-    cpu_time_us: int = 0
-    memory_peak_bytes: int = 0
-    oom_kills: int = 0
+    usage: Usage = Usage()
     failure: Failure | None = None
     last_sequence: int = 0
 

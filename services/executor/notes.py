@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from common.messages.jobs import Usage
 from common.records import RecordType
 from services.executor.events import Ended, Failure, Started
 from services.executor.journal import Note
@@ -16,15 +17,12 @@ class _Start(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
-class _Exit(msgspec.Struct, frozen=True, kw_only=True):
+class _Exit(Usage, frozen=True, kw_only=True):
     version: int
     outcome: Literal["exited", "signaled", "not_started"]
     exit_code: int | None = None
     signal: int | None = None
     ended_by: Literal["", "client", "timeout"] = ""
-    cpu_time_us: int = 0
-    memory_peak_bytes: int = 0
-    oom_kills: int = 0
     failure: Failure | None = None
 
 
@@ -49,9 +47,7 @@ def parse_note(note: Note) -> Started | Ended:
         exit_code=end.exit_code,
         signal=end.signal,
         ended_by=end.ended_by,
-        cpu_time_us=end.cpu_time_us,
-        memory_peak_bytes=end.memory_peak_bytes,
-        oom_kills=end.oom_kills,
+        usage=Usage(**{name: getattr(end, name) for name in Usage.__struct_fields__}),
         failure=end.failure,
         last_sequence=note.last_sequence,
     )

@@ -12,10 +12,9 @@ from common.config.settings import Jobs, Settings
 from common.errors import JobletError, Reason, invalid
 from common.messages.jobs import JobRecord, JobSpec, Network
 from services.executor.cgroups.driver import CgroupPlan
-from services.executor.cgroups.driver import Reading as GroupReading
 from services.executor.launcher import devices
 from services.executor.launcher import operations as steps
-from services.executor.launcher.task import Groups, JournalLimits, Reading, ResourceLimit, Task
+from services.executor.launcher.task import Groups, JournalLimits, Meter, Reading, ResourceLimit, Task
 
 UPLOAD_BYTES_PER_MS: Final = 10 * 1024
 """So fast at least an upload is unpacked; slower, and the start is given up."""
@@ -238,14 +237,9 @@ def _groups(cgroup: CgroupPlan) -> Groups:
     return Groups(
         cgroup.join,
         cgroup.clone_into,
-        _readings(cgroup.cpu_time_us),
-        _readings(cgroup.memory_peak_bytes),
-        _readings(cgroup.oom_kills),
+        tuple(Meter(name, tuple(Reading(*reading) for reading in readings)) for name, readings in cgroup.usage),
+        cgroup.oom_watch,
     )
-
-
-def _readings(readings: tuple[GroupReading, ...]) -> tuple[Reading, ...]:
-    return tuple(Reading(*reading) for reading in readings)
 
 
 def _describe_monitor(task: Task) -> str:

@@ -36,7 +36,12 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     io_write_bytes: int = 0
     io_read_ops: int = 0
     io_write_ops: int = 0
+    network_rx_bytes: int = 0
+    network_tx_bytes: int = 0
     pids: int = 0
+    cpu_pressure: float = 0.0
+    memory_pressure: float = 0.0
+    io_pressure: float = 0.0
 
 
 _encoder: Final = msgspec.json.Encoder()

@@ -30,7 +30,7 @@ from services.executor.monitors import monitor_pid, open_monitor
 from services.executor.plan import JobIdentity, Launch, plan_launch
 from tests.waiting import wait_for
 
-NO_GROUPS: Final = CgroupPlan((), (), (), "", (), (), ())
+NO_GROUPS: Final = CgroupPlan((), (), (), "", (), "")
 IDENTITY: Final = JobIdentity(uid=701_000, gid=701_000)
 JOB_S_MAX: Final = 20.0
 

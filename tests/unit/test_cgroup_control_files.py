@@ -54,7 +54,7 @@ def test_a_refused_write_names_path_and_value() -> None:
 
 def test_make_groups_is_all_or_nothing(tmp_path: Path) -> None:
     """When one step fails the directories made before are removed."""
-    plan = CgroupPlan((f"{tmp_path}/a", f"{tmp_path}/b"), (Write(f"{tmp_path}/missing", "1"),), (), "", (), (), ())
+    plan = CgroupPlan((f"{tmp_path}/a", f"{tmp_path}/b"), (Write(f"{tmp_path}/missing", "1"),), (), "", (), "")
     with pytest.raises(JobletError, match="No such file"):
         control_files.make_groups(plan)
     assert list(tmp_path.iterdir()) == []
@@ -63,7 +63,7 @@ def test_make_groups_is_all_or_nothing(tmp_path: Path) -> None:
 def test_an_existing_group_is_not_taken_over(tmp_path: Path) -> None:
     """A group that is there already belongs to something else: refused, and left as it is."""
     (tmp_path / "b").mkdir()
-    plan = CgroupPlan((f"{tmp_path}/a", f"{tmp_path}/b"), (), (), "", (), (), ())
+    plan = CgroupPlan((f"{tmp_path}/a", f"{tmp_path}/b"), (), (), "", (), "")
     with pytest.raises(JobletError, match="File exists"):
         control_files.make_groups(plan)
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]

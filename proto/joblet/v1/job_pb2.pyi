@@ -50,7 +50,7 @@ BRIDGE: NetworkMode
 HOST: NetworkMode
 
 class Limits(_message.Message):
-    __slots__ = ("cpu_percent", "cpu_weight", "cpu_cores", "memory_bytes", "pids", "io_weight", "read_bytes_per_s", "write_bytes_per_s", "read_ops_per_s", "write_ops_per_s", "timeout_ms")
+    __slots__ = ("cpu_percent", "cpu_weight", "cpu_cores", "memory_bytes", "pids", "io_weight", "read_bytes_per_s", "write_bytes_per_s", "read_ops_per_s", "write_ops_per_s", "timeout_ms", "open_files", "file_bytes")
     CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
     CPU_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     CPU_CORES_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,8 @@ class Limits(_message.Message):
     READ_OPS_PER_S_FIELD_NUMBER: _ClassVar[int]
     WRITE_OPS_PER_S_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FILES_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
     cpu_percent: int
     cpu_weight: int
     cpu_cores: str
@@ -73,7 +75,9 @@ class Limits(_message.Message):
     read_ops_per_s: int
     write_ops_per_s: int
     timeout_ms: int
-    def __init__(self, cpu_percent: _Optional[int] = ..., cpu_weight: _Optional[int] = ..., cpu_cores: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ..., read_bytes_per_s: _Optional[int] = ..., write_bytes_per_s: _Optional[int] = ..., read_ops_per_s: _Optional[int] = ..., write_ops_per_s: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    open_files: int
+    file_bytes: int
+    def __init__(self, cpu_percent: _Optional[int] = ..., cpu_weight: _Optional[int] = ..., cpu_cores: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., pids: _Optional[int] = ..., io_weight: _Optional[int] = ..., read_bytes_per_s: _Optional[int] = ..., write_bytes_per_s: _Optional[int] = ..., read_ops_per_s: _Optional[int] = ..., write_ops_per_s: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., open_files: _Optional[int] = ..., file_bytes: _Optional[int] = ...) -> None: ...
 
 class VolumeMount(_message.Message):
     __slots__ = ("name", "path", "read_only")
@@ -141,14 +145,26 @@ class JobSpec(_message.Message):
     def __init__(self, command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secret_environment: _Optional[_Mapping[str, str]] = ..., workdir: _Optional[str] = ..., work_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., network: _Optional[_Union[NetworkMode, str]] = ..., upload_ids: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., stop_signal: _Optional[str] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("cpu_time_us", "memory_peak_bytes", "oom_kills")
+    __slots__ = ("cpu_time_us", "memory_peak_bytes", "oom_kills", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "network_rx_bytes", "network_tx_bytes")
     CPU_TIME_US_FIELD_NUMBER: _ClassVar[int]
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
     OOM_KILLS_FIELD_NUMBER: _ClassVar[int]
+    IO_READ_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IO_WRITE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IO_READ_OPS_FIELD_NUMBER: _ClassVar[int]
+    IO_WRITE_OPS_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_RX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_TX_BYTES_FIELD_NUMBER: _ClassVar[int]
     cpu_time_us: int
     memory_peak_bytes: int
     oom_kills: int
-    def __init__(self, cpu_time_us: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., oom_kills: _Optional[int] = ...) -> None: ...
+    io_read_bytes: int
+    io_write_bytes: int
+    io_read_ops: int
+    io_write_ops: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    def __init__(self, cpu_time_us: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., oom_kills: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., network_rx_bytes: _Optional[int] = ..., network_tx_bytes: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("id", "name", "owner", "node_id", "state", "spec", "pid", "exit_code", "signal", "oom_killed", "reason", "created_at", "started_at", "ended_at", "usage", "last_sequence")

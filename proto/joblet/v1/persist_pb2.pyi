@@ -31,7 +31,7 @@ class LogLine(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., stream: _Optional[_Union[StreamType, str]] = ..., content: _Optional[bytes] = ..., timestamp: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class Metric(_message.Message):
-    __slots__ = ("job_id", "timestamp", "cpu_percent", "memory_bytes", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "pids")
+    __slots__ = ("job_id", "timestamp", "cpu_percent", "memory_bytes", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "pids", "network_rx_bytes", "network_tx_bytes", "cpu_pressure", "memory_pressure", "io_pressure")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
     CPU_PERCENT_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,11 @@ class Metric(_message.Message):
     IO_READ_OPS_FIELD_NUMBER: _ClassVar[int]
     IO_WRITE_OPS_FIELD_NUMBER: _ClassVar[int]
     PIDS_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_RX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_TX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CPU_PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    IO_PRESSURE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     timestamp: int
     cpu_percent: float
@@ -50,7 +55,12 @@ class Metric(_message.Message):
     io_read_ops: int
     io_write_ops: int
     pids: int
-    def __init__(self, job_id: _Optional[str] = ..., timestamp: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., pids: _Optional[int] = ...) -> None: ...
+    network_rx_bytes: int
+    network_tx_bytes: int
+    cpu_pressure: float
+    memory_pressure: float
+    io_pressure: float
+    def __init__(self, job_id: _Optional[str] = ..., timestamp: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., pids: _Optional[int] = ..., network_rx_bytes: _Optional[int] = ..., network_tx_bytes: _Optional[int] = ..., cpu_pressure: _Optional[float] = ..., memory_pressure: _Optional[float] = ..., io_pressure: _Optional[float] = ...) -> None: ...
 
 class LogQueryRequest(_message.Message):
     __slots__ = ("job_id", "stream", "start_time", "end_time", "limit", "offset", "filter")

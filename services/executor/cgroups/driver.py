@@ -19,15 +19,23 @@ class Write(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A number to read from a control file when the job has ended.
+    """A number to read from a file of the kernel when the job has ended.
 
-    `key` is the word before the number where the file holds "key number" lines, "" where it holds only a number;
-    the number is divided by `divisor`.
+    `key` is "" where the file holds only the number, the word before it where the file holds "key number" lines,
+    `key=` for the sum of all `key=number` words (io.stat), and `* key` for the sum of all lines that end with `key
+    number` (blkio). The number is divided by `divisor`.
     """
 
     path: str
     key: str = ""
     divisor: int = 1
+
+
+class Meter(NamedTuple):
+    """One field of common.messages.jobs.Usage, and where its value is read: the first reading that can be, counts."""
+
+    name: str
+    readings: tuple[Reading, ...]
 
 
 class CgroupPlan(NamedTuple):
@@ -42,9 +50,8 @@ class CgroupPlan(NamedTuple):
     writes: tuple[Write, ...]  # after the directories
     join: tuple[str, ...]  # v1 `tasks` files: the job's init, while single-threaded, writes "0" to each itself
     clone_into: str  # v2 directory for clone3(CLONE_INTO_CGROUP); "": none
-    cpu_time_us: tuple[Reading, ...]  # the first that can be read counts
-    memory_peak_bytes: tuple[Reading, ...]
-    oom_kills: tuple[Reading, ...]
+    usage: tuple[Meter, ...]
+    oom_watch: str  # v1 memory group whose first OOM kill must end the job; "": the kernel kills all of it by itself
 
 
 class CgroupDriver(Protocol):

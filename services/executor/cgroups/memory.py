@@ -7,7 +7,7 @@ remove before the group is empty, as a process in the kernel would.
 from common.identifiers import JobId
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
-from services.executor.cgroups.driver import CgroupPlan, Reading
+from services.executor.cgroups.driver import CgroupPlan, Meter, Reading
 from services.executor.cgroups.usage import CpuMeter
 
 
@@ -43,7 +43,7 @@ class MemoryDriver:
     def plan(self, job: JobId, limits: Limits) -> CgroupPlan:  # noqa: ARG002  # nothing is limited here
         """See CgroupDriver.plan."""
         leaf = f"/nowhere/{job}"
-        return CgroupPlan((leaf,), (), (), "", (Reading(f"{leaf}/cpu"),), (), ())
+        return CgroupPlan((leaf,), (), (), "", (Meter("cpu_time_us", (Reading(f"{leaf}/cpu"),)),), "")
 
     def create(self, plan: CgroupPlan) -> None:
         """See CgroupDriver.create."""

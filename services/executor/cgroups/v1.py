@@ -20,7 +20,7 @@ from common.identifiers import JobId
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
 from services.executor.cgroups import control_files, members
-from services.executor.cgroups.driver import CgroupPlan, Reading, Write
+from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
 from services.executor.cgroups.refusals import Offer, job_ids, refusals
 from services.executor.cgroups.usage import CpuMeter
 from services.executor.cgroups.v2 import kill_tree_group
@@ -105,15 +105,16 @@ class V1Driver:
         cpu_time = [Reading(f"{tree}/cpu.stat", "usage_usec")] if tree else []
         if "cpuacct" in leaves:
             cpu_time.append(Reading(f"{leaves['cpuacct']}/cpuacct.usage", divisor=1000))
-        memory = leaves.get("memory")
         return CgroupPlan(
             directories=(*([tree] if tree else []), *v1_leaves),
             writes=writes,
             join=tuple(f"{leaf}/tasks" for leaf in v1_leaves),
             clone_into=tree or "",
-            cpu_time_us=tuple(cpu_time),
-            memory_peak_bytes=(Reading(f"{memory}/memory.max_usage_in_bytes"),) if memory else (),
-            oom_kills=(Reading(f"{memory}/memory.oom_control", "oom_kill"),) if memory else (),  # since Linux 4.13
+            usage=(
+                Meter("cpu_time_us", tuple(cpu_time)),
+                *_memory_meters(leaves),
+            ),
+            oom_watch="",
         )
 
     def create(self, plan: CgroupPlan) -> None:
@@ -240,6 +241,16 @@ def _inherit_cpuset(parent: str) -> None:
         if not control_files.read(f"{parent}/{file}").strip():
             control_files.put(f"{parent}/{file}", control_files.read(f"{Path(parent).parent}/{file}").strip())
     control_files.put(f"{parent}/cgroup.clone_children", "1")
+
+
+def _memory_meters(leaves: Mapping[str, str]) -> tuple[Meter, ...]:
+    leaf = leaves.get("memory")
+    if leaf is None:
+        return ()
+    return (
+        Meter("memory_peak_bytes", (Reading(f"{leaf}/memory.max_usage_in_bytes"),)),
+        Meter("oom_kills", (Reading(f"{leaf}/memory.oom_control", "oom_kill"),)),  # since Linux 4.13
+    )
 
 
 def _no_subgroups(tree: str | None) -> tuple[Write, ...]:

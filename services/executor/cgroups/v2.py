@@ -17,7 +17,7 @@ from common.identifiers import JobId
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
 from services.executor.cgroups import control_files, members
-from services.executor.cgroups.driver import CgroupPlan, Reading, Write
+from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
 from services.executor.cgroups.refusals import Offer, job_ids, refusals
 from services.executor.cgroups.usage import CpuMeter
 
@@ -93,9 +93,12 @@ class V2Driver:
             writes=writes,
             join=(),
             clone_into=leaf,
-            cpu_time_us=(Reading(f"{leaf}/cpu.stat", "usage_usec"),),
-            memory_peak_bytes=(Reading(f"{leaf}/memory.peak"),),  # since Linux 5.19
-            oom_kills=(Reading(f"{leaf}/memory.events", "oom_kill"),),
+            usage=(
+                Meter("cpu_time_us", (Reading(f"{leaf}/cpu.stat", "usage_usec"),)),
+                Meter("memory_peak_bytes", (Reading(f"{leaf}/memory.peak"),)),  # since Linux 5.19
+                Meter("oom_kills", (Reading(f"{leaf}/memory.events", "oom_kill"),)),
+            ),
+            oom_watch="",
         )
 
     def create(self, plan: CgroupPlan) -> None:

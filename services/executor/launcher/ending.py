@@ -38,9 +38,7 @@ def exit_payload(ending: Ending, groups: Groups) -> bytes:
         "exit_code": exit_code,
         "signal": signal,
         "ended_by": ending.ended_by,
-        "cpu_time_us": read_first(groups.cpu_time_us),
-        "memory_peak_bytes": read_first(groups.memory_peak_bytes),
-        "oom_kills": read_first(groups.oom_kills),
+        **{meter.name: read_first(meter.readings) for meter in groups.usage},
         "failure": ending.failure._asdict() if ending.failure else None,
     }
     return json.dumps(fields).encode()
@@ -64,8 +62,15 @@ def _read(reading: Reading) -> int | None:
             os.close(descriptor)
     except OSError:
         return None
-    for line in content.splitlines():
-        key, _, number = line.rpartition(" ")
-        if key == reading.key and number.isascii() and number.isdigit():
-            return int(number) // reading.divisor
-    return None
+    found = [int(number) for number in _numbers(content, reading.key) if number.isascii() and number.isdigit()]
+    return sum(found) // reading.divisor if found else None
+
+
+def _numbers(content: str, key: str) -> list[str]:
+    """What stands in `content` behind `key`, see cgroups/driver.py, Reading."""
+    if key.endswith("="):
+        return [word[len(key) :] for word in content.split() if word.startswith(key)]
+    lines = [line.rpartition(" ") for line in content.splitlines()]
+    if key.startswith("* "):
+        return [number for before, _, number in lines if before.endswith(key[1:])]
+    return [number for before, _, number in lines if before == key]

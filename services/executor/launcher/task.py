@@ -35,11 +35,18 @@ class JournalLimits(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A number in a control file: behind the word `key` ("": alone in the file), divided by `divisor`."""
+    """A number in a file of the kernel; `key` as in cgroups/driver.py. It is divided by `divisor`."""
 
     path: str
     key: str
     divisor: int
+
+
+class Meter(NamedTuple):
+    """A number of the EXIT record, by its name there: the first of `readings` that can be read."""
+
+    name: str
+    readings: tuple[Reading, ...]
 
 
 class Groups(NamedTuple):
@@ -47,9 +54,8 @@ class Groups(NamedTuple):
 
     join: tuple[str, ...]  # v1 `tasks` files
     clone_into: str  # v2 directory; "": none
-    cpu_time_us: tuple[Reading, ...]  # the first that can be read counts
-    memory_peak_bytes: tuple[Reading, ...]
-    oom_kills: tuple[Reading, ...]
+    usage: tuple[Meter, ...]
+    oom_watch: str  # v1 memory group: at its first OOM kill the monitor kills the job; "": none
 
 
 class Places(NamedTuple):
@@ -152,5 +158,6 @@ def _check_version(version: object) -> None:
 
 
 def _groups(values: list[Any]) -> Groups:
-    join, clone_into, *readings = values
-    return Groups(tuple(join), clone_into, *(tuple(Reading(*value) for value in each) for each in readings))
+    join, clone_into, usage, oom_watch = values
+    meters = tuple(Meter(name, tuple(Reading(*reading) for reading in readings)) for name, readings in usage)
+    return Groups(tuple(join), clone_into, meters, oom_watch)
