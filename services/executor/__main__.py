@@ -17,15 +17,18 @@ from common.errors import precondition
 from common.messages.jobs import NodeFacts
 from common.messages.topics import Service
 from common.runtime import Startup, run_service
-from services.executor.adapters import KernelLaunches, KernelMonitors
+from services.executor.adapters import KernelLaunches, KernelMonitors, KernelTraces
 from services.executor.cgroups.driver import CgroupDriver
 from services.executor.cgroups.select import select_driver
 from services.executor.cleanup import Cleanup
 from services.executor.host import HostFacts, capabilities, probe_host
 from services.executor.job_store import JobStore
 from services.executor.launching import LauncherProcess
+from services.executor.network.kernel import KernelNetworks
 from services.executor.owners import Owners
+from services.executor.rootfs import Rootfs
 from services.executor.sampler import Sampler
+from services.executor.seccomp.compile import compile_filter
 from services.executor.service import Executor, Metrics, Ports
 
 log = structlog.get_logger(__name__)
@@ -69,15 +72,20 @@ async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyn
     sampler = Sampler(driver, metrics.emit, interval_ms=settings.joblet.jobs.metrics_interval_ms)
     cleanup = Cleanup(driver, layout)
     monitors = KernelMonitors(layout)
-    launcher = LauncherProcess()
+    networks = KernelNetworks(settings)
+    launcher = LauncherProcess(compile_filter())
     await launcher.start()
     owners = Owners(store, uid_first=settings.joblet.jobs.uid_first)
+    rootfs = Rootfs(settings.joblet.jobs)
     ports = Ports(
-        launches=KernelLaunches(launcher, driver, owners, settings=settings, layout=layout),
+        launches=KernelLaunches(
+            launcher, driver, owners.identity_of, networks, rootfs, settings=settings, layout=layout
+        ),
         monitors=monitors,
-        cleans=cleanup,
+        cleans=KernelTraces(cleanup, networks),
         samples=sampler,
         unsupported=driver.unsupported,
+        refused_network=networks.unsupported,
         node=_node_facts(settings, facts, driver),
     )
     executor = Executor(
@@ -90,6 +98,7 @@ async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyn
         monitors.close()
         await launcher.close()
         await executor.close()
+        await networks.close()
         driver.release()
 
 

@@ -1,59 +1,127 @@
-"""The real ports: what `ports.py` asks for, done by the launcher, the monitors' files and the cgroup driver."""
+"""The real ports: what `ports.py` asks for, done by the launcher, the monitors' files, cgroups and networks."""
 
 import asyncio
 import functools
 import os
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
 from common.config.layout import Layout
 from common.config.settings import Settings
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord
-from services.executor.cgroups.driver import CgroupDriver
+from common.messages.jobs import JobRecord, Network
+from services.executor.cgroups.driver import CgroupDriver, Meter, Reading
+from services.executor.cleanup import Cleanup, Swept
 from services.executor.control import send_space_freed, send_stop
 from services.executor.events import Job
+from services.executor.identity import JobIdentity
+from services.executor.launcher.task import GIVEN_NETWORK, HOST_NETWORK, NEW_NETWORK
 from services.executor.launching import Launcher
 from services.executor.monitors import open_monitor
-from services.executor.owners import Owners
-from services.executor.plan import JobIdentity, Launch, plan_launch
+from services.executor.network.networks import Grant, Networks
+from services.executor.plan import Launch, NetworkPlan, plan_launch
+from services.executor.rootfs import Rootfs
 
 log = structlog.get_logger(__name__)
 
+Identities = Callable[[str], JobIdentity]
+"""Whom an owner's jobs are on the host."""
+
+_PLACES: Final = {Network.NONE: NEW_NETWORK, Network.HOST: HOST_NETWORK}
+
 
 class KernelLaunches:
-    """See ports.Launches: groups first, then a monitor of the launcher's."""
+    """See ports.Launches: groups and network first, then a monitor of the launcher's."""
 
     def __init__(
-        self, launcher: Launcher, driver: CgroupDriver, owners: Owners, *, settings: Settings, layout: Layout
+        self,
+        launcher: Launcher,
+        driver: CgroupDriver,
+        identities: Identities,
+        networks: Networks,
+        rootfs: Rootfs,
+        *,
+        settings: Settings,
+        layout: Layout,
     ) -> None:
         self._launcher = launcher
         self._driver = driver
-        self._owners = owners
+        self._identities = identities
+        self._networks = networks
+        self._rootfs = rootfs
         self._settings = settings
         self._layout = layout
 
     async def launch(self, job: Job) -> None:
         """See ports.Launches."""
-        launch = self._plan(job.record)
-        log.debug("launch plan", job=job.record.id, steps=launch.describe())
+        record = job.record
+        grant = self._networks.reserve(record.id, record.owner, record.spec.network)
+        launch = self._plan(record, grant)
+        log.debug("launch plan", job=record.id, steps=launch.describe())
         self._driver.create(launch.cgroup)
-        await self._launcher.launch(launch)
+        network = await self._networks.connect(record.id, record.owner, grant)
+        try:
+            await self._launcher.launch(launch, network=network)
+        finally:
+            if network is not None:
+                os.close(network)
 
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """See ports.Launches. An owner who was never seen gets his uid range by it."""
-        return self._plan(record).describe()
+        grant = self._networks.preview(record.id, record.owner, record.spec.network)
+        return self._plan(record, grant).describe()
 
-    def _plan(self, record: JobRecord) -> Launch:
-        uid = self._owners.range_of(record.owner).job_uid
+    def _plan(self, record: JobRecord, grant: Grant) -> Launch:
+        identity = self._identities(record.owner)
         return plan_launch(
             record,
-            identity=JobIdentity(uid, uid),
+            identity=identity,
             cgroup=self._driver.plan(record.id, record.spec.limits),
             settings=self._settings,
             layout=self._layout,
+            rootfs=self._rootfs.parts(identity.range_first),
+            network=_network_plan(grant),
         )
+
+
+def _network_plan(grant: Grant) -> NetworkPlan:
+    # What the host's end of the pair sends is what the job receives.
+    files = {"network_rx_bytes": "tx_bytes", "network_tx_bytes": "rx_bytes"} if grant.interface else {}
+    return NetworkPlan(
+        place=_PLACES.get(grant.mode, GIVEN_NETWORK),
+        resolv_conf=grant.resolv_conf,
+        steps=grant.describe(),
+        usage=tuple(
+            Meter(name, (Reading(f"/sys/class/net/{grant.interface}/statistics/{file}"),))
+            for name, file in files.items()
+        ),
+    )
+
+
+class KernelTraces:
+    """See service.Sweeper: what jobs leave in cgroups and directories, and in the network."""
+
+    def __init__(self, cleanup: Cleanup, networks: Networks) -> None:
+        self._cleanup = cleanup
+        self._networks = networks
+
+    async def end(self, job: JobId) -> bool:
+        """See ports.Cleans."""
+        removed = await self._cleanup.end(job)
+        await self._networks.release(job)
+        return removed
+
+    async def forget(self, job: JobId) -> None:
+        """See ports.Cleans."""
+        await self._cleanup.forget(job)
+
+    async def sweep(self, *, alive: frozenset[JobId], known: frozenset[JobId]) -> Swept:
+        """See recovery.Sweeps."""
+        swept = await self._cleanup.sweep(alive=alive, known=known)
+        await self._networks.sweep(alive)
+        return swept
 
 
 class KernelMonitors:

@@ -5,10 +5,13 @@ another's and an end without an answer is seen at once.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -29,17 +32,23 @@ _PROGRAM: Final = (
 class Launcher(Protocol):
     """Starts monitors."""
 
-    async def launch(self, launch: Launch) -> int:
+    async def launch(self, launch: Launch, *, network: int | None = None) -> int:
         """Start the job's monitor and return its pid. Its lock is held, its journal and control file exist.
+
+        `network` is the descriptor of the network namespace that was made for the job; the caller closes it.
 
         What happens to the job from there on is told by the journal only. Raises JobletError when no monitor runs.
         """
 
 
 class LauncherProcess:
-    """The real one: a child process. Not for use from several event loops."""
+    """The real one: a child process. Not for use from several event loops.
 
-    def __init__(self) -> None:
+    `seccomp` is the system call filter of all jobs, as seccomp/compile.py gives it.
+    """
+
+    def __init__(self, seccomp: bytes) -> None:
+        self._seccomp = seccomp
         self._process: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
@@ -52,7 +61,7 @@ class LauncherProcess:
         """Start the launcher. JobletError: it cannot be started."""
         self._start()
 
-    async def launch(self, launch: Launch) -> int:
+    async def launch(self, launch: Launch, *, network: int | None = None) -> int:
         """See `Launcher`."""
         task = encode_task(launch.task)
         if len(task) > TASK_BYTES_MAX:
@@ -60,7 +69,7 @@ class LauncherProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours:
             with theirs:
-                await self._request(theirs)
+                await self._request([theirs.fileno(), *([] if network is None else [network])])
             ours.settimeout(0)
             return _monitor_of(await _exchange(ours, task))
 
@@ -77,25 +86,25 @@ class LauncherProcess:
                 process.kill()
                 await asyncio.to_thread(process.wait)
 
-    async def _request(self, caller: socket.socket) -> None:
+    async def _request(self, descriptors: list[int]) -> None:
         try:
-            await self._pass(caller)
+            await self._pass(descriptors)
         except (BrokenPipeError, ConnectionResetError):
             # It is dead, and nothing of this request was read.
             await self.close()
             self._start()
             try:
-                await self._pass(caller)
+                await self._pass(descriptors)
             except OSError as cause:
                 raise unavailable("the launcher ends at once", "its standard error says why") from cause
 
-    async def _pass(self, caller: socket.socket) -> None:
+    async def _pass(self, descriptors: list[int]) -> None:
         if self._requests is None:
             raise BrokenPipeError
         loop = asyncio.get_running_loop()
         while True:
             try:
-                socket.send_fds(self._requests, [b"launch"], [caller.fileno()])
+                socket.send_fds(self._requests, [b"launch"], descriptors)
                 return
             except BlockingIOError:
                 await _writable(loop, self._requests)
@@ -104,13 +113,13 @@ class LauncherProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(0)
         try:
-            with theirs:
+            with theirs, _file_of(self._seccomp) as seccomp:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _PROGRAM, str(theirs.fileno())],
                     pass_fds=(theirs.fileno(),),
                     env={},
                     cwd="/",
-                    stdin=subprocess.DEVNULL,
+                    stdin=seccomp,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,  # Ctrl-C at the executor's terminal is not for it
                 )
@@ -118,6 +127,18 @@ class LauncherProcess:
             ours.close()
             raise unavailable("cannot start the launcher", str(cause)) from cause
         self._requests = ours
+
+
+@contextlib.contextmanager
+def _file_of(content: bytes) -> Iterator[int]:
+    """A descriptor of an anonymous file, to be read from its beginning."""
+    descriptor = os.memfd_create("joblet-seccomp")
+    try:
+        os.write(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, endpoint: socket.socket) -> None:

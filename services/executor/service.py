@@ -17,7 +17,8 @@ from common.bus.requests import Receiver, Responder
 from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
-from common.messages.jobs import JobSpec, NodeFacts
+from common.errors import precondition
+from common.messages.jobs import JobSpec, Network, NodeFacts
 from common.messages.logs import StoreMetric
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC, metrics_topic
 from services.executor.admission import Unsupported, admit
@@ -46,6 +47,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     cleans: Sweeper
     samples: Samples
     unsupported: Unsupported
+    refused_network: Callable[[Network], tuple[str, str] | None]  # what this host cannot do, and the repair
     node: NodeFacts
 
 
@@ -158,6 +160,9 @@ class Executor:
         self._tasks.append(asyncio.create_task(work))
 
     def _admit(self, spec: JobSpec) -> JobSpec:
+        refused = self._ports.refused_network(spec.network)
+        if refused is not None:
+            raise precondition(*refused)
         return admit(
             spec,
             unsupported=self._ports.unsupported,

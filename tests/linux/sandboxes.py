@@ -27,11 +27,14 @@ from services.executor.cgroups.driver import CgroupPlan
 from services.executor.launching import LauncherProcess
 from services.executor.linux.processes import pidfd_send_signal
 from services.executor.monitors import monitor_pid, open_monitor
-from services.executor.plan import JobIdentity, Launch, plan_launch
+from services.executor.identity import JobIdentity
+from services.executor.plan import Launch, NetworkPlan, plan_launch
+from services.executor.rootfs import Rootfs
+from services.executor.seccomp.compile import compile_filter
 from tests.waiting import wait_for
 
 NO_GROUPS: Final = CgroupPlan((), (), (), "", (), "")
-IDENTITY: Final = JobIdentity(uid=701_000, gid=701_000)
+IDENTITY: Final = JobIdentity(uid=701_000, gid=701_000, range_first=700_000)
 JOB_S_MAX: Final = 20.0
 
 
@@ -136,7 +139,7 @@ class Sandboxes:
         self.layout = layout_of(self.settings)
         self.layout.jobs.mkdir()
         self.layout.uploads.mkdir()
-        self.launcher = LauncherProcess()
+        self.launcher = LauncherProcess(compile_filter())
         self.jobs: list[Launched] = []
 
     def __enter__(self) -> Self:
@@ -158,7 +161,15 @@ class Sandboxes:
             spec=JobSpec(command=argv[0], args=argv[1:], limits=Limits(timeout_ms=timeout_ms), **spec),
             created_at_ns=0,
         )
-        return plan_launch(record, identity=IDENTITY, cgroup=cgroup, settings=self.settings, layout=self.layout)
+        return plan_launch(
+            record,
+            identity=IDENTITY,
+            cgroup=cgroup,
+            settings=self.settings,
+            layout=self.layout,
+            rootfs=Rootfs(self.settings.joblet.jobs).parts(IDENTITY.range_first),
+            network=NetworkPlan(),
+        )
 
     def start(self, *argv: str, **options: Any) -> Launched:
         """Start a command; the monitor's files exist when it returns."""

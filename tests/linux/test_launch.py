@@ -182,9 +182,9 @@ def test_the_task_survives_the_wire(sandboxes: Sandboxes) -> None:
     assert decoded == task
     assert [type(step) for step in decoded.operations] == [type(step) for step in task.operations]
     assert watch == Watch(*(getattr(task, name) for name in Watch._fields))
-    assert decode_places(places) == (task.groups.join, task.groups.clone_into)
+    assert decode_places(places) == (task.groups.join, task.groups.clone_into, "new", "")
     with pytest.raises(ValueError, match="version 99"):
-        decode_watch(watched.replace(b"[1,", b"[99,", 1))
+        decode_watch(watched.replace(b"[2,", b"[99,", 1))
 
 
 def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:
@@ -193,7 +193,9 @@ def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:
     for join, clone_into in (((), ""), (("/v1/a/tasks", "/v1/b c/tasks"), ""), ((), "/v2/\udcff\n")):
         groups = task.groups._replace(join=join, clone_into=clone_into)
         places = decode_places(_parts(encode_task(task._replace(groups=groups)))[0])
-        assert places == (join, clone_into)
+        assert places == (join, clone_into, "new", "")
+    rootless = task._replace(range_first=None, network="host")
+    assert decode_places(_parts(encode_task(rootless))[0]) == ((), "", "host", "1000")
 
 
 def _parts(wire: bytes) -> list[bytes]:
@@ -249,7 +251,7 @@ def test_a_launcher_that_cannot_run_is_an_error(tmp_path: Path, monkeypatch: pyt
     """An interpreter that is not there gives a typed error, not a hang."""
     monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
     with pytest.raises(JobletError, match="cannot start the launcher"):
-        asyncio.run(LauncherProcess().start())
+        asyncio.run(LauncherProcess(b"").start())
 
 
 def test_many_launches_at_once(sandboxes: Sandboxes) -> None:

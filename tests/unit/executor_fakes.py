@@ -274,7 +274,15 @@ async def running_node(
     """An executor that serves, and is closed in the end without its monitors noticing."""
     layout = layout_of(settings)
     host = host or FakeHost(layout)
-    ports = Ports(launches=host, monitors=host, cleans=host, samples=host, unsupported=no_unsupported, node=NODE)
+    ports = Ports(
+        launches=host,
+        monitors=host,
+        cleans=host,
+        samples=host,
+        unsupported=no_unsupported,
+        refused_network=lambda _: None,
+        node=NODE,
+    )
     executor = Executor(
         settings=settings,
         layout=layout,

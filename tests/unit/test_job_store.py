@@ -245,12 +245,13 @@ def test_uid_ranges_are_apart_and_are_never_given_twice(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     store = JobStore(path, now_ns=1)
     owners = Owners(store, uid_first=100_000)
-    first, second = owners.range_of("ann"), owners.range_of("bob")
-    assert (first.first, first.job_uid, second.first) == (100_000, 101_000, 165_536)
+    first, second = owners.identity_of("ann"), owners.identity_of("bob")
+    assert (first.range_first, first.uid, second.range_first) == (100_000, 101_000, 165_536)
     store.close()
     store = JobStore(path, now_ns=1)
     owners = Owners(store, uid_first=100_000)
-    assert [owners.range_of(name) for name in ("bob", "ann", "eve")] == [second, first, (231_072,)]
+    assert [owners.identity_of(name) for name in ("bob", "ann")] == [second, first]
+    assert owners.identity_of("eve").range_first == 231_072
     store.close()
 
 

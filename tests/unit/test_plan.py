@@ -9,10 +9,12 @@ from common.config.layout import layout_of
 from common.config.settings import Joblet, Jobs, Journal, Settings
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord, JobSpec, Limits, Network, State, Upload, VolumeMount
-from services.executor.cgroups.driver import CgroupPlan, Reading, Write
+from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload, VolumeMount
+from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
 from services.executor.launcher.operations import MountTmpfs
-from services.executor.plan import JobIdentity, Launch, plan_launch
+from services.executor.identity import JobIdentity
+from services.executor.plan import Launch, NetworkPlan, plan_launch
+from services.executor.rootfs import Rootfs
 
 JOB = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 GROUPS = CgroupPlan(
@@ -20,9 +22,8 @@ GROUPS = CgroupPlan(
     writes=(Write("/cg/joblet/job/pids.max", "10"),),
     join=("/cg1/pids/joblet/job/cgroup.procs",),
     clone_into="/cg/joblet/job",
-    cpu_time_us=(Reading("/cg/joblet/job/cpu.stat", "usage_usec"),),
-    memory_peak_bytes=(),
-    oom_kills=(),
+    usage=(Meter("cpu_time_us", (Reading("/cg/joblet/job/cpu.stat", "usage_usec"),)),),
+    oom_watch="",
 )
 
 
@@ -37,8 +38,16 @@ def plan(settings: Settings | None = None, **spec: Any) -> Launch:
         spec=JobSpec(**{"command": "true", **spec}),
         created_at_ns=0,
     )
-    identity = JobIdentity(101_000, 101_000)
-    return plan_launch(job, identity=identity, cgroup=GROUPS, settings=settings, layout=layout_of(settings))
+    identity = JobIdentity(101_000, 101_000, 100_000)
+    return plan_launch(
+        job,
+        identity=identity,
+        cgroup=GROUPS,
+        settings=settings,
+        layout=layout_of(settings),
+        rootfs=Rootfs(settings.joblet.jobs).parts(identity.range_first),
+        network=NetworkPlan(),
+    )
 
 
 def tmpfs(launch: Launch, path: str) -> MountTmpfs:
@@ -60,7 +69,9 @@ def test_the_plan_tells_every_step_and_no_value() -> None:
         "bind /usr of the host read-only",
         "pivot_root",
         "limit RLIMIT_CORE to 0",
-        "become uid 101000 gid 101000: no groups, no capabilities, no new privileges",
+        "enter a new user namespace, whose ids 0 to 65535 are 100000 and up on the host",
+        "become uid 1000 gid 1000: no groups, no capabilities, no new privileges",
+        "load the system call filter",
         "TOKEN",
         "execute cat -n x y",
     ):
@@ -109,12 +120,10 @@ def test_settings_reach_the_plan() -> None:
     "spec",
     [
         {"volumes": (VolumeMount(name="data", path="/volumes/data"),)},
-        {"network": Network.HOST},
-        {"network": Network.BRIDGE},
     ],
 )
 def test_what_is_not_built_yet_is_refused(spec: dict[str, Any]) -> None:
-    """Nothing asked for is left out in silence: volumes and networks are refused by name."""
+    """Nothing asked for is left out in silence: volumes are refused by name."""
     with pytest.raises(JobletError) as raised:
         plan(**spec)
     assert raised.value.reason is Reason.UNIMPLEMENTED

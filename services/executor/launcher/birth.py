@@ -3,6 +3,10 @@
 References: pipe(7), unix(7), clone(2), cgroups(7). The process puts itself into the v1 groups before it forks the main
 process: no instruction of the job runs outside them.
 
+Its user namespace is made last, by the main process, when the sandbox is built: so everything in the sandbox belongs to
+the host's root, and not even a job that had all capabilities of its own namespace could change a mount or an interface
+(docs/adr/0013-user-namespaces.md). Only a launcher that is not root has init begin in a user namespace.
+
 It is cloned before the monitor does anything else, for two reasons: the sandbox is built while the monitor makes the
 job's files; and a page that the monitor wrote to before would be init's own, too, once the monitor writes to it again.
 """
@@ -14,18 +18,22 @@ import socket
 from typing import Final, NamedTuple
 
 from services.executor.launcher.handshake import StepFailed, failure_of
-from services.executor.launcher.initial import Ends, run_init
-from services.executor.launcher.task import Places, Watch
+from services.executor.launcher.initial import Ends, Entry, run_init
+from services.executor.launcher.task import NEW_NETWORK, Places, Watch
 from services.executor.linux import namespaces
+from services.executor.linux.seccomp import Filter
 
 PIPE_BYTES: Final = 2**20
 _NAMESPACES: Final = (
-    namespaces.CLONE_NEWNS
-    | namespaces.CLONE_NEWPID
-    | namespaces.CLONE_NEWIPC
-    | namespaces.CLONE_NEWUTS
-    | namespaces.CLONE_NEWNET
+    namespaces.CLONE_NEWNS | namespaces.CLONE_NEWPID | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWUTS
 )
+
+
+class Legacy(NamedTuple):
+    """What comes to a job's processes beside the task."""
+
+    seccomp: Filter
+    network: int  # the namespace of GIVEN_NETWORK, else -1
 
 
 class Born(NamedTuple):
@@ -38,15 +46,17 @@ class Born(NamedTuple):
     stderr: int
 
 
-def give_birth(places: Places, encoded: bytes) -> Born:
+def give_birth(places: Places, encoded: bytes, legacy: Legacy) -> Born:
     """Start init. The main process waits for GO before it executes. `encoded` is the whole task. Raises StepFailed."""
+    uid, gid = os.geteuid(), os.getegid()
     channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdout, init_stdout = os.pipe2(os.O_CLOEXEC)
     stderr, init_stderr = os.pipe2(os.O_CLOEXEC)
-    child = _clone(places.clone_into)
+    child = _clone(places)
     if child is None:
-        run_init(encoded, Ends(init_channel, init_report, init_stdout, init_stderr), places.join)
+        ends = Ends(init_channel, init_report, init_stdout, init_stderr)
+        run_init(encoded, ends, Entry(places, legacy.network, uid, gid), legacy.seccomp)
     report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     init_channel.close()
     init_report.close()
@@ -63,17 +73,22 @@ def prepare_pipes(born: Born, watch: Watch) -> None:
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         # The job may open its own output once more: /dev/stdout, /proc/self/fd/1.
-        os.fchown(reader, watch.uid, watch.gid)
+        os.fchown(reader, watch.host_uid, watch.host_gid)
 
 
-def _clone(clone_into: str) -> namespaces.Child | None:
+def _clone(places: Places) -> namespaces.Child | None:
+    flags = _NAMESPACES
+    if places.network == NEW_NETWORK:
+        flags |= namespaces.CLONE_NEWNET
+    if places.own_user:
+        flags |= namespaces.CLONE_NEWUSER
     try:
-        if not clone_into:
-            return namespaces.clone3(_NAMESPACES)
-        group = os.open(clone_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        if not places.clone_into:
+            return namespaces.clone3(flags)
+        group = os.open(places.clone_into, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return namespaces.clone3(_NAMESPACES, cgroup=group)
+            return namespaces.clone3(flags, cgroup=group)
         finally:
             os.close(group)
     except OSError as cause:
-        raise StepFailed(failure_of("clone", cause, path=clone_into)) from cause
+        raise StepFailed(failure_of("clone", cause, path=places.clone_into)) from cause

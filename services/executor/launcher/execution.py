@@ -1,9 +1,9 @@
 """The job's main process (PID 2) from its fork to its exec: builds the sandbox, then becomes the job.
 
-Here: the plan's operations, session, descriptors, limits, signals, credentials, uploads, directory, exec. Behind the
-change of root no Python module can be found any more: everything is imported before. Not here: PID 1, which does none
-of this so that it stays small: it lives as long as the job. References: execve(2), credentials(7),
-capabilities(7), signal(7), close_range(2).
+Here: the plan's operations, session, descriptors, limits, signals, user namespace, credentials, uploads, directory,
+system call filter, exec. Behind the change of root no Python module can be found any more: everything is imported
+before. Not here: PID 1, which does none of this so that it stays small: it lives as long as the job. References:
+execve(2), credentials(7), capabilities(7), signal(7), close_range(2).
 """
 
 import errno
@@ -29,22 +29,25 @@ from services.executor.launcher.handshake import (
 from services.executor.launcher.jobfiles import ROOT, make_directories
 from services.executor.launcher.newroot import NewRoot
 from services.executor.launcher.task import Task, decode_task
-from services.executor.linux import processes
+from services.executor.linux import namespaces, processes
 from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
+from services.executor.linux.seccomp import Filter
 
 UPLOAD_DIRECTORY: Final = "/work"
 _NOT_EXECUTED: Final = 127
 _NO_CAPABILITIES: Final = processes.CapabilitySet()
+_TO_UNSHARE: Final = processes.CapabilitySet((processes.CAP_SYS_ADMIN,))
 _CHANGED_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 """What Python ignores; the launcher and the monitor gave every other signal its default."""
 
 
 class Inherited(NamedTuple):
-    """The descriptors that the main process is born with."""
+    """What the main process is born with."""
 
     report: socket.socket
     stdout: int
     stderr: int
+    seccomp: Filter
 
 
 def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
@@ -53,8 +56,12 @@ def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
         task = decode_task(encoded)
         archives = uploads.open_archives(task.uploads)
         _build(task)
-        _prepare(task, inherited, archives)
+        _prepare(task, inherited)
+        send(inherited.report, Kind.READY)
         _await_go(inherited.report)
+        _become_user(task, archives)
+        with _step("seccomp"):
+            inherited.seccomp.load()
         send(inherited.report, Kind.EXEC)
         failure = _execute(task)
     except StepFailed as failed:
@@ -72,7 +79,7 @@ def _build(task: Task) -> None:
     with _step("job directory"):
         make_directories(task.job_dir)
     os.umask(0)
-    root = NewRoot(f"{task.job_dir}/{ROOT}")
+    root = NewRoot(f"{task.job_dir}/{ROOT}", owner=task.range_first)
     for operation in task.operations:
         try:
             operation.execute(root)
@@ -81,7 +88,8 @@ def _build(task: Task) -> None:
             raise StepFailed(failure_of(operation.describe(), cause, path=path)) from cause
 
 
-def _prepare(task: Task, inherited: Inherited, archives: tuple[int, ...]) -> None:
+def _prepare(task: Task, inherited: Inherited) -> None:
+    """All that needs the host's root, or does not care."""
     with _step("session"):
         os.setsid()
         _standard_descriptors(inherited)
@@ -91,6 +99,13 @@ def _prepare(task: Task, inherited: Inherited, archives: tuple[int, ...]) -> Non
     with _step("limits"):
         for limit in task.resources:
             resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
+    if task.range_first is not None:
+        with _step("user namespace"):
+            _leave_root(task.range_first)
+
+
+def _become_user(task: Task, archives: tuple[int, ...]) -> None:
+    """All that is done with the job's own rights; its user namespace is mapped now."""
     with _step("credentials"):
         _drop_privileges(task.uid, task.gid)
     with _step(uploads.STEP):
@@ -138,11 +153,27 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _drop_privileges(uid: int, gid: int) -> None:
+def _leave_root(first: int) -> None:
+    """Become root of a new user namespace that belongs to host id `first`, the least id of the job's range.
+
+    The kernel charges what is counted by user (inotify, user namespaces) to the namespace's owner as well: made by
+    uid 0, a job could use up what the host's root has.
+    """
     os.setgroups(())
+    os.setresgid(first, first, first)
+    processes.keep_capabilities()
+    os.setresuid(first, first, first)
+    # setresuid(2) takes 2**32-1 for "leave it as it is".
+    if os.getresuid() != (first, first, first) or os.getresgid() != (first, first, first) or first == 0:
+        raise PermissionError(errno.EPERM, "root was not given up")
+    _TO_UNSHARE.become()  # some kernels let only CAP_SYS_ADMIN make user namespaces
+    namespaces.unshare(namespaces.CLONE_NEWUSER)
+
+
+def _drop_privileges(uid: int, gid: int) -> None:
+    processes.drop_bounding_set()  # it is full again in a new user namespace
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    # setresuid(2) takes 2**32-1 for "leave it as it is".
     if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or uid == 0:
         raise PermissionError(errno.EPERM, "root was not given up")
     _NO_CAPABILITIES.become()

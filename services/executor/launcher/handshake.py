@@ -4,9 +4,12 @@
         │ clone3 (namespaces, cgroup) ───▶│
         │ makes the job's files            │ joins its v1 groups
         │◀─ FAILED(step, path, errno) ─────│ that or the fork failed: it exits
-        │                                  │ fork ──────────────────────────▶│ operations, credentials, uploads
+        │                                  │ fork ──────────────────────────▶│ operations, descriptors, limits
         │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
+        │◀─ READY (with its pid) ──────────┼──────────────────────────────────│ is in its user namespace
+        │ writes uid_map and gid_map       │                                  │
         │── GO ────────────────────────────┼─────────────────────────────────▶│ waits for it (GO_MS_MAX)
+        │                                  │                                  │ credentials, uploads, filter
         │◀─ EXEC (with its pid) ───────────┼──────────────────────────────────│ all is done but the exec
         │◀─ end of file ───────────────────┼──────────────────────────────────│ execve closed the report socket
         │ START record                     │                                  │ the job runs
@@ -20,8 +23,9 @@ Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, m
 to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
 of the report without EXEC before it, or of init without ENDED, means that the process was killed.
 
-GO says that the lock is held, the journal exists and the executor took the answer: before it no instruction of the job
-runs. When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or main sees the report's end where it waits for GO.
+GO says that the lock is held, the journal exists, the executor took the answer and the user namespace is mapped: before
+it no instruction of the job runs. When the monitor dies init gets SIGKILL (PR_SET_PDEATHSIG), or main sees the report's
+end where it waits for GO.
 """
 
 import json
@@ -44,6 +48,7 @@ class Kind(IntEnum):
     EXEC = 3
     SIGNAL = 4
     ENDED = 5
+    READY = 6
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}

@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
 from services.executor.launcher.execution import Inherited, become_job
@@ -21,7 +22,9 @@ from services.executor.launcher.handshake import (
     parse,
     send,
 )
-from services.executor.linux import processes
+from services.executor.launcher.task import Places
+from services.executor.linux import namespaces, processes
+from services.executor.linux.seccomp import Filter
 
 _FORWARDED: Final = (
     signal.SIGHUP,
@@ -39,6 +42,18 @@ _OOM_SCORE_ADJUSTMENT: Final = b"500"
 """Jobs go before the node's services when the host itself runs out of memory."""
 
 
+class Entry(NamedTuple):
+    """Where init goes before anything else. `network`: descriptor of the one it is given; -1: it has its own already.
+
+    `uid` and `gid` are the launcher's, which init cannot ask for any more when it begins in a user namespace.
+    """
+
+    places: Places
+    network: int
+    uid: int
+    gid: int
+
+
 class Ends(NamedTuple):
     """init's ends of what the monitor made: channel, report, and the pipes that the job writes to."""
 
@@ -48,16 +63,16 @@ class Ends(NamedTuple):
     stderr: int
 
 
-def run_init(encoded: bytes, ends: Ends, join: tuple[str, ...]) -> NoReturn:
-    """Everything that PID 1 does, to its exit. `encoded` is the task, for the main process; `join`: see Groups."""
+def run_init(encoded: bytes, ends: Ends, entry: Entry, seccomp: Filter) -> NoReturn:
+    """Everything that PID 1 does, to its exit. `encoded` is the task and `seccomp` the filter, for the main process."""
     try:
         processes.set_parent_death_signal(signal.SIGKILL)
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
+        _enter(entry)
         _close_all_but(ends)
-        _join_groups(join)
         _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
         _signal_input(ends.channel)
-        main = _fork_main(encoded, ends)
+        main = _fork_main(encoded, ends, seccomp)
         status = _watch(main, ends.channel)
         send(ends.channel, Kind.ENDED, number=status)
     except StepFailed as failed:
@@ -83,13 +98,26 @@ def _signal_input(channel: socket.socket) -> None:
     fcntl.fcntl(channel, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
 
-def _join_groups(join: tuple[str, ...]) -> None:
+def _enter(entry: Entry) -> None:
+    places = entry.places
+    with _step("user namespace"):
+        if places.own_user:
+            namespaces.map_self(int(places.own_user), uid=entry.uid, gid=entry.gid)
+    with _step("network namespace"):
+        if entry.network >= 0:
+            namespaces.setns(entry.network, namespaces.CLONE_NEWNET)
     # It moves itself, by "0", while it has one thread: moving another process waits for an RCU grace period, some ms.
-    for path in join:
-        try:
+    for path in places.join:
+        with _step("cgroup", path):
             _write(path, b"0")
-        except OSError as cause:
-            raise StepFailed(failure_of("cgroup", cause, path=path)) from cause
+
+
+@contextlib.contextmanager
+def _step(name: str, path: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as cause:
+        raise StepFailed(failure_of(name, cause, path=path)) from cause
 
 
 def _write(path: str, value: bytes) -> None:
@@ -100,14 +128,14 @@ def _write(path: str, value: bytes) -> None:
         os.close(descriptor)
 
 
-def _fork_main(encoded: bytes, ends: Ends) -> int:
+def _fork_main(encoded: bytes, ends: Ends, seccomp: Filter) -> int:
     try:
         main = os.fork()
     except OSError as cause:
         raise StepFailed(failure_of("fork", cause)) from cause
     if main == 0:
         ends.channel.close()
-        become_job(encoded, Inherited(ends.report, ends.stdout, ends.stderr))
+        become_job(encoded, Inherited(ends.report, ends.stdout, ends.stderr, seccomp))
     ends.report.close()
     os.close(ends.stdout)
     os.close(ends.stderr)

@@ -1,11 +1,12 @@
 """The launcher: a small interpreter that forks one monitor per request, so that nobody forks a process with threads.
 
 Run as `python -I -S -c "import sys; sys.path.insert(0, ROOT); from services.executor.launcher.main import main; main()"
-FD` with an empty environment. FD is a SOCK_SEQPACKET socket; each message on it brings one stream socket by SCM_RIGHTS.
-On that a monitor reads one task (`task.py`'s three parts) and answers one JSON object:
-`{"pid": n}` when the job's files exist and its lock is held, or `{"failure": [step, path, errno, message]}`. The end of
-the stream without an answer means that the monitor died. The launcher reads no task: its memory stays as it was at its
-start, which keeps forks cheap and monitors small. It ends when its socket does; monitors stay.
+FD` with an empty environment and, as standard input, the system call filter of all jobs (struct sock_filter[]). FD is a
+SOCK_SEQPACKET socket; each message on it brings by SCM_RIGHTS one stream socket and, for a job with a network that was
+made for it, that namespace's descriptor. On the stream a monitor reads one task (`task.py`'s three parts) and answers
+one JSON object: `{"pid": n}` when the job's files exist and its lock is held, or `{"failure": [step, path, errno,
+message]}`. The end of the stream without an answer means that the monitor died. The launcher reads no task: its memory
+stays as it was at its start, which keeps forks cheap and monitors small. It ends when its socket does; monitors stay.
 
 Only the standard library, common.records and this room are imported, all of it before the first request.
 """
@@ -18,7 +19,7 @@ import socket
 import sys
 from typing import Final, NoReturn
 
-from services.executor.launcher.birth import Born, give_birth, prepare_pipes
+from services.executor.launcher.birth import Born, Legacy, give_birth, prepare_pipes
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.launcher.jobfiles import JobFiles, create_job_files
 from services.executor.launcher.monitor import Monitor
@@ -38,8 +39,12 @@ from services.executor.linux.processes import (
     set_no_new_privileges,
     set_title,
 )
+from services.executor.linux.seccomp import Filter
 
 READ_TASK_S_MAX: Final = 10.0
+DESCRIPTORS_MAX: Final = 2
+FILTER_BYTES_MAX: Final = 4096 * 8
+"""BPF_MAXINSNS of include/uapi/linux/bpf_common.h."""
 _CRASH_FILE: Final = "monitor.crash"
 _KEPT_BY_LIBC: Final = (32, 33)
 """Signals that signal.signal() cannot reach, nptl(7)."""
@@ -48,17 +53,28 @@ _KEPT_BY_LIBC: Final = (32, 33)
 def main() -> None:
     """Fork a monitor per request until the socket ends."""
     requests = socket.socket(fileno=int(sys.argv[1]))
+    seccomp = _read_filter()
     _begin_clean()
     gc.collect()
     gc.freeze()
     gc.disable()
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, 64, 4)
+        message, descriptors, _, _ = socket.recv_fds(requests, 64, DESCRIPTORS_MAX)
         if not message:
             return
-        for descriptor in descriptors:
-            with socket.socket(fileno=descriptor) as caller:
-                _fork_monitor(requests, caller)
+        network = descriptors[1] if len(descriptors) > 1 else -1
+        with socket.socket(fileno=descriptors[0]) as caller:
+            _fork_monitor(requests, caller, Legacy(seccomp, network))
+        if network >= 0:
+            os.close(network)
+
+
+def _read_filter() -> Filter:
+    null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    program = os.read(0, FILTER_BYTES_MAX)
+    os.dup2(null, 0)
+    os.close(null)
+    return Filter(program)
 
 
 def _begin_clean() -> None:
@@ -83,7 +99,7 @@ def _begin_clean() -> None:
     set_title("joblet-launcher")
 
 
-def _fork_monitor(requests: socket.socket, caller: socket.socket) -> None:
+def _fork_monitor(requests: socket.socket, caller: socket.socket, legacy: Legacy) -> None:
     try:
         pid = os.fork()
     except OSError as cause:
@@ -91,15 +107,15 @@ def _fork_monitor(requests: socket.socket, caller: socket.socket) -> None:
         return
     if pid == 0:
         requests.close()
-        _become_monitor(caller)
+        _become_monitor(caller, legacy)
 
 
-def _become_monitor(caller: socket.socket) -> NoReturn:
+def _become_monitor(caller: socket.socket, legacy: Legacy) -> NoReturn:
     status = 1
     trace = _Trace()
     try:
         _detach()
-        _monitor(caller, trace)
+        _monitor(caller, legacy, trace)
         status = 0
     except StepFailed as failed:
         _answer(caller, _told(failed.failure))
@@ -116,9 +132,9 @@ def _detach() -> None:
     default_signal(signal.SIGCHLD)
 
 
-def _monitor(caller: socket.socket, trace: "_Trace") -> None:
+def _monitor(caller: socket.socket, legacy: Legacy, trace: "_Trace") -> None:
     places, encoded_watch, encoded_task = _receive_task(caller)
-    born = _give_birth(places, encoded_task)
+    born = _give_birth(places, encoded_task, legacy)
     try:
         watch = _decode_watch(encoded_watch)
         trace.job_dir = watch.job_dir
@@ -147,9 +163,9 @@ def _receive_task(caller: socket.socket) -> tuple[Places, bytes, bytes]:
         raise StepFailed(failure_of("task", cause)) from cause
 
 
-def _give_birth(places: Places, encoded_task: bytes) -> Born | Failure:
+def _give_birth(places: Places, encoded_task: bytes, legacy: Legacy) -> Born | Failure:
     try:
-        return give_birth(places, encoded_task)
+        return give_birth(places, encoded_task, legacy)
     except StepFailed as failed:
         return failed.failure  # the executor finds it in the journal, as every failure of a job
 

@@ -7,7 +7,6 @@ yet), DRAINING (everything in the namespace is dead; what is left in the pipes i
 Here: events and timers. The start of the processes is in `birth.py`, the talk with them in `handshake.py`.
 """
 
-import contextlib
 import os
 import select
 import signal
@@ -22,11 +21,13 @@ from services.executor.launcher.birth import Born
 from services.executor.launcher.capture import LineSplitter
 from services.executor.launcher.commands import Verb, decode_commands
 from services.executor.launcher.ending import Ending, exit_payload, start_payload
-from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, parse, send
+from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, failure_of, parse, send
 from services.executor.launcher.jobfiles import JobFiles
 from services.executor.launcher.journal import DiskJournal, Recorder
+from services.executor.launcher.operations import USER_IDS
 from services.executor.launcher.task import Watch
 from services.executor.launcher.timers import Timers
+from services.executor.linux.namespaces import map_ids
 from services.executor.linux.processes import pidfd_send_signal
 
 READ_BYTES: Final = 2**20
@@ -91,8 +92,6 @@ class Monitor:
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
         self._timers.set("start", self._job.start_ms_max, self._on_start_timeout)
-        with contextlib.suppress(OSError):  # the main process failed before: what it reported is read in the loop
-            send(born.report, Kind.GO)
         self._run_loop()
 
     # Events
@@ -134,9 +133,10 @@ class Monitor:
             return
         message = parse(packet)
         match message.kind:
+            case Kind.READY:
+                self._let_go(_sender(ancillary))
             case Kind.EXEC:
-                # SCM_CREDENTIALS, unix(7): the kernel says who sent it, as a pid of this namespace.
-                self._executing_pid = int.from_bytes(ancillary[0][2][:4], "little")
+                self._executing_pid = _sender(ancillary)
             case Kind.FAILED:
                 self._failure = self._failure or message.failure
                 self._kill()
@@ -146,6 +146,17 @@ class Monitor:
             case Kind.GO | Kind.SIGNAL:
                 self._failure = self._failure or Failure("handshake", "", 0, f"unexpected {message.kind.name}")
                 self._kill()
+
+    def _let_go(self, pid: int) -> None:
+        """The main process is in its user namespace: map that, and the job may run."""
+        assert self._born is not None
+        try:
+            if self._job.range_first is not None:
+                map_ids(pid, first=self._job.range_first, count=USER_IDS)
+            send(self._born.report, Kind.GO)
+        except OSError as cause:  # also when it was killed meanwhile
+            self._failure = self._failure or failure_of("user namespace", cause)
+            self._kill()
 
     def _on_executed(self) -> None:
         self._phase = Phase.RUNNING
@@ -297,3 +308,8 @@ class Monitor:
 
     def _on_silence(self, output: Output) -> None:
         self._recorder.output(output.stream, output.lines.flush(), time.time_ns())
+
+
+def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """Who sent a message, as a pid of this namespace: the kernel says so, SCM_CREDENTIALS in unix(7)."""
+    return int.from_bytes(ancillary[0][2][:4], "little")

@@ -8,13 +8,20 @@ mount_setattr(2), tmpfs(5), pivot_root(2).
 Only the standard library is imported: the launcher runs without site-packages.
 """
 
+import errno
 import os
+import posixpath
 import stat
 from typing import Any, NamedTuple, Protocol
 
 from services.executor.launcher.devices import BindDevice, MaskPaths, MountProc, MountTerminals
 from services.executor.launcher.newroot import NewRoot
 from services.executor.linux import mounts, namespaces, network
+from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+
+USER_IDS = 65_536
+"""Of a job's user namespace."""
+_READ_ONLY = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
 
 
 class Operation(Protocol):
@@ -84,14 +91,16 @@ class MountRoot(NamedTuple):
 
     size_bytes: int
     inodes_max: int
+    uid: int
+    gid: int
 
     def describe(self) -> str:
         """The step in one line."""
-        return f"mount tmpfs as the new root (size={self.size_bytes} inodes={self.inodes_max})"
+        return f"mount tmpfs as the new root (size={self.size_bytes} inodes={self.inodes_max} uid={self.uid})"
 
     def execute(self, root: NewRoot) -> None:
         """Do it."""
-        options = f"mode=0755,size={self.size_bytes},nr_inodes={self.inodes_max}"
+        options = f"mode=0755,size={self.size_bytes},nr_inodes={self.inodes_max},uid={self.uid},gid={self.gid}"
         mounts.mount("tmpfs", root.path, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         root.open()
 
@@ -142,34 +151,52 @@ class WriteFile(NamedTuple):
 
 
 class BindReadOnly(NamedTuple):
-    """A file or directory of the host at the same path, with all that is mounted below it, read-only.
+    """A file or directory of the host, with all that is mounted below it, read-only.
 
-    Where the host has a symbolic link (merged /usr: /bin -> usr/bin) the link is copied; what it has not is left out.
+    It is looked up at `source` as if the directory `within` were the root: no link in there leads out of it. Where
+    there is a symbolic link (merged /usr: /bin -> usr/bin) the link is copied; what is missing is left out.
     """
 
     path: str
+    source: str
+    within: str
+    range_first: int | None  # whose ids the owners of the files become, where the file system can; None: as they are
 
     def describe(self) -> str:
         """The step in one line."""
-        return f"bind {self.path} of the host read-only nosuid nodev (a link is copied, a missing path left out)"
+        where = posixpath.join(self.within, self.source.lstrip("/"))
+        what = f"{where} of the host" if where == self.path else f"{where} of the host on {self.path}"
+        return f"bind {what} read-only nosuid nodev (a link is copied, a missing path left out)"
 
     def execute(self, root: NewRoot) -> None:
         """Do it."""
         try:
-            mode = os.lstat(self.path).st_mode
+            found = self._open()
         except FileNotFoundError:
             return
-        if stat.S_ISLNK(mode):
-            root.make_symlink(self.path, os.readlink(self.path))  # noqa: PTH115  # pathlib is not loaded in this process
-            return
-        tree = mounts.open_tree(self.path, recursive=True)
         try:
-            mounts.mount_setattr(
-                tree,
-                mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV,
-                recursive=True,
-            )
-            if stat.S_ISDIR(os.fstat(tree).st_mode):
+            self._place(root, found)
+        finally:
+            os.close(found)
+
+    def _open(self) -> int:
+        within = os.open(self.within, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = os.O_PATH | os.O_NOFOLLOW
+            return openat2(within, self.source, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        finally:
+            os.close(within)
+
+    def _place(self, root: NewRoot, found: int) -> None:
+        mode = os.fstat(found).st_mode
+        if stat.S_ISLNK(mode):
+            root.make_symlink(self.path, os.readlink("", dir_fd=found))  # of the descriptor itself
+            return
+        tree = mounts.open_tree("", recursive=True, directory=found)
+        try:
+            self._map_owners(tree)
+            mounts.mount_setattr(tree, _READ_ONLY, recursive=True)
+            if stat.S_ISDIR(mode):
                 root.make_directory(self.path)
             else:
                 root.make_file(self.path)
@@ -177,6 +204,19 @@ class BindReadOnly(NamedTuple):
                 mounts.move_mount(tree, target)
         finally:
             os.close(tree)
+
+    def _map_owners(self, tree: int) -> None:
+        if self.range_first is None:
+            return
+        user = namespaces.user_namespace(self.range_first, USER_IDS)
+        try:
+            mounts.map_owners(tree, user)
+        except OSError as cause:
+            # A file system that cannot: the job sees root's files as nobody's, and can read what everybody can.
+            if cause.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+        finally:
+            os.close(user)
 
 
 class MountTmpfs(NamedTuple):
@@ -236,11 +276,7 @@ class SealRoot(NamedTuple):
         """Do it."""
         descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            mounts.mount_setattr(
-                descriptor,
-                mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV,
-                recursive=False,
-            )
+            mounts.mount_setattr(descriptor, _READ_ONLY, recursive=False)
         finally:
             os.close(descriptor)
 

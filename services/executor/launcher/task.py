@@ -5,7 +5,7 @@ carried out (`operations.py`, `initial.py`, `execution.py`, `monitor.py`). Sizes
 
 The wire has three parts, each behind its length (4 bytes, little-endian):
 
-- `Places` for init: paths, each ended by NUL, so that nothing is decoded before init is cloned;
+- `Places` for init: words and paths, each ended by NUL, so that nothing is decoded before init is cloned;
 - `Watch` for the monitor: a JSON array in the order of its fields, behind the version;
 - the whole `Task`: a JSON object, which only the main process decodes, before it becomes the job.
 
@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from services.executor.launcher.operations import Operation, decode_operation, encode_operation
 
-TASK_VERSION: Final = 1
+TASK_VERSION: Final = 2
 TASK_BYTES_MAX: Final = 16 * 2**20
 LENGTH_BYTES: Final = 4
 _DECODER: Final = json.JSONDecoder()
@@ -58,11 +58,18 @@ class Groups(NamedTuple):
     oom_watch: str  # v1 memory group: at its first OOM kill the monitor kills the job; "": none
 
 
+NEW_NETWORK: Final = "new"
+GIVEN_NETWORK: Final = "given"
+HOST_NETWORK: Final = "host"
+
+
 class Places(NamedTuple):
-    """Where init goes: the first two fields of `Groups`, which mean the same here."""
+    """Where init goes. `join` and `clone_into` mean what they mean in `Groups`."""
 
     join: tuple[str, ...]
     clone_into: str
+    network: str  # NEW_NETWORK: an empty one; GIVEN_NETWORK: the descriptor that comes with the task; HOST_NETWORK
+    own_user: str  # the launcher is not root: init makes the user namespace and maps its own uid to this one; else ""
 
 
 class ResourceLimit(NamedTuple):
@@ -78,8 +85,9 @@ class Watch(NamedTuple):
 
     job_id: str
     job_dir: str
-    uid: int
-    gid: int
+    host_uid: int
+    host_gid: int
+    range_first: int | None
     journal: JournalLimits
     groups: Groups
     start_ms_max: int
@@ -97,8 +105,12 @@ class Task(NamedTuple):
     args: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
     workdir: str
-    uid: int
+    host_uid: int  # the job, as the host sees it
+    host_gid: int
+    uid: int  # the job, as it sees itself
     gid: int
+    range_first: int | None  # of the host's ids that are the job's 0 to 65,535; None: init has mapped one id itself
+    network: str  # see Places
     resources: tuple[ResourceLimit, ...]
     operations: tuple[Operation, ...]
     uploads: tuple[str, ...]  # staged tar archives on the host, in this order
@@ -115,7 +127,7 @@ def encode_task(task: Task) -> bytes:
     fields: dict[str, Any] = task._asdict()
     fields["operations"] = [encode_operation(operation) for operation in task.operations]
     parts = (
-        b"".join(os.fsencode(path) + b"\0" for path in (task.groups.clone_into, *task.groups.join)),
+        b"".join(os.fsencode(word) + b"\0" for word in _words(task)),
         json.dumps([TASK_VERSION, *(fields[name] for name in Watch._fields)]).encode(),
         json.dumps({"version": TASK_VERSION, **fields}).encode(),
     )
@@ -124,16 +136,17 @@ def encode_task(task: Task) -> bytes:
 
 def decode_places(encoded: bytes) -> Places:
     """The first part, without its length."""
-    clone_into, *join = os.fsdecode(encoded).split("\0")[:-1]
-    return Places(tuple(join), clone_into)
+    network, own_user, clone_into, *join = os.fsdecode(encoded).split("\0")[:-1]
+    return Places(tuple(join), clone_into, network, own_user)
 
 
 def decode_watch(encoded: bytes) -> Watch:
     """The second part, without its length. Raises ValueError or TypeError when it is none of this version."""
     # raw_decode: json.loads would also guess the encoding and match white space, all of it in Python.
-    (version, job_id, job_dir, uid, gid, journal, groups, *rest), _ = _DECODER.raw_decode(encoded.decode())
+    (version, *fields), _ = _DECODER.raw_decode(encoded.decode())
     _check_version(version)
-    return Watch(job_id, job_dir, uid, gid, JournalLimits(*journal), _groups(groups), *rest)
+    job_id, job_dir, host_uid, host_gid, range_first, journal, groups, *rest = fields
+    return Watch(job_id, job_dir, host_uid, host_gid, range_first, JournalLimits(*journal), _groups(groups), *rest)
 
 
 def decode_task(encoded: bytes) -> Task:
@@ -150,6 +163,11 @@ def decode_task(encoded: bytes) -> Task:
         groups=_groups(fields.pop("groups")),
         **fields,
     )
+
+
+def _words(task: Task) -> tuple[str, ...]:
+    own_user = str(task.uid) if task.range_first is None else ""
+    return (task.network, own_user, task.groups.clone_into, *task.groups.join)
 
 
 def _check_version(version: object) -> None:

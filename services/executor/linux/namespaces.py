@@ -4,21 +4,25 @@ Headers: linux/sched.h, unistd.h.
 """
 
 import ctypes
+import os
 import signal
+import socket
 from typing import Final, NamedTuple
 
-from services.executor.linux.libc import PYLIBC, declare, declare_syscall
+from services.executor.linux.libc import PYLIBC, declare, declare_syscall, failed
 
 CLONE_PIDFD: Final = 0x0000_1000
 CLONE_NEWNS: Final = 0x0002_0000
 CLONE_NEWCGROUP: Final = 0x0200_0000
 CLONE_NEWUTS: Final = 0x0400_0000
 CLONE_NEWIPC: Final = 0x0800_0000
+CLONE_NEWUSER: Final = 0x1000_0000
 CLONE_NEWPID: Final = 0x2000_0000
 CLONE_NEWNET: Final = 0x4000_0000
 CLONE_INTO_CGROUP: Final = 0x2_0000_0000
 
 _unshare = declare("unshare", ctypes.c_int)
+_setns = declare("setns", ctypes.c_int, ctypes.c_int)
 _sethostname = declare("sethostname", ctypes.c_char_p, ctypes.c_size_t)
 
 
@@ -60,6 +64,65 @@ class Child(NamedTuple):
 def unshare(flags: int) -> None:
     """Leave the namespaces in `flags` (CLONE_NEW…) for new ones."""
     _unshare(flags)
+
+
+def setns(descriptor: int, flags: int) -> None:
+    """Enter the namespace of the descriptor, which must be of the kind that `flags` (one CLONE_NEW…) names."""
+    _setns(descriptor, flags)
+
+
+def map_ids(pid: int, *, first: int, count: int) -> None:
+    """Let the ids 0 to `count` - 1 of a new user namespace be those of the host from `first` on. user_namespaces(7).
+
+    `pid` is a process in it; the caller holds CAP_SETUID and CAP_SETGID in the namespace around it. Once only.
+    """
+    for kind in ("gid_map", "uid_map"):
+        _write(f"/proc/{pid}/{kind}", f"0 {first} {count}")
+
+
+def user_namespace(first: int, count: int) -> int:
+    """A descriptor of a new user namespace, mapped as `map_ids` does it. The caller closes it.
+
+    A namespace begins with a process, so one is made for it and ends at once.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        child = clone3(CLONE_NEWUSER)
+        if child is None:
+            # Who reads /proc may be in another pid namespace than it: this is its own name there.
+            theirs.sendall(os.fsencode(os.readlink("/proc/self")))  # noqa: PTH115  # pathlib is not loaded here
+            ours.close()
+            theirs.recv(1)
+            os._exit(0)
+        theirs.close()
+        try:
+            pid = int(ours.recv(16))
+            map_ids(pid, first=first, count=count)
+            return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            ours.close()
+            os.waitpid(child.pid, 0)
+            os.close(child.pidfd)
+
+
+def map_self(inside: int, *, uid: int, gid: int) -> None:
+    """In a user namespace that this process began: its own uid and gid are `inside` there, and nobody else exists.
+
+    `uid` and `gid` are what it had around the namespace. Needs no privilege; setgroups(2) is refused from then on.
+    """
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/gid_map", f"{inside} {gid} 1")
+    _write("/proc/self/uid_map", f"{inside} {uid} 1")
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as cause:
+        raise failed("write", cause.errno or 0, path) from cause
+    finally:
+        os.close(descriptor)
 
 
 def clone3(flags: int, *, cgroup: int | None = None) -> Child | None:

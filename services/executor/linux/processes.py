@@ -12,9 +12,11 @@ from services.executor.linux.libc import declare, declare_syscall, failed
 
 CAP_KILL: Final = 5
 CAP_SETPCAP: Final = 8
+CAP_SYS_ADMIN: Final = 21
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_PR_SET_KEEPCAPS: Final = 8
 _PR_SET_NAME: Final = 15
 _PR_CAPBSET_READ: Final = 23
 _PR_CAPBSET_DROP: Final = 24
@@ -94,6 +96,11 @@ def set_title(title: str) -> None:
 def set_no_new_privileges() -> None:
     """No program executed from here on gains a privilege: set-uid bits and file capabilities mean nothing."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def keep_capabilities() -> None:
+    """Keep permitted capabilities when no uid is 0 any more; effective ones go all the same. Until the next exec."""
+    _prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
 
 
 def drop_bounding_set() -> None:

@@ -1,0 +1,114 @@
+"""What a job finds in its root: the steps that build it, and the generated files of its /etc. Pure.
+
+Here: policy: which devices, which masks, which flags. Not here: how a step is done (`launcher/operations.py`), which
+programs there are (`rootfs.py`), and everything about the job's process (`plan.py`).
+"""
+
+from typing import Final, NamedTuple
+
+from services.executor.identity import JOB_UID, JobIdentity
+from services.executor.launcher import devices
+from services.executor.launcher import operations as steps
+
+USER: Final = "job"
+HOME: Final = "/work"
+ROOT_BYTES: Final = 1024 * 1024
+ROOT_INODES: Final = 1024
+TERMINALS_MAX: Final = 64
+
+DEVICES: Final = (
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+)
+DEVICE_LINKS: Final = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+    ("/dev/ptmx", "pts/ptmx"),
+)
+MASKED: Final = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/cmdline",
+    "/proc/config.gz",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/key-users",
+    "/proc/kmsg",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/sysrq-trigger",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
+)
+
+
+class Shape(NamedTuple):
+    """What differs from job to job."""
+
+    identity: JobIdentity
+    hostname: str
+    rootfs: tuple[steps.Operation, ...]
+    own_network: bool  # an empty one, of which only the loopback interface is brought up
+    resolv_conf: str
+    tmp_bytes: int
+    work_bytes: int
+    work_entries: int  # files and directories that are unpacked into /work
+
+
+def sandbox_steps(shape: Shape) -> tuple[steps.Operation, ...]:
+    """Everything between the clone of init and the main process's own limits and credentials, in order."""
+    root, owner = (shape.identity.mount_root,) * 2, shape.identity.mount_owner
+    return (
+        steps.UnshareCgroups(),
+        steps.SetHostname(shape.hostname),
+        *([steps.LoopbackUp()] if shape.own_network else []),
+        steps.MakeMountsPrivate(),
+        steps.MountRoot(ROOT_BYTES, ROOT_INODES, *root),
+        *(steps.MakeDirectory(path) for path in ("/etc", "/etc/ssl", "/dev", "/dev/pts", "/dev/shm", "/proc")),  # noqa: S108
+        *(steps.MakeDirectory(path) for path in ("/tmp", "/work", "/volumes")),  # noqa: S108
+        *shape.rootfs,
+        *(steps.WriteFile(path, content) for path, content in _configuration(shape)),
+        *(devices.BindDevice(*device) for device in DEVICES),
+        *(steps.MakeSymlink(path, target) for path, target in DEVICE_LINKS),
+        devices.MountTerminals("/dev/pts", owner[1], TERMINALS_MAX),
+        devices.MountProc("/proc"),
+        devices.MaskPaths(MASKED, "/tmp"),  # noqa: S108
+        _tmpfs("/dev/shm", shape.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
+        _tmpfs("/tmp", shape.tmp_bytes, 0o1777, root),  # noqa: S108
+        _tmpfs("/work", shape.work_bytes, 0o755, owner, entries=shape.work_entries),
+        steps.EnterRoot(),
+        steps.SealRoot(),
+    )
+
+
+def _tmpfs(
+    path: str, size_bytes: int, mode: int, owner: tuple[int, int], *, entries: int = 0, executable: bool = True
+) -> steps.MountTmpfs:
+    # Inodes cost memory that `size` does not count: about one for each KiB is more than small files need.
+    inodes_max = 1024 + size_bytes // 1024 + 2 * entries
+    return steps.MountTmpfs(path, size_bytes, inodes_max, mode, *owner, executable)
+
+
+def _configuration(shape: Shape) -> tuple[tuple[str, str], ...]:
+    nobody = "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin"
+    return (
+        (
+            "/etc/passwd",
+            f"root:x:0:0:root:/:/usr/sbin/nologin\n{USER}:x:{JOB_UID}:{JOB_UID}:{USER}:{HOME}:/bin/sh\n{nobody}\n",
+        ),
+        ("/etc/group", f"root:x:0:\n{USER}:x:{JOB_UID}:\nnogroup:x:65534:\n"),
+        ("/etc/hostname", f"{shape.hostname}\n"),
+        ("/etc/hosts", f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {shape.hostname}\n"),
+        ("/etc/resolv.conf", shape.resolv_conf),
+        ("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
+    )
