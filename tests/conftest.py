@@ -54,6 +54,8 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs gcc": _missing_program("gcc"),
+    "needs busybox": _missing_program("busybox"),
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
 }
 """Words of a skip reason → True when the host lacks it. A skip for another reason is unexpected."""
