@@ -45,7 +45,8 @@ def python_in_job(node: Node, program: str, *arguments: str, options: tuple[str,
 
 def unprotected(*command: str) -> Attempt:
     """Run a command as root, in namespaces of its own, without any protection."""
-    wrapped = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc", "--", *command]
+    namespaces = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc")
+    wrapped = ["unshare", *namespaces, "--", *command]
     done = subprocess.run(wrapped, capture_output=True, check=False, timeout=PROBE_S_MAX)
     return Attempt(done.returncode, done.stdout, done.stderr)
 
