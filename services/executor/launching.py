@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from common.errors import JobletError, Reason, unavailable
 from services.executor.launcher.handshake import Failure
-from services.executor.launcher.task import TASK_BYTES_MAX, encode_task
+from services.executor.launcher.task import TASK_BYTES_MAX, encode_beginning, encode_rest
 from services.executor.plan import Launch
 
 ANSWER_S_MAX: Final = 10.0
@@ -63,7 +63,7 @@ class LauncherProcess:
 
     async def launch(self, launch: Launch, *, network: int | None = None) -> int:
         """See `Launcher`."""
-        task = encode_task(launch.task)
+        task = encode_beginning(launch.task) + encode_rest(launch.task)
         if len(task) > TASK_BYTES_MAX:
             raise JobletError(Reason.INVALID, f"job is too large to launch: {len(task)} bytes")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

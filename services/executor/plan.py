@@ -17,7 +17,7 @@ from services.executor.identity import JOB_UID, JobIdentity
 from services.executor.launcher.operations import Operation
 from services.executor.launcher.task import NEW_NETWORK, Groups, JournalLimits, Reading, ResourceLimit, Task
 from services.executor.launcher.task import Meter as TaskMeter
-from services.executor.sandbox import HOME, USER, Shape, sandbox_steps
+from services.executor.sandbox import HOME, USER, Contents, Shape, completion, preparation
 
 UPLOAD_BYTES_PER_MS: Final = 10 * 1024
 """So fast at least an upload is unpacked; slower, and the start is given up."""
@@ -64,7 +64,7 @@ class Launch(NamedTuple):
         into = f" in cgroup {cgroup.clone_into}" if cgroup.clone_into else ""
         lines.append(f"clone an init into new {_namespaces(task)} namespaces{into}")
         lines += [f"place it by {path}" for path in cgroup.join]
-        lines += [operation.describe() for operation in task.operations]
+        lines += [operation.describe() for operation in task.preparation + task.operations]
         lines.append("fork the main process into a new session, with default signals, umask 022, descriptors 0, 1, 2")
         lines += [f"limit {limit.name} to {limit.soft} (hard {limit.hard})" for limit in task.resources]
         lines += _describe_user(task)
@@ -93,6 +93,7 @@ def plan_launch(
     spec, jobs = job.spec, settings.joblet.jobs
     _check(spec)
     journal = settings.joblet.journal
+    shape = Shape(job.id[:HOSTNAME_CHARACTERS], rootfs, network.place == NEW_NETWORK, network.resolv_conf)
     task = Task(
         job_id=job.id,
         job_dir=str(layout.job_dir(job.id)),
@@ -107,17 +108,15 @@ def plan_launch(
         range_first=identity.range_first,
         network=network.place,
         resources=_resources(spec.limits),
-        operations=sandbox_steps(
-            Shape(
+        preparation=preparation(shape),
+        operations=completion(
+            Contents(
                 identity=identity,
-                hostname=job.id[:HOSTNAME_CHARACTERS],
-                rootfs=rootfs,
-                own_network=network.place == NEW_NETWORK,
-                resolv_conf=network.resolv_conf,
                 tmp_bytes=jobs.tmp_bytes,
                 work_bytes=work_bytes(spec, jobs),
                 work_entries=sum(upload.entries for upload in spec.uploads),
-            )
+            ),
+            shape,
         ),
         uploads=tuple(str(layout.upload(upload.id)) for upload in spec.uploads),
         journal=JournalLimits(journal.bytes_max, journal.on_full == "drop", journal.silence_ms),

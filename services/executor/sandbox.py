@@ -53,42 +53,62 @@ MASKED: Final = (
 
 
 class Shape(NamedTuple):
-    """What differs from job to job."""
+    """What differs from job to job, but can be known before there is one."""
 
-    identity: JobIdentity
     hostname: str
     rootfs: tuple[steps.Operation, ...]
     own_network: bool  # an empty one, of which only the loopback interface is brought up
     resolv_conf: str
+
+
+class Contents(NamedTuple):
+    """Whose the job's own places are, and their sizes."""
+
+    identity: JobIdentity
     tmp_bytes: int
     work_bytes: int
     work_entries: int  # files and directories that are unpacked into /work
 
 
-def sandbox_steps(shape: Shape) -> tuple[steps.Operation, ...]:
-    """Everything between the clone of init and the main process's own limits and credentials, in order."""
-    root, owner = (shape.identity.mount_root,) * 2, shape.identity.mount_owner
+def preparation(shape: Shape) -> tuple[steps.Operation, ...]:
+    """Everything between the clone of init and the job's own places, in order."""
     return (
         steps.UnshareCgroups(),
         steps.SetHostname(shape.hostname),
         *([steps.LoopbackUp()] if shape.own_network else []),
         steps.MakeMountsPrivate(),
-        steps.MountRoot(ROOT_BYTES, ROOT_INODES, *root),
+        steps.MountRoot(ROOT_BYTES, ROOT_INODES),
         *(steps.MakeDirectory(path) for path in ("/etc", "/etc/ssl", "/dev", "/dev/pts", "/dev/shm", "/proc")),  # noqa: S108
         *(steps.MakeDirectory(path) for path in ("/tmp", "/work", "/volumes")),  # noqa: S108
         *shape.rootfs,
         *(steps.WriteFile(path, content) for path, content in _configuration(shape)),
         *(devices.BindDevice(*device) for device in DEVICES),
         *(steps.MakeSymlink(path, target) for path, target in DEVICE_LINKS),
-        devices.MountTerminals("/dev/pts", owner[1], TERMINALS_MAX),
         devices.MountProc("/proc"),
         devices.MaskPaths(MASKED, "/tmp"),  # noqa: S108
-        _tmpfs("/dev/shm", shape.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
-        _tmpfs("/tmp", shape.tmp_bytes, 0o1777, root),  # noqa: S108
-        _tmpfs("/work", shape.work_bytes, 0o755, owner, entries=shape.work_entries),
         steps.EnterRoot(),
+    )
+
+
+def completion(contents: Contents, shape: Shape) -> tuple[steps.Operation, ...]:
+    """The job's own places, and then nothing in the root can be changed any more."""
+    identity = contents.identity
+    root, owner = (identity.mount_root,) * 2, identity.mount_owner
+    give = () if identity.range_first is None else (steps.GiveToRoot(_made(shape), identity.range_first),)
+    return (
+        *give,
+        devices.MountTerminals("/dev/pts", owner[1], TERMINALS_MAX),
+        _tmpfs("/dev/shm", contents.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
+        _tmpfs("/tmp", contents.tmp_bytes, 0o1777, root),  # noqa: S108
+        _tmpfs("/work", contents.work_bytes, 0o755, owner, entries=contents.work_entries),
         steps.SealRoot(),
     )
+
+
+def _made(shape: Shape) -> tuple[str, ...]:
+    """What belongs to the process that made it, and is not behind a mount."""
+    files = [path for path, _ in (*_configuration(shape), *DEVICE_LINKS)]
+    return ("/", "/etc", "/etc/ssl", "/dev", "/volumes", *files)
 
 
 def _tmpfs(

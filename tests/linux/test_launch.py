@@ -18,11 +18,14 @@ from services.executor.control import send_space_freed, send_stop
 from services.executor.launcher.devices import BindDevice
 from services.executor.launcher.task import (
     LENGTH_BYTES,
+    Places,
     Watch,
     decode_places,
+    decode_preparation,
     decode_task,
     decode_watch,
-    encode_task,
+    encode_beginning,
+    encode_rest,
 )
 from services.executor.launching import LauncherProcess
 from services.executor.monitors import monitor_pid, open_monitor
@@ -99,9 +102,9 @@ def test_a_failing_step_is_told_with_its_path(sandboxes: Sandboxes) -> None:
     launch = sandboxes.plan("true")
     broken = tuple(
         operation._replace(path="/dev/nothing-here") if getattr(operation, "path", "") == "/dev/null" else operation  # type: ignore[attr-defined]
-        for operation in launch.task.operations
+        for operation in launch.task.preparation
     )
-    result = sandboxes.start_launch(with_task(launch, operations=broken)).result()
+    result = sandboxes.start_launch(with_task(launch, preparation=broken)).result()
     assert result.exit["outcome"] == "not_started"
     assert "/dev/nothing-here" in result.exit["failure"]["step"]
     assert (result.exit["failure"]["path"], result.exit["failure"]["errno"]) == ("/dev/nothing-here", 2)
@@ -115,7 +118,7 @@ def test_a_launch_that_nobody_waits_for_does_not_run(sandboxes: Sandboxes) -> No
     assert sandboxes.launcher._requests is not None  # the request is made here, without waiting for the answer
     socket.send_fds(sandboxes.launcher._requests, [b"launch"], [theirs.fileno()])
     theirs.close()
-    caller.sendall(encode_task(launch.task))
+    caller.sendall(encode_beginning(launch.task) + encode_rest(launch.task))
     caller.close()
     journal = directory / "journal"
     wait_for(lambda: journal.exists() and journal.stat().st_size > 0, timeout_s=10, what="the end in the journal")
@@ -129,7 +132,7 @@ def test_a_launch_that_nobody_waits_for_does_not_run(sandboxes: Sandboxes) -> No
 def test_a_failure_before_go_is_told(sandboxes: Sandboxes) -> None:
     """The main process may fail before or after the monitor sends GO: what it reported arrives either way."""
     false = BindDevice("/dev/null", 1, 5)
-    launches = [with_task(sandboxes.plan("true"), operations=(false,)) for _ in range(24)]
+    launches = [with_task(sandboxes.plan("true"), preparation=(false,)) for _ in range(24)]
     for job in [sandboxes.start_launch(launch) for launch in launches]:
         assert job.result().exit["failure"]["step"] == false.describe()
 
@@ -140,9 +143,9 @@ def test_a_false_device_is_refused(sandboxes: Sandboxes) -> None:
     launch = sandboxes.plan("true")
     false = tuple(
         operation._replace(minor=5) if getattr(operation, "path", "") == "/dev/null" else operation  # type: ignore[attr-defined]
-        for operation in launch.task.operations
+        for operation in launch.task.preparation
     )
-    result = sandboxes.start_launch(with_task(launch, operations=false)).result()
+    result = sandboxes.start_launch(with_task(launch, preparation=false)).result()
     assert "not the character device 1:5" in result.exit["failure"]["message"]
 
 
@@ -177,14 +180,15 @@ def test_the_environment_is_exactly_the_plans(sandboxes: Sandboxes, monkeypatch:
 def test_the_task_survives_the_wire(sandboxes: Sandboxes) -> None:
     """What the launcher reads is what was planned, every operation of it."""
     task = sandboxes.plan("true", environment={"A": "é\n"}).task
-    places, watched, whole = _parts(encode_task(task))
-    decoded, watch = decode_task(whole), decode_watch(watched)
+    places, prepared, watched, whole = _parts(encode_beginning(task) + encode_rest(task))
+    decoded = decode_task(whole)._replace(preparation=decode_preparation(prepared))
     assert decoded == task
-    assert [type(step) for step in decoded.operations] == [type(step) for step in task.operations]
-    assert watch == Watch(*(getattr(task, name) for name in Watch._fields))
-    assert decode_places(places) == (task.groups.join, task.groups.clone_into, "new", "")
+    for theirs, ours in ((decoded.preparation, task.preparation), (decoded.operations, task.operations)):
+        assert [type(step) for step in theirs] == [type(step) for step in ours]
+    assert decode_watch(watched) == Watch(*(getattr(task, name) for name in Watch._fields))
+    assert decode_places(places) == Places(task.groups.join, task.groups.clone_into, "new", "", task.job_dir, "")
     with pytest.raises(ValueError, match="version 99"):
-        decode_watch(watched.replace(b"[2,", b"[99,", 1))
+        decode_watch(watched.replace(b"[3,", b"[99,", 1))
 
 
 def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:
@@ -192,10 +196,11 @@ def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:
     task = sandboxes.plan("true").task
     for join, clone_into in (((), ""), (("/v1/a/tasks", "/v1/b c/tasks"), ""), ((), "/v2/\udcff\n")):
         groups = task.groups._replace(join=join, clone_into=clone_into)
-        places = decode_places(_parts(encode_task(task._replace(groups=groups)))[0])
-        assert places == (join, clone_into, "new", "")
-    rootless = task._replace(range_first=None, network="host")
-    assert decode_places(_parts(encode_task(rootless))[0]) == ((), "", "host", "1000")
+        places = decode_places(_parts(encode_beginning(task._replace(groups=groups)))[0])
+        assert (places.join, places.clone_into) == (join, clone_into)
+    rootless = task._replace(range_first=None, network="host", uploads=("/base/uploads/u.tar",))
+    places = decode_places(_parts(encode_beginning(rootless))[0])
+    assert places == Places((), "", "host", "1000", task.job_dir, "uploads")
 
 
 def _parts(wire: bytes) -> list[bytes]:

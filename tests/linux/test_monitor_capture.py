@@ -11,7 +11,7 @@ from services.executor.launcher.commands import Command, Verb, decode_commands, 
 from services.executor.launcher.ending import Ending, exit_payload, read_first
 from services.executor.launcher.handshake import Failure, Kind, failure_of
 from services.executor.launcher.journal import Recorder
-from services.executor.launcher.task import Groups, JournalLimits, Reading
+from services.executor.launcher.task import Groups, JournalLimits, Meter, Reading
 
 PIECE: Final = 16
 
@@ -183,7 +183,7 @@ def test_readings_are_found_by_their_key(tmp_path_factory: object) -> None:
 
 def test_the_end_is_told_in_full() -> None:
     """The EXIT payload has every field of the contract, whatever the end was."""
-    none = Groups((), "", (), (), ())
+    none = Groups((), "", (Meter("cpu_time_us", (Reading("/proc/self/no-such-file", "", 1),)),), "")
     exited = json.loads(exit_payload(Ending(7 << 8, "", None), none))
     killed = json.loads(exit_payload(Ending(9, "client", None), none))
     failed = json.loads(exit_payload(Ending(None, "", Failure("exec", "x", 2, "no x")), none))
@@ -197,6 +197,7 @@ def test_the_end_is_told_in_full() -> None:
     assert failed["outcome"] == "not_started"
     assert failed["failure"] == {"step": "exec", "path": "x", "errno": 2, "message": "no x"}
     assert set(exited) == set(killed) == set(failed)
+    assert exited["cpu_time_us"] == 0
 
 
 def test_a_failure_keeps_errno_and_path() -> None:
@@ -204,4 +205,4 @@ def test_a_failure_keeps_errno_and_path() -> None:
     told = failure_of("mount", OSError(13, "mount: Permission denied", "/work"))
     assert told == Failure("mount", "/work", 13, "mount: Permission denied")
     assert failure_of("init", ValueError("x")).message == "ValueError: x"
-    assert len(set(Kind)) == 5
+    assert len(set(Kind)) == 6

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 from services.executor.launcher.handshake import StepFailed, failure_of
 from services.executor.launcher.initial import Ends, Entry, run_init
-from services.executor.launcher.task import NEW_NETWORK, Places, Watch
+from services.executor.launcher.task import LENGTH_BYTES, NEW_NETWORK, Beginning, Places, Watch
+from services.executor.launcher.uploads import open_archives
 from services.executor.linux import namespaces
 from services.executor.linux.seccomp import Filter
 
@@ -42,27 +43,45 @@ class Born(NamedTuple):
     init: namespaces.Child
     channel: socket.socket
     report: socket.socket
+    briefing: socket.socket
     stdout: int
     stderr: int
 
 
-def give_birth(places: Places, encoded: bytes, legacy: Legacy) -> Born:
-    """Start init. The main process waits for GO before it executes. `encoded` is the whole task. Raises StepFailed."""
+def give_birth(beginning: Beginning, legacy: Legacy) -> Born:
+    """Start init. The main process prepares the sandbox and waits to be briefed. Raises StepFailed."""
     uid, gid = os.geteuid(), os.getegid()
     channel, init_channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     report, init_report = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    briefing, init_briefing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     stdout, init_stdout = os.pipe2(os.O_CLOEXEC)
     stderr, init_stderr = os.pipe2(os.O_CLOEXEC)
-    child = _clone(places)
+    child = _clone(beginning.places)
     if child is None:
-        ends = Ends(init_channel, init_report, init_stdout, init_stderr)
-        run_init(encoded, ends, Entry(places, legacy.network, uid, gid), legacy.seccomp)
+        ends = Ends(init_channel, init_report, init_briefing, init_stdout, init_stderr)
+        run_init(beginning, ends, Entry(legacy.network, uid, gid), legacy.seccomp)
     report.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
     init_channel.close()
     init_report.close()
+    init_briefing.close()
     os.close(init_stdout)
     os.close(init_stderr)
-    return Born(child, channel, report, stdout, stderr)
+    return Born(child, channel, report, briefing, stdout, stderr)
+
+
+def brief(born: Born, watch: Watch, encoded_task: bytes) -> None:
+    """Tell the main process which job it is to become, and hand it the uploads. Raises StepFailed.
+
+    They are opened here: it has left the host's root already.
+    """
+    archives = open_archives(watch.uploads)
+    try:
+        with born.briefing, contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it failed, and reported that
+            socket.send_fds(born.briefing, [len(encoded_task).to_bytes(LENGTH_BYTES, "little")], archives)
+            born.briefing.sendall(encoded_task)
+    finally:
+        for archive in archives:
+            os.close(archive)
 
 
 def prepare_pipes(born: Born, watch: Watch) -> None:

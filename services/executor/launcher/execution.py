@@ -1,4 +1,4 @@
-"""The job's main process (PID 2) from its fork to its exec: builds the sandbox, then becomes the job.
+"""The job's main process (PID 2) from its fork to its exec: builds the sandbox, waits for a job, then becomes it.
 
 Here: the plan's operations, session, descriptors, limits, signals, user namespace, credentials, uploads, directory,
 system call filter, exec. Behind the change of root no Python module can be found any more: everything is imported
@@ -28,13 +28,15 @@ from services.executor.launcher.handshake import (
 )
 from services.executor.launcher.jobfiles import ROOT, make_directories
 from services.executor.launcher.newroot import NewRoot
-from services.executor.launcher.task import Task, decode_task
+from services.executor.launcher.operations import Operation
+from services.executor.launcher.task import LENGTH_BYTES, Beginning, Task, decode_preparation, decode_task
 from services.executor.linux import namespaces, processes
 from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.linux.seccomp import Filter
 
 UPLOAD_DIRECTORY: Final = "/work"
 _NOT_EXECUTED: Final = 127
+_TASK_READ_BYTES: Final = 2**16
 _NO_CAPABILITIES: Final = processes.CapabilitySet()
 _TO_UNSHARE: Final = processes.CapabilitySet((processes.CAP_SYS_ADMIN,))
 _CHANGED_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -45,18 +47,18 @@ class Inherited(NamedTuple):
     """What the main process is born with."""
 
     report: socket.socket
+    briefing: socket.socket
     stdout: int
     stderr: int
     seccomp: Filter
 
 
-def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
-    """Execute the job's command as the encoded task says. Whatever fails is reported, and the process ends."""
+def become_job(beginning: Beginning, inherited: Inherited) -> NoReturn:
+    """Prepare, wait for a task, execute its command. Whatever fails is reported, and the process ends."""
     try:
-        task = decode_task(encoded)
-        archives = uploads.open_archives(task.uploads)
-        _build(task)
-        _prepare(task, inherited)
+        root = _prepare(beginning, inherited)
+        task, archives = _receive_task(inherited.briefing)
+        _complete(task, root)
         send(inherited.report, Kind.READY)
         _await_go(inherited.report)
         _become_user(task, archives)
@@ -74,13 +76,41 @@ def become_job(encoded: bytes, inherited: Inherited) -> NoReturn:
         os._exit(_NOT_EXECUTED)
 
 
-def _build(task: Task) -> None:
-    """Carry the plan out; the first step that fails is the failure."""
+def _prepare(beginning: Beginning, inherited: Inherited) -> NewRoot:
+    """All that is the same for every job, and may be done before there is one."""
+    places = beginning.places
+    if places.uploads:
+        uploads.load_unpacker()
     with _step("job directory"):
-        make_directories(task.job_dir)
+        make_directories(places.job_dir)
     os.umask(0)
-    root = NewRoot(f"{task.job_dir}/{ROOT}", owner=task.range_first)
-    for operation in task.operations:
+    root = NewRoot(f"{places.job_dir}/{ROOT}")
+    _carry_out(decode_preparation(beginning.preparation), root)
+    with _step("session"):
+        os.setsid()
+        _standard_descriptors(inherited)
+    with _step("signals"):
+        _reset_signals()
+    return root
+
+
+def _receive_task(briefing: socket.socket) -> tuple[Task, list[int]]:
+    with briefing, _step("task"):
+        head, archives, _, _ = socket.recv_fds(briefing, LENGTH_BYTES, uploads.ARCHIVES_MAX)
+        encoded = bytearray()
+        while len(encoded) < int.from_bytes(head, "little"):
+            part = briefing.recv(_TASK_READ_BYTES)
+            if not part:
+                break
+            encoded += part
+    if not encoded:
+        os._exit(_NOT_EXECUTED)  # there is no job for this sandbox
+    return decode_task(encoded), archives
+
+
+def _carry_out(operations: tuple[Operation, ...], root: NewRoot) -> None:
+    """The first step that fails is the failure."""
+    for operation in operations:
         try:
             operation.execute(root)
         except OSError as cause:
@@ -88,14 +118,10 @@ def _build(task: Task) -> None:
             raise StepFailed(failure_of(operation.describe(), cause, path=path)) from cause
 
 
-def _prepare(task: Task, inherited: Inherited) -> None:
-    """All that needs the host's root, or does not care."""
-    with _step("session"):
-        os.setsid()
-        _standard_descriptors(inherited)
-        os.umask(0o022)
-    with _step("signals"):
-        _reset_signals()
+def _complete(task: Task, root: NewRoot) -> None:
+    """What is this job's own, and still needs the host's root."""
+    _carry_out(task.operations, root)
+    os.umask(0o022)
     with _step("limits"):
         for limit in task.resources:
             resource.setrlimit(getattr(resource, limit.name), (limit.soft, limit.hard))
@@ -104,7 +130,7 @@ def _prepare(task: Task, inherited: Inherited) -> None:
             _leave_root(task.range_first)
 
 
-def _become_user(task: Task, archives: tuple[int, ...]) -> None:
+def _become_user(task: Task, archives: list[int]) -> None:
     """All that is done with the job's own rights; its user namespace is mapped now."""
     with _step("credentials"):
         _drop_privileges(task.uid, task.gid)

@@ -22,7 +22,7 @@ from services.executor.launcher.handshake import (
     parse,
     send,
 )
-from services.executor.launcher.task import Places
+from services.executor.launcher.task import Beginning, Places
 from services.executor.linux import namespaces, processes
 from services.executor.linux.seccomp import Filter
 
@@ -43,36 +43,36 @@ _OOM_SCORE_ADJUSTMENT: Final = b"500"
 
 
 class Entry(NamedTuple):
-    """Where init goes before anything else. `network`: descriptor of the one it is given; -1: it has its own already.
+    """How init enters its places. `network`: descriptor of the one it is given; -1: it has its own already.
 
     `uid` and `gid` are the launcher's, which init cannot ask for any more when it begins in a user namespace.
     """
 
-    places: Places
     network: int
     uid: int
     gid: int
 
 
 class Ends(NamedTuple):
-    """init's ends of what the monitor made: channel, report, and the pipes that the job writes to."""
+    """init's ends of what the monitor made: channel, report and briefing, and the pipes that the job writes to."""
 
     channel: socket.socket
     report: socket.socket
+    briefing: socket.socket
     stdout: int
     stderr: int
 
 
-def run_init(encoded: bytes, ends: Ends, entry: Entry, seccomp: Filter) -> NoReturn:
-    """Everything that PID 1 does, to its exit. `encoded` is the task and `seccomp` the filter, for the main process."""
+def run_init(beginning: Beginning, ends: Ends, entry: Entry, seccomp: Filter) -> NoReturn:
+    """Everything that PID 1 does, to its exit. `seccomp` is for the main process."""
     try:
         processes.set_parent_death_signal(signal.SIGKILL)
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
-        _enter(entry)
+        _enter(beginning.places, entry)
         _close_all_but(ends)
         _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
         _signal_input(ends.channel)
-        main = _fork_main(encoded, ends, seccomp)
+        main = _fork_main(beginning, ends, seccomp)
         status = _watch(main, ends.channel)
         send(ends.channel, Kind.ENDED, number=status)
     except StepFailed as failed:
@@ -86,7 +86,8 @@ def run_init(encoded: bytes, ends: Ends, entry: Entry, seccomp: Filter) -> NoRet
 def _close_all_but(ends: Ends) -> None:
     # What the monitor holds (lock, journal, control, its ends of the pipes) is not for this process.
     previous = 2
-    for keep in sorted((ends.channel.fileno(), ends.report.fileno(), ends.stdout, ends.stderr)):
+    sockets = (ends.channel.fileno(), ends.report.fileno(), ends.briefing.fileno())
+    for keep in sorted((*sockets, ends.stdout, ends.stderr)):
         os.closerange(previous + 1, keep)
         previous = keep
     processes.close_from(previous + 1)
@@ -98,8 +99,7 @@ def _signal_input(channel: socket.socket) -> None:
     fcntl.fcntl(channel, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
 
-def _enter(entry: Entry) -> None:
-    places = entry.places
+def _enter(places: Places, entry: Entry) -> None:
     with _step("user namespace"):
         if places.own_user:
             namespaces.map_self(int(places.own_user), uid=entry.uid, gid=entry.gid)
@@ -128,15 +128,16 @@ def _write(path: str, value: bytes) -> None:
         os.close(descriptor)
 
 
-def _fork_main(encoded: bytes, ends: Ends, seccomp: Filter) -> int:
+def _fork_main(beginning: Beginning, ends: Ends, seccomp: Filter) -> int:
     try:
         main = os.fork()
     except OSError as cause:
         raise StepFailed(failure_of("fork", cause)) from cause
     if main == 0:
         ends.channel.close()
-        become_job(encoded, Inherited(ends.report, ends.stdout, ends.stderr, seccomp))
+        become_job(beginning, Inherited(ends.report, ends.briefing, ends.stdout, ends.stderr, seccomp))
     ends.report.close()
+    ends.briefing.close()
     os.close(ends.stdout)
     os.close(ends.stderr)
     _CAPABILITIES.become()

@@ -19,14 +19,14 @@ import socket
 import sys
 from typing import Final, NoReturn
 
-from services.executor.launcher.birth import Born, Legacy, give_birth, prepare_pipes
+from services.executor.launcher.birth import Born, Legacy, brief, give_birth, prepare_pipes
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.launcher.jobfiles import JobFiles, create_job_files
 from services.executor.launcher.monitor import Monitor
 from services.executor.launcher.task import (
     LENGTH_BYTES,
     TASK_BYTES_MAX,
-    Places,
+    Beginning,
     Watch,
     decode_places,
     decode_watch,
@@ -133,12 +133,14 @@ def _detach() -> None:
 
 
 def _monitor(caller: socket.socket, legacy: Legacy, trace: "_Trace") -> None:
-    places, encoded_watch, encoded_task = _receive_task(caller)
-    born = _give_birth(places, encoded_task, legacy)
+    born = _give_birth(_receive_beginning(caller), legacy)
     try:
-        watch = _decode_watch(encoded_watch)
+        watch, encoded_task = _receive_rest(caller)
         trace.job_dir = watch.job_dir
         set_title(f"joblet-monitor {watch.job_id}")
+        if isinstance(born, Born):
+            born = _brief(born, watch, encoded_task)
+        del encoded_task
         monitor = Monitor(watch, _create_job_files(watch))
     except StepFailed:
         _abandon(born)
@@ -155,26 +157,37 @@ def _monitor(caller: socket.socket, legacy: Legacy, trace: "_Trace") -> None:
         monitor.run(born)
 
 
-def _receive_task(caller: socket.socket) -> tuple[Places, bytes, bytes]:
+def _receive_beginning(caller: socket.socket) -> Beginning:
     caller.settimeout(READ_TASK_S_MAX)
     try:
-        return decode_places(_receive_part(caller)), _receive_part(caller), _receive_part(caller)
+        return Beginning(decode_places(_receive_part(caller)), _receive_part(caller))
     except (OSError, ValueError) as cause:
         raise StepFailed(failure_of("task", cause)) from cause
 
 
-def _give_birth(places: Places, encoded_task: bytes, legacy: Legacy) -> Born | Failure:
+def _receive_rest(caller: socket.socket) -> tuple[Watch, bytes]:
+    """It may take its time: a spare sandbox waits for a job. Its end means that there will be none."""
+    caller.settimeout(None)
     try:
-        return give_birth(places, encoded_task, legacy)
+        return decode_watch(_receive_part(caller)), _receive_part(caller)
+    except (OSError, ValueError, TypeError) as cause:
+        raise StepFailed(failure_of("task", cause)) from cause
+
+
+def _give_birth(beginning: Beginning, legacy: Legacy) -> Born | Failure:
+    try:
+        return give_birth(beginning, legacy)
     except StepFailed as failed:
         return failed.failure  # the executor finds it in the journal, as every failure of a job
 
 
-def _decode_watch(encoded: bytes) -> Watch:
+def _brief(born: Born, watch: Watch, encoded_task: bytes) -> Born | Failure:
     try:
-        return decode_watch(encoded)
-    except (ValueError, TypeError) as cause:
-        raise StepFailed(failure_of("task", cause)) from cause
+        brief(born, watch, encoded_task)
+    except StepFailed as failed:
+        _abandon(born)
+        return failed.failure
+    return born
 
 
 def _abandon(born: Born | Failure) -> None:

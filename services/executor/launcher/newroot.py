@@ -14,13 +14,13 @@ from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 class NewRoot:
     """The directory that becomes the job's root. `path` is on the host, empty and inside the job's directory.
 
-    Modes are as given: the process has umask 0. What is made belongs to the host's id `owner`, the job's root; to the
-    process itself when that is None.
+    It is open from the mount of the root to its seal, also behind the change of root.
+
+    Modes are as given: the process has umask 0.
     """
 
-    def __init__(self, path: str, *, owner: int | None = None) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self._owner = owner
         self.descriptor = -1
 
     def open(self) -> None:
@@ -41,7 +41,6 @@ class NewRoot:
         parent, name = posixpath.split(path)
         with self.at(parent) as directory:
             os.mkdir(name, mode, dir_fd=directory)
-            self._give(name, directory)
 
     def make_file(self, path: str, content: bytes = b"", mode: int = 0o644) -> None:
         """A new file; its parent exists."""
@@ -53,15 +52,19 @@ class NewRoot:
                     raise OSError(28, f"write: file is cut off: {path}", path)
             finally:
                 os.close(descriptor)
-            self._give(name, directory)
 
     def make_symlink(self, path: str, target: str) -> None:
         """A new symbolic link; its parent exists."""
         parent, name = posixpath.split(path)
         with self.at(parent) as directory:
             os.symlink(target, name, dir_fd=directory)
-            self._give(name, directory)
 
-    def _give(self, name: str, directory: int) -> None:
-        if self._owner is not None:
-            os.chown(name, self._owner, self._owner, dir_fd=directory, follow_symlinks=False)
+    def enter(self) -> None:
+        """The root has become this process's own: hold it as such."""
+        os.close(self.descriptor)
+        self.descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.descriptor)
+        self.descriptor = -1

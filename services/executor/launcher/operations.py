@@ -91,16 +91,14 @@ class MountRoot(NamedTuple):
 
     size_bytes: int
     inodes_max: int
-    uid: int
-    gid: int
 
     def describe(self) -> str:
         """The step in one line."""
-        return f"mount tmpfs as the new root (size={self.size_bytes} inodes={self.inodes_max} uid={self.uid})"
+        return f"mount tmpfs as the new root (size={self.size_bytes} inodes={self.inodes_max})"
 
     def execute(self, root: NewRoot) -> None:
         """Do it."""
-        options = f"mode=0755,size={self.size_bytes},nr_inodes={self.inodes_max},uid={self.uid},gid={self.gid}"
+        options = f"mode=0755,size={self.size_bytes},nr_inodes={self.inodes_max}"
         mounts.mount("tmpfs", root.path, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, options)
         root.open()
 
@@ -261,8 +259,23 @@ class EnterRoot(NamedTuple):
         # Both roots are on "." now, the old one above: this takes the old one, and the new one is left.
         mounts.umount2(".", mounts.MNT_DETACH)
         os.chdir("/")
-        os.close(root.descriptor)
-        root.descriptor = -1
+        root.enter()
+
+
+class GiveToRoot(NamedTuple):
+    """Let files and directories of the root in which the process is already belong to the job's root."""
+
+    paths: tuple[str, ...]
+    owner: int
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"give {len(self.paths)} directories and files that were made to uid {self.owner}, the job's root"
+
+    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+        """Do it."""
+        for path in self.paths:
+            os.chown(path, self.owner, self.owner, follow_symlinks=False)
 
 
 class SealRoot(NamedTuple):
@@ -272,13 +285,10 @@ class SealRoot(NamedTuple):
         """The step in one line."""
         return "make the root read-only nosuid nodev"
 
-    def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
+    def execute(self, root: NewRoot) -> None:
         """Do it."""
-        descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            mounts.mount_setattr(descriptor, _READ_ONLY, recursive=False)
-        finally:
-            os.close(descriptor)
+        mounts.mount_setattr(root.descriptor, _READ_ONLY, recursive=False)
+        root.close()
 
 
 _KINDS: dict[str, type[Any]] = {
@@ -295,6 +305,7 @@ _KINDS: dict[str, type[Any]] = {
         BindReadOnly,
         MountTmpfs,
         EnterRoot,
+        GiveToRoot,
         SealRoot,
         BindDevice,
         MountTerminals,

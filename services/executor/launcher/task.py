@@ -3,11 +3,13 @@
 Here: the shape, complete and already decided. Not here: how it is decided (`services/executor/plan.py`) and how it is
 carried out (`operations.py`, `initial.py`, `execution.py`, `monitor.py`). Sizes are bytes, times as their names end.
 
-The wire has three parts, each behind its length (4 bytes, little-endian):
+The wire has four parts, each behind its length (4 bytes, little-endian). The beginning depends on no job, so it may be
+sent before there is one; the rest follows when there is:
 
 - `Places` for init: words and paths, each ended by NUL, so that nothing is decoded before init is cloned;
+- the preparation: a JSON array of operations behind the version, which only the main process decodes;
 - `Watch` for the monitor: a JSON array in the order of its fields, behind the version;
-- the whole `Task`: a JSON object, which only the main process decodes, before it becomes the job.
+- the whole `Task` but for the preparation: a JSON object, which only the main process decodes.
 
 What a process never decodes costs it no memory: init and monitor live as long as the job does.
 
@@ -20,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from services.executor.launcher.operations import Operation, decode_operation, encode_operation
 
-TASK_VERSION: Final = 2
+TASK_VERSION: Final = 3
 TASK_BYTES_MAX: Final = 16 * 2**20
 LENGTH_BYTES: Final = 4
 _DECODER: Final = json.JSONDecoder()
@@ -70,6 +72,15 @@ class Places(NamedTuple):
     clone_into: str
     network: str  # NEW_NETWORK: an empty one; GIVEN_NETWORK: the descriptor that comes with the task; HOST_NETWORK
     own_user: str  # the launcher is not root: init makes the user namespace and maps its own uid to this one; else ""
+    job_dir: str
+    uploads: str  # "uploads" when the task will bring some, else ""
+
+
+class Beginning(NamedTuple):
+    """What a job's first processes are told: nothing about the job. `preparation` is encoded."""
+
+    places: Places
+    preparation: bytes
 
 
 class ResourceLimit(NamedTuple):
@@ -88,6 +99,7 @@ class Watch(NamedTuple):
     host_uid: int
     host_gid: int
     range_first: int | None
+    uploads: tuple[str, ...]
     journal: JournalLimits
     groups: Groups
     start_ms_max: int
@@ -112,7 +124,8 @@ class Task(NamedTuple):
     range_first: int | None  # of the host's ids that are the job's 0 to 65,535; None: init has mapped one id itself
     network: str  # see Places
     resources: tuple[ResourceLimit, ...]
-    operations: tuple[Operation, ...]
+    preparation: tuple[Operation, ...]  # of the sandbox: what is the same for every job of this node
+    operations: tuple[Operation, ...]  # after it
     uploads: tuple[str, ...]  # staged tar archives on the host, in this order
     journal: JournalLimits
     groups: Groups
@@ -122,38 +135,59 @@ class Task(NamedTuple):
     grace_ms: int
 
 
-def encode_task(task: Task) -> bytes:
-    """The three parts of the wire form of `task`."""
-    fields: dict[str, Any] = task._asdict()
-    fields["operations"] = [encode_operation(operation) for operation in task.operations]
-    parts = (
+def encode_beginning(task: Task) -> bytes:
+    """The first two parts of the wire form of `task`."""
+    preparation = [encode_operation(operation) for operation in task.preparation]
+    return _joined(
         b"".join(os.fsencode(word) + b"\0" for word in _words(task)),
+        json.dumps([TASK_VERSION, preparation]).encode(),
+    )
+
+
+def encode_rest(task: Task) -> bytes:
+    """The other two."""
+    fields: dict[str, Any] = task._asdict()
+    del fields["preparation"]
+    fields["operations"] = [encode_operation(operation) for operation in task.operations]
+    return _joined(
         json.dumps([TASK_VERSION, *(fields[name] for name in Watch._fields)]).encode(),
         json.dumps({"version": TASK_VERSION, **fields}).encode(),
     )
+
+
+def _joined(*parts: bytes) -> bytes:
     return b"".join(len(part).to_bytes(LENGTH_BYTES, "little") + part for part in parts)
 
 
 def decode_places(encoded: bytes) -> Places:
     """The first part, without its length."""
-    network, own_user, clone_into, *join = os.fsdecode(encoded).split("\0")[:-1]
-    return Places(tuple(join), clone_into, network, own_user)
+    network, own_user, job_dir, uploads, clone_into, *join = os.fsdecode(encoded).split("\0")[:-1]
+    return Places(tuple(join), clone_into, network, own_user, job_dir, uploads)
+
+
+def decode_preparation(encoded: bytes) -> tuple[Operation, ...]:
+    """The second part, without its length. Raises ValueError, KeyError or TypeError when it is none of this version."""
+    version, operations = json.loads(encoded)
+    _check_version(version)
+    return tuple(decode_operation(values) for values in operations)
 
 
 def decode_watch(encoded: bytes) -> Watch:
-    """The second part, without its length. Raises ValueError or TypeError when it is none of this version."""
+    """The third part, without its length. Raises ValueError or TypeError when it is none of this version."""
     # raw_decode: json.loads would also guess the encoding and match white space, all of it in Python.
     (version, *fields), _ = _DECODER.raw_decode(encoded.decode())
     _check_version(version)
-    job_id, job_dir, host_uid, host_gid, range_first, journal, groups, *rest = fields
-    return Watch(job_id, job_dir, host_uid, host_gid, range_first, JournalLimits(*journal), _groups(groups), *rest)
+    job_id, job_dir, host_uid, host_gid, range_first, uploads, journal, groups, *rest = fields
+    ids = (host_uid, host_gid, range_first)
+    return Watch(job_id, job_dir, *ids, tuple(uploads), JournalLimits(*journal), _groups(groups), *rest)
 
 
-def decode_task(encoded: bytes) -> Task:
-    """The third part, without its length. Raises ValueError, KeyError or TypeError when it is none of this version."""
+def decode_task(encoded: bytes | bytearray) -> Task:
+    """The fourth part, without its length; it has no preparation. Raises ValueError, KeyError or TypeError."""
     fields: dict[str, Any] = json.loads(encoded)
     _check_version(fields.pop("version"))
     return Task(
+        preparation=(),
         args=tuple(fields.pop("args")),
         environment=tuple((name, value) for name, value in fields.pop("environment")),
         resources=tuple(ResourceLimit(*values) for values in fields.pop("resources")),
@@ -167,7 +201,8 @@ def decode_task(encoded: bytes) -> Task:
 
 def _words(task: Task) -> tuple[str, ...]:
     own_user = str(task.uid) if task.range_first is None else ""
-    return (task.network, own_user, task.groups.clone_into, *task.groups.join)
+    uploads = "uploads" if task.uploads else ""
+    return (task.network, own_user, task.job_dir, uploads, task.groups.clone_into, *task.groups.join)
 
 
 def _check_version(version: object) -> None:

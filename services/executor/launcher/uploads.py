@@ -18,18 +18,24 @@ if TYPE_CHECKING:
     import tarfile
 
 STEP: Final = "upload"
+ARCHIVES_MAX: Final = 64
+"""Of one job; SCM_MAX_FD of the kernel is 253."""
 _COPY_BYTES: Final = 256 * 1024
 _PATH_BYTES_MAX: Final = 4096
 _RESOLVE: Final = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+def load_unpacker() -> None:
+    """Load what `unpack` needs, while the host's root is still there: behind the change of root no module is found.
+
+    Only for a job with uploads: few have any, and what the launcher has loaded makes every fork dearer.
+    """
+    import tarfile  # noqa: F401, PLC0415
+
+
 def open_archives(paths: tuple[str, ...]) -> tuple[int, ...]:
     """Descriptors of the staged archives: regular files, not links. Raises StepFailed."""
-    if paths:
-        # Only now: few jobs bring uploads, and what the launcher has loaded makes every fork dearer. It is still the
-        # host's root: behind the change of root no module is found any more.
-        import tarfile  # noqa: F401, PLC0415
     descriptors = []
     for path in paths:
         try:
@@ -45,7 +51,7 @@ def open_archives(paths: tuple[str, ...]) -> tuple[int, ...]:
 
 def unpack(archive: int, target: str) -> None:
     """Unpack the tar archive of the descriptor `archive` into the directory `target`. Raises StepFailed."""
-    import tarfile  # noqa: PLC0415  # loaded by open_archives
+    import tarfile  # noqa: PLC0415  # see load_unpacker
 
     directory = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
