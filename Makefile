@@ -3,9 +3,10 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint drift proto requirements bench clean
+.PHONY: help setup demo test test-kernel lint drift proto requirements bench clean
 
 PYTHON ?= python3
+LANE_TESTS ?= tests/linux
 BIN := .venv/bin
 STAMP := .venv/.set-up
 PROTOS := $(wildcard proto/joblet/v1/*.proto)
@@ -33,6 +34,9 @@ demo: setup ## start the services in a temporary directory and run real jobs (ro
 test: setup lint drift ## everything that CI runs (root, under 10 minutes)
 	$(BIN)/pytest -q -n 2 tests/unit tests/contract tests/property
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/linux tests/security tests/e2e tests/fault
+
+test-kernel: setup ## the tests of the kernel in a machine with cgroups v2 only and a slow disk (under 20 minutes)
+	@$(BIN)/python -m tools.kernel_lane -- $(LANE_TESTS)
 
 lint: setup ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from common.config.layout import Layout
-from common.config.settings import Users
+from common.config.settings import DEFAULT_BASE_DIR, Users
 from common.errors import JobletError, Reason, invalid, precondition
 
 SYSTEM_ID_FIRST: Final = 100
@@ -41,6 +41,25 @@ _CAP_HEADER: Final = struct.Struct("=Ii")
 _CAP_DATA: Final = struct.Struct("=6I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def default_base_dir() -> Path:
+    """The base directory where none is named: root's is fixed, everybody else has one in his data directory.
+
+    That is $XDG_DATA_HOME/joblet, else ~/.local/share/joblet (XDG Base Directory Specification: a relative path there
+    counts as unset).
+    """
+    if os.geteuid() == 0:
+        return Path(DEFAULT_BASE_DIR)
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (data if data.is_absolute() else _home() / ".local" / "share") / "joblet"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as cause:  # neither $HOME nor an entry in the password file
+        raise precondition(f"uid {os.geteuid()} has no home directory", "name a base directory: --base-dir") from cause
 
 
 class ServiceUsers(NamedTuple):
@@ -76,13 +95,14 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
     Refuses a symbolic link or a stranger's directory in their place, a base directory that others can write, and a
     store outside it that the service users cannot reach. (Below it they need no way: see Layout.from_base.)
     """
-    _prepare_base(layout.base)
+    _prepare_base(layout.base, mode=0o755 if users else 0o700)
     me = os.geteuid()
     api = users.api_uid if users else me
     persist = users.persist_uid if users else me
     gid = users.gid if users else os.getegid()
     for directory in (
-        _Directory(layout.run, 0o750, me, gid),
+        # Without root the group may be one that many have ("users"): nobody else is let in.
+        _Directory(layout.run, 0o750 if users else 0o700, me, gid),
         _Directory(layout.jobs, 0o700, me, gid),
         _Directory(layout.state, 0o700, me, gid),
         _Directory(layout.certs, 0o700, me, gid),
@@ -115,6 +135,11 @@ def die_with(parent_pid: int, signal_number: int) -> bool:
     """
     _prctl(_PR_SET_PDEATHSIG, signal_number)
     return os.getppid() == parent_pid
+
+
+def forbid_new_privileges() -> None:
+    """No exec of this thread or of threads it makes gains privileges, by set-uid bits or file capabilities."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def renounce_new_privileges() -> None:
@@ -234,17 +259,17 @@ def _group_exists(gid: int) -> bool:
     return True
 
 
-def _prepare_base(base: Path) -> None:
-    made = not base.exists()
-    base.mkdir(mode=0o755, parents=True, exist_ok=True)
+def _prepare_base(base: Path, *, mode: int) -> None:
+    made = _make_directory(base, mode)
     descriptor = _open_directory(base)
     try:
-        status = os.fstat(descriptor)
-        if status.st_uid not in {0, os.geteuid()}:
-            raise precondition(f"base directory {base} belongs to uid {status.st_uid}", f"chown root {base}")
+        status, me = os.fstat(descriptor), os.geteuid()
+        if status.st_uid != me:
+            repair = f"chown root {base}" if me == 0 else "name one of your own: --base-dir"
+            raise precondition(f"base directory {base} belongs to uid {status.st_uid}", repair)
         if not made and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise precondition(f"base directory {base} can be written by others", f"chmod 755 {base}")
-        os.fchmod(descriptor, 0o755)
+        os.fchmod(descriptor, mode)
     finally:
         os.close(descriptor)
 
@@ -258,12 +283,25 @@ def _require_a_way(store: Path) -> None:
             )
 
 
+def _make_directory(path: Path, mode: int) -> bool:
+    """Whether it was made; what is there already may be anything."""
+    try:
+        path.mkdir(mode=mode, parents=True)
+    except FileExistsError:
+        return False
+    except OSError as cause:
+        raise precondition(
+            f"cannot make {path}: {cause.strerror}", "name a base directory that can be made: --base-dir"
+        ) from cause
+    return True
+
+
 def _prepare(directory: _Directory) -> None:
-    directory.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(directory.path, 0o700)
     descriptor = _open_directory(directory.path)
     try:
-        owner = os.fstat(descriptor).st_uid
-        if owner not in {0, os.geteuid(), directory.uid}:
+        owner, me = os.fstat(descriptor).st_uid, os.geteuid()
+        if owner not in ({0, directory.uid} if me == 0 else {me}):
             raise precondition(
                 f"{directory.path} belongs to uid {owner}, expected {directory.uid}",
                 f"chown -R {directory.uid}:{directory.gid} {directory.path}",

@@ -17,8 +17,9 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
+import msgspec
 import structlog
 
 from common.allocator import keep_large_buffers
@@ -32,9 +33,11 @@ from common.logsetup import configure_logging, escaped
 from common.messages.topics import Service
 from common.privileges import (
     ServiceUsers,
+    default_base_dir,
     die_with,
     drop,
     forbid_dumping,
+    forbid_new_privileges,
     name_process,
     prepare_directories,
     renounce_new_privileges,
@@ -126,9 +129,14 @@ class Startup:
             self._stop.set()
 
 
-def run_service(service: Service, serve: Callable[[Startup], Awaitable[None]]) -> None:
-    """Run one service process to its end; leaves by SystemExit."""
-    arguments = _arguments(service)
+def run_service(
+    service: Service, serve: Callable[[Startup], Awaitable[None]], *, probe: Callable[[Settings], str] | None = None
+) -> None:
+    """Run one service process to its end; leaves by SystemExit.
+
+    `probe`: what `--probe` prints on stdout instead of serving, in one line. Without it there is no such option.
+    """
+    arguments = _arguments(service, probes=probe is not None)
     os.umask(0o077)
     keep_large_buffers()
     name_process(f"joblet-{service}")
@@ -136,7 +144,9 @@ def run_service(service: Service, serve: Callable[[Startup], Awaitable[None]]) -
     if not _follow_supervisor():
         raise SystemExit(EXIT_FAILED)
     try:
-        settings = load_settings(arguments.config, base_dir=arguments.base_dir, port=arguments.port)
+        settings = load_settings(arguments.config, base_dir=_base_dir(arguments), port=arguments.port)
+        if probe is not None and arguments.probe:
+            _print_probe(service, settings, probe)
         configure_logging(settings.logging, service)
     except JobletError as error:
         print(f"joblet-{service}: {escaped(str(error))}", file=sys.stderr)  # noqa: T201  # there is no log yet
@@ -152,6 +162,16 @@ def run_service(service: Service, serve: Callable[[Startup], Awaitable[None]]) -
     log.info("ended")
 
 
+def _print_probe(service: Service, settings: Settings, probe: Callable[[Settings], str]) -> NoReturn:
+    configure_logging(msgspec.structs.replace(settings.logging, output="stderr"), service)
+    try:
+        print(probe(settings))  # noqa: T201  # for whoever started us
+    except JobletError as error:
+        print(f"joblet-{service}: {escaped(str(error))}", file=sys.stderr)  # noqa: T201  # as above
+        raise SystemExit(EXIT_FAILED) from None
+    raise SystemExit(0)
+
+
 def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaitable[None]]) -> None:
     for notice in notices(settings):
         log.warning(notice)
@@ -165,6 +185,8 @@ def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaita
     drops = _unprivileged_uid(service, users) is not None
     if drops:
         renounce_new_privileges()
+    elif users is None:
+        forbid_new_privileges()
     owners = SocketOwners(api_uid=users.api_uid, persist_uid=users.persist_uid, gid=users.gid) if users else None
     startup = Startup(
         service=service,
@@ -213,14 +235,24 @@ def _set_oom_score(service: Service) -> None:
         log.debug("oom_score_adj stays as it is", why=cause.strerror)
 
 
-def _arguments(service: Service) -> argparse.Namespace:
+def _arguments(service: Service, *, probes: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"joblet-{service}", description=f"Run joblet's {service} service in the foreground.", allow_abbrev=False
     )
     parser.add_argument("--config", type=Path, help="configuration file (default: joblet-config.yml in the base)")
     parser.add_argument("--base-dir", type=Path, help="base directory, in place of the file's joblet.base_dir")
     parser.add_argument("--port", type=_port, help="port of the gRPC API, in place of the file's server.port")
+    if probes:
+        parser.add_argument("--probe", action="store_true", help="try what this host can do, print it as JSON, and end")
     return parser.parse_args()
+
+
+def _base_dir(arguments: argparse.Namespace) -> Path | None:
+    """What overrides the configuration's; without either, root's default is the configuration's own."""
+    if arguments.base_dir is None and arguments.config is None and os.geteuid() != 0:
+        return default_base_dir()
+    named: Path | None = arguments.base_dir
+    return named
 
 
 def _port(text: str) -> int:

@@ -18,7 +18,7 @@ from grpc import aio
 
 from common.bus.memory import Memory
 from common.config.layout import Layout, layout_of
-from common.config.settings import Grpc, Joblet, Server, Settings, Uploads
+from common.config.settings import Grpc, Joblet, Jobs, LimitPolicy, Server, Settings, Uploads
 from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2_grpc,
@@ -85,12 +85,24 @@ class Node:
 
 @asynccontextmanager
 async def running_node(
-    base: Path, *, limits: Grpc | None = None, uploads: Uploads | None = None, silence_s: float | None = None
+    base: Path,
+    *,
+    limits: Grpc | None = None,
+    uploads: Uploads | None = None,
+    job_limits: LimitPolicy | None = None,
+    job_defaults: Jobs | None = None,
+    silence_s: float | None = None,
 ) -> AsyncIterator[Node]:
     """A node below `base` that ends with the block."""
     settings = Settings(
         server=Server(address="127.0.0.1", port=0),
-        joblet=Joblet(base_dir=str(base), grpc=limits or Grpc(), uploads=uploads or Uploads()),
+        joblet=Joblet(
+            base_dir=str(base),
+            grpc=limits or Grpc(),
+            uploads=uploads or Uploads(),
+            limits=job_limits or LimitPolicy(),
+            jobs=job_defaults or Jobs(),
+        ),
     )
     layout = layout_of(settings)
     for directory in (layout.run, layout.uploads, layout.audit):

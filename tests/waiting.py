@@ -6,14 +6,17 @@ test goes on as soon as it can, and says what it waited for when it cannot.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
-from typing import Literal, TypeVar, overload
+from typing import Final, Literal, TypeVar, overload
 
 T = TypeVar("T")
 
 POLL_INTERVAL_S = 0.01
+SLOWNESS: Final = float(os.environ.get("JOBLET_TEST_SLOWNESS", "1"))
+"""Factor of every deadline: `timeout_s` is meant for a machine of usual speed."""
 
 
 class NeverHappened(AssertionError):
@@ -26,14 +29,14 @@ def wait_for(condition: Callable[[], T | Literal[False] | None], *, timeout_s: f
     `what` completes the sentence "waited … for"; NeverHappened after `timeout_s`. The condition is asked once more
     after the deadline, so that a machine that stalled between two questions is not taken for a failure.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWNESS
     while True:
         expired = time.monotonic() >= deadline
         answer = condition()
         if answer:
             return answer
         if expired:
-            raise NeverHappened(f"waited {timeout_s} s for {what}; the last answer was {answer!r}")
+            raise NeverHappened(f"waited {timeout_s * SLOWNESS} s for {what}; the last answer was {answer!r}")
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -43,7 +46,7 @@ async def await_for(condition: Callable[[], Awaitable[T]], *, timeout_s: float =
 async def await_for(condition: Callable[[], T], *, timeout_s: float = 10.0, what: str) -> T: ...
 async def await_for(condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 10.0, what: str) -> T:
     """The same inside an event loop; `condition` may be a plain function or a coroutine function."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s * SLOWNESS
     while True:
         expired = time.monotonic() >= deadline
         answer = condition()
@@ -51,5 +54,5 @@ async def await_for(condition: Callable[[], T | Awaitable[T]], *, timeout_s: flo
         if settled:
             return settled
         if expired:
-            raise NeverHappened(f"waited {timeout_s} s for {what}; the last answer was {settled!r}")
+            raise NeverHappened(f"waited {timeout_s * SLOWNESS} s for {what}; the last answer was {settled!r}")
         await asyncio.sleep(POLL_INTERVAL_S)

@@ -15,6 +15,8 @@ Value = None | bool | int | float | str | list["Value"] | dict[str, "Value"]
 Object = dict[str, Value]
 
 _LIMITS: Final = tuple(field.name for field in job_pb2.Limits.DESCRIPTOR.fields)
+_USAGE: Final = tuple(field.name for field in job_pb2.Usage.DESCRIPTOR.fields)
+_METRIC: Final = tuple(field.name for field in persist_pb2.Metric.DESCRIPTOR.fields if field.name != "job_id")
 
 
 def state_word(state: job_pb2.JobState) -> str:
@@ -71,25 +73,12 @@ def job_object(job: job_pb2.Job) -> Object:
 
 def usage_object(usage: job_pb2.Usage) -> Object:
     """What a job used over its life."""
-    return {
-        "cpu_time_us": usage.cpu_time_us,
-        "memory_peak_bytes": usage.memory_peak_bytes,
-        "oom_kills": usage.oom_kills,
-    }
+    return {name: getattr(usage, name) for name in _USAGE}
 
 
 def metric_object(metric: persist_pb2.Metric) -> Object:
     """One sample."""
-    return {
-        "timestamp": metric.timestamp,
-        "cpu_percent": metric.cpu_percent,
-        "memory_bytes": metric.memory_bytes,
-        "io_read_bytes": metric.io_read_bytes,
-        "io_write_bytes": metric.io_write_bytes,
-        "io_read_ops": metric.io_read_ops,
-        "io_write_ops": metric.io_write_ops,
-        "pids": metric.pids,
-    }
+    return {name: getattr(metric, name) for name in _METRIC}
 
 
 def volume_object(volume: volume_pb2.Volume) -> Object:

@@ -1,30 +1,44 @@
-"""`joblet doctor`: what this host can enforce, as the running node probed it.
+"""`joblet doctor`: what this host can enforce, with the repair for what it cannot.
 
-The probing itself belongs to the executor, which must know before it promises anything; so the answer is the
-node's own, over the `default` context, and without a running node there is none.
+The probing itself belongs to the executor, which must know before it promises anything. A running node has done it, and
+is asked over the `default` context. Without one the executor's program is started for that alone (`joblet-executor
+--probe`), as whoever runs the doctor. Which of both it was is told.
 """
 
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import click
+import msgspec
 
 from cli.client.contexts import load_context
-from cli.client.escape import escape_line
+from cli.client.escape import escape, escape_line
 from cli.joblet.firststart import CLIENT_CONFIG_FILE
+from cli.joblet.service import program
 from cli.joblet.up import base_dir_option
-from common.config.settings import DEFAULT_BASE_DIR
 from common.errors import JobletError, Reason
+from common.messages.jobs import Capability, NodeFacts
+from common.messages.topics import Service
+from common.privileges import default_base_dir
 from common.quantities import format_size
 from proto.joblet.v1 import node_pb2
 
-NEEDED: Final = frozenset(
-    {f"namespace.{name}" for name in ("mount", "pid", "ipc", "uts", "cgroup", "net")}
-    | {"limit.cpu", "limit.memory", "limit.pids"}
+PROBE_TIMEOUT_S: Final = 60.0
+
+CONFINEMENT: Final = frozenset(
+    {f"namespace.{name}" for name in ("mount", "pid", "ipc", "uts", "cgroup", "net", "user")}
+    | {f"kernel.{name}" for name in ("openat2", "mount_setattr", "clone3", "pidfd_open", "close_range", "pidfd")}
+    | {"seccomp", "network.none", "limit.open_files"}
 )
-"""Capabilities that a job with default settings cannot be without in this release."""
+LIMITS: Final = frozenset({"limit.cpu", "limit.memory", "limit.pids", "cgroup.clone_into"})
+"""Capabilities that a job with default settings cannot be without; a rootless node promises the first only."""
+
+OWNER_RANGE: Final = "owner.range"
+"""Missing: the node is rootless."""
 
 _WORDS: Final = {
     node_pb2.Capability.ENFORCED: "enforced",
@@ -33,64 +47,118 @@ _WORDS: Final = {
 }
 
 
+class Source(NamedTuple):
+    """Where the answer comes from: `asked` a running node, or `why` this host was probed for it."""
+
+    asked: bool
+    why: str
+
+
 @click.command(epilog="Example: joblet doctor --base-dir /tmp/node")
 @base_dir_option
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Configuration file, without a node.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def doctor(base_dir: Path | None, *, as_json: bool) -> int:
-    """Tell what the running node can enforce and what not, with the repair for each.
+def doctor(base_dir: Path | None, config: Path | None, *, as_json: bool) -> int:
+    """Tell what a node on this host can enforce and what not, with the repair for each.
 
-    Exit code 1 when a default cannot be met, 5 when no node answers.
+    Asks the running node of the base directory; where there is none, tries everything itself, as the present user.
+    Exit code 1 when a default cannot be met.
     """
-    base = base_dir or Path(DEFAULT_BASE_DIR)
+    base = base_dir or default_base_dir()
+    facts, source = _examine(base, config)
+    click.echo(_as_json(facts, source) if as_json else _as_text(facts, source))
+    return 1 if unmet(facts) else 0
+
+
+def unmet(facts: NodeFacts) -> tuple[str, ...]:
+    """Names of the missing capabilities that jobs with default settings need."""
+    missing = {each.name for each in facts.capabilities if each.level == "missing"}
+    needed = CONFINEMENT if OWNER_RANGE in missing else CONFINEMENT | LIMITS
+    return tuple(each.name for each in facts.capabilities if each.name in missing & needed)
+
+
+def _examine(base: Path, config: Path | None) -> tuple[NodeFacts, Source]:
     file = base / CLIENT_CONFIG_FILE
     if not file.exists():
-        raise JobletError(
-            Reason.UNAVAILABLE,
-            f"no node to ask: there is no {file}",
-            detail=f"the running node probes the host; start it with: joblet up --base-dir {base}",
-        )
+        return _probe(base, config), Source(asked=False, why=f"there is no {file}, so no node of {base} to ask")
     from cli.joblet.node import node_info  # noqa: PLC0415  # gRPC loads only when there is a node to ask
 
-    info = node_info(load_context(file, "default"))
-    click.echo(_as_json(info) if as_json else _as_text(info))
-    return 1 if unmet(info) else 0
+    context = load_context(file, "default")
+    try:
+        return _facts_of(node_info(context)), Source(asked=True, why="")
+    except JobletError as error:
+        if error.reason not in {Reason.UNAVAILABLE, Reason.DEADLINE}:
+            raise
+        return _probe(base, config), Source(asked=False, why=error.message)
 
 
-def unmet(info: node_pb2.NodeInfo) -> tuple[str, ...]:
-    """Names of the missing capabilities that jobs with default settings need."""
-    return tuple(
-        each.name for each in info.capabilities if each.level == node_pb2.Capability.MISSING and each.name in NEEDED
+def _facts_of(info: node_pb2.NodeInfo) -> NodeFacts:
+    return NodeFacts(
+        node_id=info.node_id,
+        version=info.version,
+        kernel=info.kernel,
+        cgroup_version=info.cgroup_version,
+        cpus=info.cpus,
+        memory_bytes=info.memory_bytes,
+        running_jobs=info.running_jobs,
+        capabilities=tuple(
+            Capability(name=each.name, level=_WORDS.get(each.level, "unknown"), detail=each.detail)
+            for each in info.capabilities
+        ),
     )
 
 
-def _as_json(info: node_pb2.NodeInfo) -> str:
+def _probe(base: Path, config: Path | None) -> NodeFacts:
+    """Try everything in the executor's own program. Raises JobletError."""
+    command = [*program(Service.EXECUTOR), "--probe", "--base-dir", str(base)]
+    command += ["--config", str(config)] if config else []
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as cause:
+        raise JobletError(Reason.UNAVAILABLE, f"{command[0]} cannot be run: {cause}") from cause
+    errors = done.stderr.decode("utf-8", "replace")
+    if done.returncode != 0:
+        last = errors.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise JobletError(Reason.PRECONDITION, last[0])
+    sys.stderr.write(escape(errors))
+    try:
+        return msgspec.json.decode(done.stdout, type=NodeFacts)
+    except msgspec.DecodeError as cause:
+        raise JobletError(Reason.INTERNAL, f"{command[0]} --probe printed no facts: {cause}") from cause
+
+
+def _as_json(facts: NodeFacts, source: Source) -> str:
     return json.dumps(
         {
-            "node_id": info.node_id,
-            "version": info.version,
-            "kernel": info.kernel,
+            **msgspec.to_builtins(facts),
             "python": platform.python_version(),
-            "cgroup_version": info.cgroup_version,
-            "cpus": info.cpus,
-            "memory_bytes": info.memory_bytes,
-            "running_jobs": info.running_jobs,
-            "capabilities": [
-                {"name": each.name, "level": _WORDS.get(each.level, "unknown"), "detail": each.detail}
-                for each in info.capabilities
-            ],
-            "unmet": list(unmet(info)),
+            "source": "node" if source.asked else "probe",
+            "source_detail": source.why,
+            "unmet": list(unmet(facts)),
         }
     )
 
 
-def _as_text(info: node_pb2.NodeInfo) -> str:
-    width = max((len(each.name) for each in info.capabilities), default=0)
-    lines = [
-        f"node {escape_line(info.node_id)}: joblet {info.version}, Linux {info.kernel}, cgroups {info.cgroup_version}, "
-        f"{info.cpus} CPUs, {format_size(info.memory_bytes)}, {info.running_jobs} running jobs"
-    ]
-    lines += [
-        f"{escape_line(each.name):{width}}  {_WORDS.get(each.level, 'unknown'):8}  {escape_line(each.detail)}".rstrip()
-        for each in info.capabilities
-    ]
-    return "\n".join(lines)
+def _as_text(facts: NodeFacts, source: Source) -> str:
+    whose = f"asked the running node {facts.node_id}, which runs {facts.running_jobs} jobs"
+    lacking = unmet(facts)
+    head = (
+        whose if source.asked else f"probed this host itself: {source.why}",
+        f"joblet {facts.version}, Linux {facts.kernel}, cgroups {facts.cgroup_version}, {facts.cpus} CPUs,"
+        f" {format_size(facts.memory_bytes)}",
+    )
+    verdict = f"cannot run here, for want of {', '.join(lacking)}" if lacking else "can run here"
+    width = max((len(each.name) for each in facts.capabilities), default=0)
+    return "\n".join(
+        (
+            *map(escape_line, head),
+            *(_line(each, width) for each in facts.capabilities),
+            escape_line(f"jobs with default settings {verdict}"),
+        )
+    )
+
+
+def _line(each: Capability, width: int) -> str:
+    return f"{escape_line(each.name):{width}}  {escape_line(each.level):8}  {escape_line(each.detail)}".rstrip()

@@ -13,6 +13,8 @@ from typing import Final
 from honcho.colour import get_colours
 from honcho.printer import Message, Printer
 
+from cli.client.escape import escape
+
 QUEUE_LINES_MAX: Final = 10_000
 OWN_NAME: Final = "joblet"
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -66,10 +68,13 @@ class LogPrinter:
         self._thread.join(CLOSE_TIMEOUT_S)
 
     def line(self, text: str, name: str = OWN_NAME) -> None:
-        """Print one line, or count it as dropped when the reader is too slow."""
+        """Print one line, or count it as dropped when the reader is too slow. Control characters are shown.
+
+        The services escape what they log; what a library of theirs, or the interpreter, prints comes as it is.
+        """
         if self._dropped:
             text = f"({self._dropped} lines dropped: nobody read them) {text}"
-        message = Message("line", text, datetime.now().astimezone(), name, self._colours.get(name))
+        message = Message("line", escape(text), datetime.now().astimezone(), name, self._colours.get(name))
         try:
             self._queue.put_nowait(message)
         except queue.Full:

@@ -38,6 +38,7 @@ _WORDS: Final = {
     records.RecordType.EXIT: "exit",
     records.RecordType.GAP: "gap",
 }
+_OFTEN_ZERO: Final = re.compile(r"io_|network_|oom_|\w+_pressure")
 _BARE: Final = frozenset({"type", "stream", "state", "content", "content_b64", "payload", "command"})
 _STREAMS: Final = {records.Stream.STDOUT: "stdout", records.Stream.STDERR: "stderr"}
 
@@ -91,7 +92,7 @@ def lines(topic: str, body: Body, *, as_json: bool) -> Iterator[str]:
         if as_json:
             yield json.dumps({"topic": topic, "timestamp": time_ns, **fields})
         else:
-            words = " ".join(_word(key, value) for key, value in fields.items())
+            words = " ".join(_word(key, value) for key, value in _telling(fields))
             yield f"{format_time_ns(time_ns) if time_ns else '-'} {escape_line(topic)} {words}"
 
 
@@ -131,7 +132,7 @@ def _entries(body: Body) -> Iterator[tuple[int, dict[str, Any]]]:
             job = body.job
             fields = {"type": "job", "job": job.id, "state": job.state.value, "owner": job.owner, "pid": job.pid}
             fields |= {"exit_code": job.exit_code, "signal": job.signal, "reason": job.reason, "deleted": body.deleted}
-            fields |= {"command": [job.spec.command, *job.spec.args]}
+            fields |= {"usage": msgspec.to_builtins(job.usage), "command": [job.spec.command, *job.spec.args]}
             yield job.ended_at_ns or job.started_at_ns or job.created_at_ns, fields
         case _:
             yield 0, {"type": type(body).__name__}
@@ -169,6 +170,15 @@ def _content(piece: bytes) -> dict[str, str]:
         return {"content": piece.decode("utf-8")}
     except UnicodeDecodeError:
         return {"content_b64": base64.b64encode(piece).decode()}
+
+
+def _telling(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What people are told: usage field by field, and figures that not every job has only where they are not zero."""
+    for key, value in fields.items():
+        if key == "usage":
+            yield from _telling(value or {})
+        elif value or not _OFTEN_ZERO.match(key):
+            yield key, value
 
 
 def _word(key: str, value: Any) -> str:

@@ -26,16 +26,29 @@ from cli.joblet.uplock import UpLock, holder
 from common.config.layout import Layout, layout_of
 from common.config.load import CONFIG_FILE, load_settings
 from common.config.settings import DEFAULT_BASE_DIR, Settings
-from common.errors import JobletError, Reason, precondition, unavailable
-from common.privileges import name_process, prepare_directories, resolve_users
+from common.errors import JobletError, Reason, unavailable
+from common.privileges import default_base_dir, name_process, prepare_directories, resolve_users
 from common.runtime import Notifier
 
 LOG_FILE: Final = "joblet.log"
 QUESTION_TIMEOUT_S: Final = 90.0
 DOWN_TIMEOUT_S: Final = 60.0
 
+
+def _own_base_dir(context: click.Context, _parameter: click.Parameter, named: Path | None) -> Path | None:
+    """Without root there is a default that the configuration does not know; a file that was named goes before it.
+
+    Options that are given are looked at before those that are not: the file's is in `params` already.
+    """
+    file = context.params.get("config") or context.params.get("file")
+    return default_base_dir() if named is None and file is None and os.geteuid() != 0 else named
+
+
 base_dir_option = click.option(
-    "--base-dir", type=click.Path(file_okay=False, path_type=Path), help=f"Base directory [default: {DEFAULT_BASE_DIR}]"
+    "--base-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=_own_base_dir,
+    help=f"Base directory [default: {DEFAULT_BASE_DIR}; without root: joblet in the user's data directory]",
 )
 
 
@@ -59,20 +72,16 @@ def up(base_dir: Path | None, port: int | None, config: Path | None, *, detach: 
     """Start volumes, persist, executor and api, and keep them running.
 
     Prints one line on stdout when all are healthy; everything else goes to stderr. Ctrl-C or SIGTERM stops the
-    services; running jobs go on and are taken up again by the next `joblet up`.
+    services; running jobs go on and are taken up again by the next `joblet up`. Without root the node is rootless:
+    docs/rootless.md.
     """
-    if os.geteuid() != 0:
-        raise precondition(
-            "joblet up needs root in this release: it makes namespaces, control groups and users for jobs",
-            "run it with sudo; rootless operation comes with a later release",
-        )
     os.umask(0o077)
     settings = load_settings(config, base_dir=base_dir, port=port)
     if detach:
         _detach(Path(settings.joblet.base_dir), stop_jobs=stop_jobs)
         return
     layout = layout_of(settings)
-    prepare_directories(layout, resolve_users(settings.joblet.users, layout))
+    prepare_directories(layout, resolve_users(settings.joblet.users, layout) if os.geteuid() == 0 else None)
     manager = Notifier(os.environ.pop("NOTIFY_SOCKET", None))  # under systemd; the services get a socket of ours
     lock = UpLock(layout.base)
     try:
@@ -88,7 +97,7 @@ def up(base_dir: Path | None, port: int | None, config: Path | None, *, detach: 
 @base_dir_option
 def down(base_dir: Path | None) -> None:
     """Stop the `joblet up` of a base directory. Running jobs go on, unless it was started with --stop-jobs."""
-    base = base_dir or Path(DEFAULT_BASE_DIR)
+    base = base_dir or default_base_dir()
     pid = holder(base)
     if not pid:
         raise unavailable(f"no joblet up runs on {base}", "nothing to do")

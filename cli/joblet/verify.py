@@ -1,5 +1,6 @@
 """`joblet verify [JOB]`: are the stored logs whole? Reads the files themselves; no service needs to run."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def verify(job: str | None, base_dir: Path | None, config: Path | None, *, as_js
     for directory in _job_directories(logs, parse_job_reference(job) if job else ""):
         report = verify_job(directory)
         found += len(report.findings)
-        click.echo(msgspec.json.encode(report).decode() if as_json else _text(report))
+        # Not msgspec's own JSON: it leaves C1 and bidirectional controls as they are.
+        click.echo(json.dumps(msgspec.to_builtins(report)) if as_json else _text(report))
     return 1 if found else 0
 
 

@@ -12,7 +12,7 @@ from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.run import tell_end
 from cli.rnx.show import JOB_HEADINGS, job_fields, job_row
-from cli.rnx.tables import print_fields, print_json, print_table
+from cli.rnx.tables import print_fields, print_json, print_line, print_table
 from cli.rnx.values import DURATION, SIGNAL, pairs
 from proto.joblet.v1 import job_pb2
 
@@ -105,4 +105,4 @@ def _print_outcome(invocation: Invocation, job: job_pb2.Job) -> None:
     else:
         # Asked to stop and not ended yet: "running" would read as if nothing had happened.
         stopping = job.state in (job_pb2.STARTING, job_pb2.RUNNING)
-        click.echo(f"{job.id} {'stopping' if stopping else state_word(job.state)}")
+        print_line(f"{job.id} {'stopping' if stopping else state_word(job.state)}")

@@ -4,7 +4,7 @@ Here: reading samples and showing them. Not here: sampling (the node).
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import click
@@ -14,6 +14,7 @@ from cli.client.views import metric_object
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.jobs import job_argument
+from cli.rnx.show import pressure_text, traffic_text
 from cli.rnx.tables import print_json
 from cli.rnx.values import TIME
 from common.errors import invalid
@@ -51,7 +52,8 @@ def metrics_command(
 ) -> None:
     """Print a job's use of resources over time.
 
-    CPU is since the sample before, memory and processes are at its time, I/O is since the job began.
+    CPU is since the sample before, memory and processes are at its time, I/O is since the job began. Behind them stands
+    what not every job has: traffic since it began, and what it waited for in the last 10 s, in percent of the time.
 
     With --json one object a line. An aggregate is one sample of what is stored and does not follow.
     """
@@ -79,7 +81,7 @@ def metrics_command(
 def _print_lines(samples: Iterable[persist_pb2.Metric]) -> None:
     click.echo(_HEADING)
     for sample in samples:
-        line = _LINE.format(
+        figures = _LINE.format(
             format_time_ns(sample.timestamp),
             f"{sample.cpu_percent:.1f}",
             format_size(sample.memory_bytes),
@@ -87,7 +89,16 @@ def _print_lines(samples: Iterable[persist_pb2.Metric]) -> None:
             format_size(sample.io_write_bytes),
             sample.pids,
         )
-        click.echo(line)
+        click.echo("  ".join((figures, *_further(sample))))
+
+
+def _further(sample: persist_pb2.Metric) -> Iterator[str]:
+    traffic = traffic_text(sample.network_rx_bytes, sample.network_tx_bytes)
+    if traffic:
+        yield traffic
+    waited = pressure_text(sample)
+    if waited:
+        yield f"waited for {waited}"
 
 
 def plot_lines(samples: Sequence[persist_pb2.Metric], *, columns: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ about jobs. Elsewhere than on a terminal it prints one view and ends.
 
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -18,7 +19,7 @@ from cli.client.session import Session
 from cli.client.views import job_object, state_word
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
-from cli.rnx.show import command_text, exit_text
+from cli.rnx.show import command_text, exit_text, pressure_text
 from cli.rnx.tables import cell, make_table, print_json, print_table
 from common.errors import JobletError
 from common.quantities import format_duration_ms, format_size
@@ -28,7 +29,12 @@ REFRESH_S: Final = 1.0
 SAMPLED_JOBS_MAX: Final = 20
 KEPT_JOBS_MAX: Final = 1000
 _SAMPLE_AGE_NS: Final = 30 * 1_000_000_000
-_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", "EXIT", "TIME", "CPU %", "MEMORY", "PIDS", "COMMAND")
+_HEADINGS: Final = (
+    *("ID", "NAME", "OWNER", "STATE", "EXIT", "TIME", "CPU %", "MEMORY", "PIDS"),
+    *("DISK", "TRAFFIC", "WAITED", "COMMAND"),
+)
+_SOMETIMES: Final = frozenset({"DISK", "TRAFFIC", "WAITED"})
+"""Columns that are left out while nobody has anything in them."""
 _ID_CHARACTERS: Final = 8
 
 
@@ -83,7 +89,7 @@ def monitor_command(invocation: Invocation) -> None:
             _follow(session, console)
         else:
             jobs = list(list_jobs(session, limit=KEPT_JOBS_MAX))
-            print_table(_HEADINGS, [row(job, None, now_ns=time.time_ns()) for job in jobs])
+            print_table(*used_columns([row(job, None, now_ns=time.time_ns()) for job in jobs]))
 
 
 def _follow(session: Session, console: Console) -> None:
@@ -107,7 +113,17 @@ def _view(session: Session, board: Board, *, rows_max: int) -> Group:
         f"{format_size(node.memory_bytes)}  {node.running_jobs} running"
     )
     rows = [row(job, samples.get(job.id), now_ns=now_ns) for job in jobs[:rows_max]]
-    return Group(cell(head), "", make_table(_HEADINGS, rows))
+    return Group(cell(head), "", make_table(*used_columns(rows)))
+
+
+def used_columns(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows without the columns that nobody needs now."""
+    kept = [
+        number
+        for number, heading in enumerate(_HEADINGS)
+        if heading not in _SOMETIMES or any(row[number] for row in rows)
+    ]
+    return tuple(_HEADINGS[number] for number in kept), [tuple(row[number] for number in kept) for row in rows]
 
 
 def _latest_sample(session: Session, job_id: str) -> persist_pb2.Metric | None:
@@ -134,5 +150,12 @@ def row(job: job_pb2.Job, sample: persist_pb2.Metric | None, *, now_ns: int) -> 
         "" if sample is None else f"{sample.cpu_percent:.1f}",
         "" if sample is None else format_size(sample.memory_bytes),
         "" if sample is None else str(sample.pids),
+        "" if sample is None else _total(sample.io_read_bytes + sample.io_write_bytes),
+        "" if sample is None else _total(sample.network_rx_bytes + sample.network_tx_bytes),
+        "" if sample is None else pressure_text(sample),
         command_text(job),
     )
+
+
+def _total(size_bytes: int) -> str:
+    return format_size(size_bytes) if size_bytes else ""

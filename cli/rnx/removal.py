@@ -13,7 +13,7 @@ from cli.client.session import Session
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation, tell
 from cli.rnx.jobs import job_argument, label_option, owner_option
-from cli.rnx.tables import print_json
+from cli.rnx.tables import print_json, print_line
 from cli.rnx.values import pairs
 from common.errors import JobletError, Reason
 
@@ -28,7 +28,7 @@ def delete_command(invocation: Invocation, *, job: str) -> None:
     if invocation.json:
         print_json({"id": deleted})
     else:
-        click.echo(deleted)
+        print_line(deleted)
 
 
 @click.command(

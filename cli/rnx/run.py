@@ -22,7 +22,7 @@ from cli.rnx.invocation import Invocation, pass_invocation, tell
 from cli.rnx.progress import upload_progress
 from cli.rnx.sink import attached_sink
 from cli.rnx.spec import RunOptions, build_spec, job_options
-from cli.rnx.tables import print_json
+from cli.rnx.tables import print_json, print_line
 from common.errors import JobletError
 from common.identifiers import parse_key
 from proto.joblet.v1 import job_pb2
@@ -116,7 +116,7 @@ def _run(
             if invocation.json:
                 print_json(job_object(job))
             else:
-                click.echo(job.id)
+                print_line(job.id)
             return Exit.OK
         return _attached(session, spec, policy, key)
 
@@ -126,7 +126,7 @@ def _print_plan(invocation: Invocation, steps: tuple[str, ...]) -> None:
         print_json({"steps": list(steps)})
         return
     for step in steps:
-        click.echo(step)
+        print_line(step)
 
 
 def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str) -> int:

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from cli.client.views import state_word, time_text
 from common.quantities import format_duration_ms, format_size, format_time_ns
-from proto.joblet.v1 import job_pb2
+from proto.joblet.v1 import job_pb2, persist_pb2
 
 JOB_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", "EXIT", "CREATED", "COMMAND")
 _NS_PER_S: Final = 1_000_000_000
@@ -69,15 +69,44 @@ def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))
     yield "environment", shlex.join(f"{key}={value}" for key, value in sorted(spec.environment.items()))
     if job.HasField("usage"):
-        yield "cpu time", format_duration_ms(job.usage.cpu_time_us // _US_PER_MS)
-        yield "memory peak", format_size(job.usage.memory_peak_bytes)
+        yield from _usage(job.usage)
     yield "entries", str(job.last_sequence)
+
+
+def _usage(usage: job_pb2.Usage) -> Iterator[tuple[str, str]]:
+    yield "cpu time", format_duration_ms(usage.cpu_time_us // _US_PER_MS)
+    yield "memory peak", format_size(usage.memory_peak_bytes)
+    yield "oom kills", str(usage.oom_kills or "")
+    yield "disk", ", ".join(_disk(usage))
+    yield "traffic", traffic_text(usage.network_rx_bytes, usage.network_tx_bytes)
+
+
+def _disk(usage: job_pb2.Usage) -> Iterator[str]:
+    if usage.io_read_bytes or usage.io_read_ops:
+        yield f"{format_size(usage.io_read_bytes)} read in {usage.io_read_ops} operations"
+    if usage.io_write_bytes or usage.io_write_ops:
+        yield f"{format_size(usage.io_write_bytes)} written in {usage.io_write_ops} operations"
+
+
+def traffic_text(received_bytes: int, sent_bytes: int) -> str:
+    """What went over a job's network interface; nothing when nothing did."""
+    if not received_bytes and not sent_bytes:
+        return ""
+    return f"{format_size(received_bytes)} received, {format_size(sent_bytes)} sent"
+
+
+def pressure_text(sample: persist_pb2.Metric) -> str:
+    """What the job waited for, in percent of the time; nothing when it did not, or the node cannot tell."""
+    waits = (("cpu", sample.cpu_pressure), ("memory", sample.memory_pressure), ("io", sample.io_pressure))
+    return ", ".join(f"{what} {percent:.1f} %" for what, percent in waits if percent)
 
 
 def _limits(limits: job_pb2.Limits) -> Iterator[str]:
     for field, value in limits.ListFields():
         if field.name == "memory_bytes":
             yield f"memory {format_size(value)}"
+        elif field.name == "file_bytes":
+            yield f"file size {format_size(value)}"
         elif field.name == "timeout_ms":
             yield f"timeout {format_duration_ms(value)}"
         elif field.name.endswith("_bytes_per_s"):

@@ -53,6 +53,8 @@ class RunOptions(NamedTuple):
     read_iops: int | None
     write_iops: int | None
     max_iobps: int | None
+    open_files: int | None
+    file_size: int | None
     timeout: int | None
     volume: tuple[VolumeArgument, ...]
     upload: tuple[Path, ...]
@@ -85,12 +87,14 @@ _OPTIONS: Final = (
     click.option("--cpu-cores", metavar="LIST", help="Cores to run on, such as 0-1,4."),
     click.option("--max-memory", type=MEMORY, help="Memory, swap included; a bare number is MB."),
     click.option("--pids", type=COUNT, help="Processes and threads."),
-    click.option("--io-weight", type=COUNT, help="Share of the disks, 1 to 10000; 100 is normal."),
-    click.option("--read-bps", type=SIZE, help="Bytes read per second."),
-    click.option("--write-bps", type=SIZE, help="Bytes written per second."),
-    click.option("--read-iops", type=RATE, help="Reads per second."),
-    click.option("--write-iops", type=RATE, help="Writes per second."),
+    click.option("--io-weight", type=COUNT, help="Share of each disk it can reach, 1 to 10000; 100 is normal."),
+    click.option("--read-bps", type=SIZE, help="Bytes read per second, from each disk that the job can reach."),
+    click.option("--write-bps", type=SIZE, help="Bytes written per second, to each of these disks."),
+    click.option("--read-iops", type=RATE, help="Reads per second, from each of these disks."),
+    click.option("--write-iops", type=RATE, help="Writes per second, to each of these disks."),
     click.option("--max-iobps", type=SIZE, help="Refused: use --read-bps and --write-bps."),
+    click.option("--open-files", type=COUNT, help="Descriptors that one process may have open, 3 to 1048576."),
+    click.option("--file-size", type=SIZE, help="Size of one file that it writes; beyond it SIGXFSZ."),
     click.option(
         "--timeout",
         type=DURATION,
@@ -162,6 +166,8 @@ def _limits(options: RunOptions) -> job_pb2.Limits:
         write_bytes_per_s=options.write_bps,
         read_ops_per_s=options.read_iops,
         write_ops_per_s=options.write_iops,
+        open_files=options.open_files,
+        file_bytes=options.file_size,
         timeout_ms=options.timeout,
     )
 

@@ -10,7 +10,7 @@ from cli.client.views import Object, volume_object
 from cli.client.volumes import attach_volume, create_volume, detach_volume, get_volume, list_volumes, remove_volume
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
-from cli.rnx.tables import print_fields, print_json, print_table
+from cli.rnx.tables import print_fields, print_json, print_line, print_table
 from cli.rnx.values import SIZE, pairs
 from common.errors import invalid
 from common.quantities import format_size
@@ -37,7 +37,7 @@ def create_command(invocation: Invocation, *, name: str, size: int, kind: str, l
     if invocation.json:
         print_json(volume_object(volume))
     else:
-        click.echo(volume.id)
+        print_line(volume.id)
 
 
 @click.command("list", cls=Verb, example="rnx volume list --filter=team=ml --format=json")
@@ -79,7 +79,7 @@ def remove_command(invocation: Invocation, *, name: str, force: bool) -> None:
     if invocation.json:
         print_json({"name": name})
     else:
-        click.echo(name)
+        print_line(name)
 
 
 @click.command("attach", cls=Verb, example="rnx volume attach data 6fa459ea:/data")

@@ -9,12 +9,15 @@ import difflib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any, Final, get_args, get_origin
 
 import msgspec
 import yaml
 
 from common.config.layout import layout_of
+from common.config.limits import check_limits
+from common.config.networks import check_networks
 from common.config.settings import DEFAULT_BASE_DIR, VERSION, Section, Settings
 from common.config.yamltext import parse_yaml
 from common.errors import JobletError, invalid, not_found
@@ -31,7 +34,7 @@ UID_MAX: Final = 2**32 - 2
 PEM_MARK: Final = "-----BEGIN"
 HIDDEN: Final = "(PEM text, hidden)"
 
-_ZERO_ALLOWED: Final = frozenset({"server.port", "persist.storage.local.compression_level"})
+_ZERO_ALLOWED: Final = frozenset({"server.port", "joblet.jobs.spares", "persist.storage.local.compression_level"})
 
 
 def load_settings(path: Path | None, *, base_dir: Path | None = None, port: int | None = None) -> Settings:
@@ -98,6 +101,7 @@ def effective(settings: Settings) -> dict[str, Any]:
     persist["storage"]["base_dir"] = settings.persist.storage.base_dir or settings.joblet.base_dir
     persist["storage"]["local"]["logs"]["directory"] = str(layout.logs)
     persist["storage"]["local"]["metrics"]["directory"] = str(layout.metrics)
+    shown["joblet"]["limits"] = _what_is_set(shown["joblet"]["limits"])
     return shown
 
 
@@ -170,6 +174,8 @@ def _check_values(settings: Settings) -> None:
     _at_most("joblet.jobs.uid_first", settings.joblet.jobs.uid_first, UID_MAX - 65_536)
     if settings.persist.storage.type == "cloudwatch" and not settings.server.node_id:
         raise invalid("server.nodeId is not set", "CloudWatch storage needs one, unique among the nodes")
+    check_limits(settings.joblet.limits)
+    check_networks(settings.joblet.networks)
     _check_paths(settings)
 
 
@@ -186,6 +192,9 @@ def _check_paths(settings: Settings) -> None:
             raise invalid(f"{name} is {path[:200]!r}", "expected: an absolute path without ..")
     if not settings.joblet.base_dir:
         raise invalid("joblet.base_dir is empty", "expected: an absolute path")
+    rootfs = settings.joblet.jobs.rootfs
+    if rootfs not in ("host", "busybox") and (not rootfs.startswith("/") or ".." in Path(rootfs).parts):
+        raise invalid(f"joblet.jobs.rootfs is {rootfs[:200]!r}", "expected: host, busybox, or an absolute path")
     ipc, run = settings.persist.ipc, layout_of(settings).run
     if ipc.socket and Path(ipc.socket) != run / "persist-ipc.sock":
         raise invalid(
@@ -207,6 +216,12 @@ def _check_numbers(section: dict[str, Any], prefix: str) -> None:
 def _at_most(name: str, value: int, most: int) -> None:
     if value > most:
         raise invalid(f"{name} is {value}", f"expected: at most {most}")
+
+
+def _what_is_set(section: dict[str, Any]) -> dict[str, Any]:
+    """`section` without what is not set; a hundred lines of null tell nobody anything."""
+    inside = {key: _what_is_set(value) if isinstance(value, dict) else value for key, value in section.items()}
+    return {key: value for key, value in inside.items() if value not in (None, {})}
 
 
 def _without_empty_sections(document: Any, section: type[Section]) -> dict[str, Any]:
@@ -237,6 +252,9 @@ def _described(expected: Any) -> str:
     words = {str: "text (put it in quotes)", int: "a whole number", bool: "true or false"}
     if expected in words:
         return words[expected]
+    alternatives = [each for each in get_args(expected) if each is not NoneType]
+    if len(alternatives) == 1 and NoneType in get_args(expected):
+        return _described(alternatives[0])
     match get_origin(expected):
         case origin if origin is dict:
             return "a map of text to text"

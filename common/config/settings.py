@@ -101,7 +101,9 @@ class Jobs(Section, frozen=True, kw_only=True):
     uid_first: int = 100_000  # each owner has a range of 65,536 from here
     read_only_paths: tuple[str, ...] = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
     metrics_interval_ms: int = 5_000
+    spares: int = 2  # sandboxes that are prepared before anyone asks for a job; 0: none
     rootfs: str = "host"  # what a job's root is made of: "host" (read_only_paths), "busybox", or a directory
+    network: Literal["none", "isolated", "bridge"] = "none"  # of a job that asks for none in particular
 
 
 class Networks(Section, frozen=True, kw_only=True):
@@ -113,6 +115,45 @@ class Networks(Section, frozen=True, kw_only=True):
     blocked: tuple[str, ...] = ("169.254.0.0/16", "fd00:ec2::254/128")  # closed to jobs: cloud metadata
 
 
+class LimitValues(Section, frozen=True, kw_only=True):
+    """Limits by the names, and in the units, of common/messages/jobs.py, Limits. None: not set."""
+
+    cpu_percent: int | None = None
+    cpu_weight: int | None = None
+    cpu_cores: str | None = None
+    memory_bytes: int | None = None
+    pids: int | None = None
+    io_weight: int | None = None
+    read_bytes_per_s: int | None = None
+    write_bytes_per_s: int | None = None
+    read_ops_per_s: int | None = None
+    write_ops_per_s: int | None = None
+    open_files: int | None = None
+    file_bytes: int | None = None
+    timeout_ms: int | None = None
+
+
+class LimitBounds(Section, frozen=True, kw_only=True):
+    """What a job gets that does not ask, and the most that it may ask for."""
+
+    default: LimitValues = LimitValues()
+    max: LimitValues = LimitValues()
+
+
+class RoleLimits(Section, frozen=True, kw_only=True):
+    """What differs for the roles that may run jobs; laid over the bounds of everybody, field by field."""
+
+    admin: LimitBounds = LimitBounds()
+    writer: LimitBounds = LimitBounds()
+    user: LimitBounds = LimitBounds()
+
+
+class LimitPolicy(LimitBounds, frozen=True, kw_only=True):
+    """Bounds of everybody, and of roles: `services/api/limit_policy.py` has the rules."""
+
+    roles: RoleLimits = RoleLimits()
+
+
 class Joblet(Section, frozen=True, kw_only=True):
     """The node as a whole."""
 
@@ -122,6 +163,7 @@ class Joblet(Section, frozen=True, kw_only=True):
     uploads: Uploads = Uploads()
     journal: Journal = Journal()
     jobs: Jobs = Jobs()
+    limits: LimitPolicy = LimitPolicy()
     networks: Networks = Networks()
     cgroup_parent: str = "joblet"  # name of the group below the cgroup root that holds the jobs' groups
 

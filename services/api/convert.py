@@ -6,6 +6,7 @@ Belongs here: messages → proto. The other way, which can fail, is `requests.py
 import signal
 from typing import Final
 
+import msgspec
 from google.protobuf import timestamp_pb2
 
 from common.messages import jobs
@@ -36,7 +37,7 @@ LEVELS: Final = {
     "missing": node_pb2.Capability.MISSING,
 }
 LIMIT_FIELDS: Final = jobs.Limits.__struct_fields__
-"""The limits bear the same names on both sides; a test compares them."""
+"""Limits, usage and samples bear the same names on both sides; tests compare them."""
 
 
 def timestamp(time_ns: int) -> timestamp_pb2.Timestamp | None:
@@ -88,7 +89,6 @@ def spec_to_proto(spec: jobs.JobSpec) -> job_pb2.JobSpec:
 
 def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
     """The whole record of a job."""
-    usage = record.usage
     return job_pb2.Job(
         id=record.id,
         name=record.spec.name,
@@ -104,36 +104,15 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
         created_at=timestamp(record.created_at_ns),
         started_at=timestamp(record.started_at_ns),
         ended_at=timestamp(record.ended_at_ns),
-        usage=None
-        if usage is None
-        else job_pb2.Usage(
-            cpu_time_us=usage.cpu_time_us,
-            memory_peak_bytes=usage.memory_peak_bytes,
-            oom_kills=usage.oom_kills,
-            io_read_bytes=usage.io_read_bytes,
-            io_write_bytes=usage.io_write_bytes,
-            io_read_ops=usage.io_read_ops,
-            io_write_ops=usage.io_write_ops,
-            network_rx_bytes=usage.network_rx_bytes,
-            network_tx_bytes=usage.network_tx_bytes,
-        ),
+        usage=None if record.usage is None else job_pb2.Usage(**msgspec.structs.asdict(record.usage)),
         last_sequence=record.last_sequence,
     )
 
 
 def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
     """One live sample, in the form in which persist gives the stored ones."""
-    return persist_pb2.Metric(
-        job_id=sample.job,
-        timestamp=sample.time_ns,
-        cpu_percent=sample.cpu_percent,
-        memory_bytes=sample.memory_bytes,
-        io_read_bytes=sample.io_read_bytes,
-        io_write_bytes=sample.io_write_bytes,
-        io_read_ops=sample.io_read_ops,
-        io_write_ops=sample.io_write_ops,
-        pids=sample.pids,
-    )
+    fields = msgspec.structs.asdict(sample)
+    return persist_pb2.Metric(job_id=fields.pop("job"), timestamp=fields.pop("time_ns"), **fields)
 
 
 def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int) -> node_pb2.NodeInfo:

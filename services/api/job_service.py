@@ -1,12 +1,12 @@
 """JobService: from a request to a command for the executor, and from its answer to the client's.
 
 Belongs here: one short method for each RPC. Does not belong here: checking requests (`requests.py`), permissions
-(`gate.py`, `access.py`), streams (`followers/`, `watch.py`, `metrics.py`), staging (`uploads/`).
+(`gate.py`, `access.py`, `limit_policy.py`), streams (`followers/`, `watch.py`, `metrics.py`), staging (`uploads/`).
 """
 # ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Final
 
 import msgspec
@@ -25,6 +25,7 @@ from services.api.convert import job_to_proto
 from services.api.followers.follower import LogStreams
 from services.api.followers.hub import Hub
 from services.api.history import History
+from services.api.limit_policy import Policy, applied, check_network
 from services.api.metrics import MetricStreams
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
@@ -51,6 +52,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         watch: Watch,
         uploads: Registry,
         staging: Staging,
+        policy: Policy,
         recheck_s: float = RECHECK_S,
     ) -> None:
         self._executor = executor
@@ -62,6 +64,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._watch = watch
         self._uploads = uploads
         self._staging = staging
+        self._policy = policy
         self._recheck_s = recheck_s
 
     async def RunJob(self, request: job_pb2.RunJobRequest, context: Context) -> job_pb2.RunJobResponse:
@@ -70,7 +73,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         owner = call.principal.name
         key = parse_key(request.idempotency_key, "idempotency key") if request.idempotency_key else ""
         loan = self._uploads.lend(owner, key)
-        spec = requests.job_spec(request.spec, loan.take)
+        spec = self._spec(request.spec, loan.take)
         accepted = await self._executor.request(
             jobs.RunJob(owner=owner, spec=spec, idempotency_key=key), jobs.JobAccepted
         )
@@ -81,9 +84,16 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     async def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.PlanJobResponse:
         """Tell how a job would be launched. Uploads stay where they are."""
         owner = current().principal.name
-        spec = requests.job_spec(request.spec, self._uploads.lend(owner, "").take)
+        spec = self._spec(request.spec, self._uploads.lend(owner, "").take)
         plan = await self._executor.request(jobs.PlanJob(owner=owner, spec=spec), jobs.JobPlan)
         return job_pb2.PlanJobResponse(steps=plan.steps)
+
+    def _spec(self, message: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
+        """What the caller asks for, as far as his roles may."""
+        spec = requests.job_spec(message, upload, network=self._policy.network)
+        roles = current().principal.roles
+        check_network(spec.network, roles)
+        return msgspec.structs.replace(spec, limits=applied(spec.limits, roles, self._policy))
 
     async def UploadFiles(
         self,

@@ -26,6 +26,7 @@ from services.api.followers.hub import Hub
 from services.api.gate import Gate
 from services.api.history import History
 from services.api.job_service import JobService
+from services.api.limit_policy import policy_of
 from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
@@ -91,6 +92,7 @@ class Api:
                 watch=Watch(self.hub, self._executor),
                 uploads=self.uploads,
                 staging=Staging(self.uploads, settings.joblet.uploads),
+                policy=policy_of(settings.joblet),
             ),
             node_service=NodeService(self._executor),
             volume_service=VolumeService(),

@@ -9,10 +9,11 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from common.config.limits import LIMIT_RANGES, parse_cpu_list
 from common.errors import JobletError, Reason, invalid
 from common.identifiers import parse_name
 from common.messages import jobs
-from common.quantities import DURATION_MS_MAX, SIZE_BYTES_MAX
+from common.quantities import SIZE_BYTES_MAX
 from proto.joblet.v1 import job_pb2
 from services.api.convert import NETWORKS, STATES
 
@@ -30,19 +31,6 @@ PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
 GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
-LIMIT_RANGES: Final[dict[str, tuple[int, int]]] = {
-    "cpu_percent": (1, 1_000_000),
-    "cpu_weight": (1, 10_000),
-    "memory_bytes": (1, SIZE_BYTES_MAX),
-    "pids": (1, 4_194_304),  # PID_MAX_LIMIT
-    "io_weight": (1, 10_000),
-    "read_bytes_per_s": (1, SIZE_BYTES_MAX),
-    "write_bytes_per_s": (1, SIZE_BYTES_MAX),
-    "read_ops_per_s": (1, SIZE_BYTES_MAX),
-    "write_ops_per_s": (1, SIZE_BYTES_MAX),
-    "timeout_ms": (1, DURATION_MS_MAX),
-}
-_CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?){0,255}", re.ASCII)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
 _PAGE_TOKEN = re.compile(rf"[A-Za-z0-9_.:=+/-]{{0,{PAGE_TOKEN_CHARACTERS_MAX}}}", re.ASCII)
 _KERNEL_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
@@ -51,8 +39,10 @@ _STATES: Final = {number: state for state, number in STATES.items()}
 _NETWORKS: Final = {number: network for network, number in NETWORKS.items()}
 
 
-def job_spec(spec: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
-    """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
+def job_spec(
+    spec: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload], *, network: jobs.Network = jobs.Network.NONE
+) -> jobs.JobSpec:
+    """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises. `network`: the default.
 
     Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
     """
@@ -77,7 +67,7 @@ def job_spec(spec: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> job
         work_bytes=work_bytes,
         limits=_limits(spec.limits),
         volumes=_volumes(spec.volumes),
-        network=_network(spec.network),
+        network=_network(spec.network, network),
         grace_ms=_within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
@@ -168,8 +158,8 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
         if message.HasField(field):
             values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
     cores = message.cpu_cores if message.HasField("cpu_cores") else None
-    if cores is not None and not _CPU_LIST.fullmatch(cores):
-        raise invalid(f"limits.cpu_cores: malformed list {cores[:40]!r}", "use such as 0-1,4")
+    if cores is not None:
+        parse_cpu_list(cores, "limits.cpu_cores")
     return jobs.Limits(cpu_cores=cores, **values)
 
 
@@ -186,9 +176,9 @@ def _volumes(mounts: Iterable[job_pb2.VolumeMount]) -> tuple[jobs.VolumeMount, .
     return volumes
 
 
-def _network(number: job_pb2.NetworkMode) -> jobs.Network:
+def _network(number: job_pb2.NetworkMode, default: jobs.Network) -> jobs.Network:
     if number == job_pb2.NETWORK_MODE_UNSPECIFIED:
-        return jobs.Network.NONE
+        return default
     network = _NETWORKS.get(number)
     if network is None:
         raise invalid(f"network: no such mode {number}", "see NetworkMode in proto/joblet/v1/job.proto")

@@ -2,31 +2,32 @@
 
 import asyncio
 import contextlib
-import importlib.metadata
 import resource
 import time
 from collections.abc import AsyncIterator
 from typing import Final
 
+import msgspec
 import structlog
 
 from common.bus.events import Publisher
-from common.config.load import node_id
 from common.config.settings import Settings
-from common.errors import precondition
-from common.messages.jobs import NodeFacts
+from common.errors import JobletError
 from common.messages.topics import Service
 from common.runtime import Startup, run_service
 from services.executor.adapters import KernelLaunches, KernelMonitors, KernelTraces
-from services.executor.cgroups.driver import CgroupDriver
+from services.executor.cgroups.none import NoneDriver
 from services.executor.cgroups.select import select_driver
 from services.executor.cleanup import Cleanup
-from services.executor.host import HostFacts, capabilities, probe_host
+from services.executor.host import HostFacts, probe_host
 from services.executor.job_store import JobStore
 from services.executor.launching import LauncherProcess
 from services.executor.network.kernel import KernelNetworks
+from services.executor.network.networks import Networks
 from services.executor.owners import Owners
+from services.executor.probes.node import Parts, node_facts
 from services.executor.rootfs import Rootfs
+from services.executor.rootless import RootlessNetworks, own_identity
 from services.executor.sampler import Sampler
 from services.executor.seccomp.compile import compile_filter
 from services.executor.service import Executor, Metrics, Ports
@@ -39,13 +40,29 @@ SWEEP_S: Final = 5.0
 
 def main() -> None:
     """Run the process to its end."""
-    run_service(Service.EXECUTOR, serve)
+    run_service(Service.EXECUTOR, serve, probe=probe)
+
+
+def probe(settings: Settings) -> str:
+    """What `--probe` prints: this host in facts, as one JSON object (NodeFacts). Raises JobletError."""
+    facts = probe_host(settings)
+    try:
+        seccomp, seccomp_failure = compile_filter(), ""
+    except JobletError as error:
+        seccomp, seccomp_failure = b"", str(error)
+    try:
+        driver = select_driver(facts, settings)
+    except JobletError as error:
+        driver = NoneDriver(str(error))
+    try:
+        parts = Parts(facts, driver, seccomp, seccomp_failure, _networks(settings, facts).capabilities())
+        return msgspec.json.encode(node_facts(settings, parts)).decode()
+    finally:
+        driver.release()
 
 
 async def serve(startup: Startup) -> None:
-    """Serve until asked to stop. Raises JobletError when this host or user cannot."""
-    if startup.users is None:
-        raise precondition("the executor needs root", "start it as root: jobs without root are not in this release")
+    """Serve until asked to stop. Raises JobletError when this host cannot."""
     _raise_descriptor_limit()
     async with _executor(startup) as (executor, tasks):
         stopping = asyncio.create_task(startup.stopped())
@@ -72,30 +89,43 @@ async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyn
     sampler = Sampler(driver, metrics.emit, interval_ms=settings.joblet.jobs.metrics_interval_ms)
     cleanup = Cleanup(driver, layout)
     monitors = KernelMonitors(layout)
-    networks = KernelNetworks(settings)
-    launcher = LauncherProcess(compile_filter())
+    networks = _networks(settings, facts)
+    seccomp = compile_filter()
+    launcher = LauncherProcess(seccomp)
     await launcher.start()
     owners = Owners(store, uid_first=settings.joblet.jobs.uid_first)
     rootfs = Rootfs(settings.joblet.jobs)
+    traces = KernelTraces(cleanup, networks)
+    launches = KernelLaunches(
+        launcher=launcher,
+        driver=driver,
+        identities=owners.identity_of if facts.root else own_identity,
+        networks=networks,
+        rootfs=rootfs,
+        cleans=traces,
+        rootless=not facts.root,
+        settings=settings,
+        layout=layout,
+    )
     ports = Ports(
-        launches=KernelLaunches(
-            launcher, driver, owners.identity_of, networks, rootfs, settings=settings, layout=layout
-        ),
+        launches=launches,
         monitors=monitors,
-        cleans=KernelTraces(cleanup, networks),
+        cleans=traces,
         samples=sampler,
         unsupported=driver.unsupported,
         refused_network=networks.unsupported,
-        node=_node_facts(settings, facts, driver),
+        node=node_facts(settings, Parts(facts, driver, seccomp, "", networks.capabilities())),
     )
     executor = Executor(
         settings=settings, layout=layout, transport=transport, store=store, publisher=publisher, ports=ports
     )
     try:
         await executor.start()
+        launches.spares.refill()
         yield executor, [asyncio.create_task(sampler.run()), asyncio.create_task(_sweep(cleanup))]
     finally:
         monitors.close()
+        await launches.spares.close()
         await launcher.close()
         await executor.close()
         await networks.close()
@@ -109,24 +139,8 @@ async def _sweep(cleanup: Cleanup) -> None:
             await cleanup.retry()
 
 
-def _node_facts(settings: Settings, facts: HostFacts, driver: CgroupDriver) -> NodeFacts:
-    return NodeFacts(
-        node_id=node_id(settings),
-        version=_version(),
-        kernel=facts.kernel,
-        cgroup_version=facts.cgroup_version,
-        cpus=len(facts.cpus),
-        memory_bytes=facts.memory_bytes,
-        running_jobs=0,
-        capabilities=capabilities(facts, driver),
-    )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("joblet")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a checkout that was never installed
+def _networks(settings: Settings, facts: HostFacts) -> Networks:
+    return KernelNetworks.open(settings) if facts.root else RootlessNetworks()
 
 
 def _raise_descriptor_limit() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 from collections.abc import Callable
 from typing import Final
@@ -11,20 +12,25 @@ import structlog
 from common.config.layout import Layout
 from common.config.settings import Settings
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord, Network
+from common.messages.jobs import JobRecord, JobSpec, Network, State
 from services.executor.cgroups.driver import CgroupDriver, Meter, Reading
 from services.executor.cleanup import Cleanup, Swept
 from services.executor.control import send_space_freed, send_stop
 from services.executor.events import Job
 from services.executor.identity import JobIdentity
-from services.executor.launcher.task import GIVEN_NETWORK, HOST_NETWORK, NEW_NETWORK
-from services.executor.launching import Launcher
+from services.executor.launcher.task import GIVEN_NETWORK, HOST_NETWORK, NEW_NETWORK, encode_beginning
+from services.executor.launching import Begun, Launcher
 from services.executor.monitors import open_monitor
 from services.executor.network.networks import Grant, Networks
 from services.executor.plan import Launch, NetworkPlan, plan_launch
+from services.executor.ports import Cleans
 from services.executor.rootfs import Rootfs
+from services.executor.spares import Spares
 
 log = structlog.get_logger(__name__)
+
+NOBODY: Final = JobIdentity(0, 0, 0)
+"""In the plan of a spare, whose owner is not known yet; its beginning names no identity."""
 
 Identities = Callable[[str], JobIdentity]
 """Whom an owner's jobs are on the host."""
@@ -37,12 +43,14 @@ class KernelLaunches:
 
     def __init__(
         self,
+        *,
         launcher: Launcher,
         driver: CgroupDriver,
         identities: Identities,
         networks: Networks,
         rootfs: Rootfs,
-        *,
+        cleans: Cleans,
+        rootless: bool,
         settings: Settings,
         layout: Layout,
     ) -> None:
@@ -53,17 +61,41 @@ class KernelLaunches:
         self._rootfs = rootfs
         self._settings = settings
         self._layout = layout
+        self._spare_identity = identities("") if rootless else NOBODY
+        # With a range of its own a root is mapped for it: it cannot be made before the owner is known.
+        count = 0 if rootfs.differs_by_owner else settings.joblet.jobs.spares
+        self.spares = Spares(launcher, driver, cleans, self._plan_spare, count=count)
+
+    def new_id(self, spec: JobSpec) -> JobId:
+        """See ports.Launches."""
+        return self.spares.take(spec)
+
+    def give_back(self, job: JobId) -> None:
+        """See ports.Launches."""
+        self.spares.give_back(job)
 
     async def launch(self, job: Job) -> None:
         """See ports.Launches."""
         record = job.record
         grant = self._networks.reserve(record.id, record.owner, record.spec.network)
         launch = self._plan(record, grant)
-        log.debug("launch plan", job=record.id, steps=launch.describe())
-        self._driver.create(launch.cgroup)
+        if log.is_enabled_for(logging.DEBUG):
+            log.debug("launch plan", job=record.id, steps=launch.describe())
+        try:
+            begun = await self.spares.claim(record.id, encode_beginning(launch.task))
+            if begun is None:
+                self._driver.create(launch.cgroup)
+                begun = await self._begin(record, launch, grant)
+            else:
+                self._driver.create(launch.cgroup._replace(directories=()))
+            await self._launcher.finish(begun, launch.task)
+        finally:
+            self.spares.refill()
+
+    async def _begin(self, record: JobRecord, launch: Launch, grant: Grant) -> Begun:
         network = await self._networks.connect(record.id, record.owner, grant)
         try:
-            await self._launcher.launch(launch, network=network)
+            return await self._launcher.begin(launch.task, network=network)
         finally:
             if network is not None:
                 os.close(network)
@@ -73,8 +105,13 @@ class KernelLaunches:
         grant = self._networks.preview(record.id, record.owner, record.spec.network)
         return self._plan(record, grant).describe()
 
-    def _plan(self, record: JobRecord, grant: Grant) -> Launch:
-        identity = self._identities(record.owner)
+    def _plan_spare(self, job: JobId) -> Launch:
+        spec = JobSpec(command="/nonexistent")
+        record = JobRecord(id=job, owner="", node_id="", state=State.PENDING, spec=spec, created_at_ns=0)
+        return self._plan(record, self._networks.preview(job, "", Network.NONE), self._spare_identity)
+
+    def _plan(self, record: JobRecord, grant: Grant, identity: JobIdentity | None = None) -> Launch:
+        identity = identity or self._identities(record.owner)
         return plan_launch(
             record,
             identity=identity,

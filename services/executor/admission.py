@@ -32,6 +32,14 @@ PIDS_MAX: Final = 4_194_304
 """PID_MAX_LIMIT of include/linux/threads.h."""
 MEMORY_BYTES_MIN: Final = 1024 * 1024
 BYTES_MAX: Final = 2**63 - 1
+IO_BYTES_PER_S_MIN: Final = 4096
+"""A page: the least that is read or written."""
+IO_OPS_PER_S_MAX: Final = 2**32 - 2
+"""The kernel keeps 32 bits, all of them set for "no limit", and drops the others in silence (block/blk-throttle.c)."""
+OPEN_FILES_MIN: Final = 8
+"""Standard input, output and error, and what the dynamic loader opens."""
+OPEN_FILES_MAX: Final = 1_048_576
+"""Default of fs.nr_open."""
 SIGNAL_MAX: Final = 64
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -40,12 +48,18 @@ _CPU_CORES: Final = re.compile(r"\d{1,4}(?:-\d{1,4})?(?:,\d{1,4}(?:-\d{1,4})?)*"
 _UPLOAD_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
 
 _LATER: Final = "not in this release"
-_IO_LIMITS: Final = ("io_weight", "read_bytes_per_s", "write_bytes_per_s", "read_ops_per_s", "write_ops_per_s")
 _RANGES: Final = {
     "cpu_percent": (1, CPU_PERCENT_MAX),
     "cpu_weight": (1, WEIGHT_MAX),
     "memory_bytes": (MEMORY_BYTES_MIN, BYTES_MAX),
     "pids": (2, PIDS_MAX),  # init and the job itself
+    "io_weight": (1, WEIGHT_MAX),
+    "read_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
+    "write_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
+    "read_ops_per_s": (1, IO_OPS_PER_S_MAX),
+    "write_ops_per_s": (1, IO_OPS_PER_S_MAX),
+    "open_files": (OPEN_FILES_MIN, OPEN_FILES_MAX),
+    "file_bytes": (0, BYTES_MAX),
     "timeout_ms": (1, DURATION_MS_MAX),
 }
 
@@ -155,11 +169,6 @@ def _check_release(spec: JobSpec) -> None:
     if spec.network is not Network.NONE:
         raise JobletError(
             Reason.UNIMPLEMENTED, f"network {spec.network} is {_LATER}", detail="run the job with network none"
-        )
-    asked = [name for name in _IO_LIMITS if getattr(spec.limits, name) is not None]
-    if asked:
-        raise JobletError(
-            Reason.UNIMPLEMENTED, f"limits {', '.join(asked)} are {_LATER}", detail="run the job without them"
         )
 
 

@@ -1,7 +1,8 @@
 """What an ended job leaves on the host, and its removal: control groups, `root`, `control`, in the end the directory.
 
 Not here: the journal while the executor still knows the job, and anything inside the job's own namespaces, which the
-kernel takes away with their last process. docs/protocol.md describes the directory.
+kernel takes away with their last process. So nothing is mounted below a job's directory in the host's own mount
+namespace but by accident; the sweep at start takes that away too. docs/protocol.md describes the directory.
 """
 
 import asyncio
@@ -9,7 +10,8 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
@@ -17,7 +19,10 @@ import structlog
 from common.config.layout import Layout
 from common.errors import JobletError, precondition
 from common.identifiers import JobId, parse_job_id
+from services.executor.cgroups import mountinfo
 from services.executor.cgroups.driver import CgroupDriver
+from services.executor.cgroups.mountinfo import Mount
+from services.executor.linux import mounts
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +42,7 @@ class Swept(NamedTuple):
 
     groups: frozenset[JobId]
     directories: frozenset[JobId]
+    mounts: tuple[str, ...] = ()  # mount points, in the order of their removal
 
 
 class Cleanup:
@@ -86,6 +92,7 @@ class Cleanup:
 
     async def sweep(self, *, alive: frozenset[JobId], known: frozenset[JobId]) -> Swept:
         """At start: remove what jobs that are not `alive` left. Directories of `known` jobs keep journal and lock."""
+        unmounted = await asyncio.to_thread(self._unmount_all_but, alive)
         groups = self._driver.present() - alive
         directories = self._directories()
         unknown = directories - known - alive
@@ -97,7 +104,19 @@ class Cleanup:
                 log.error("a directory of an unknown job stays", job_id=job, why=str(error))
         if groups or unknown:
             log.info("swept", groups=len(groups), directories=len(unknown))
-        return Swept(groups, unknown)
+        return Swept(groups, unknown, unmounted)
+
+    def _unmount_all_but(self, alive: frozenset[JobId]) -> tuple[str, ...]:
+        gone = []
+        for mount in left_mounted(mountinfo.present(), str(self._jobs.resolve()), alive=alive):
+            try:
+                mounts.umount2(mount.point, mounts.MNT_DETACH)
+            except OSError as cause:
+                log.error("cannot unmount what is below the jobs directory", path=mount.point, why=str(cause))
+                continue
+            log.warning("unmounted", path=mount.point, kind=mount.kind, source=mount.source)
+            gone.append(mount.point)
+        return tuple(gone)
 
     async def _remove_groups(self, job: JobId) -> bool:
         deadline = time.monotonic() + self._give_up_ms / 1000
@@ -154,6 +173,16 @@ class Cleanup:
         return frozenset(found)
 
 
+def left_mounted(present: Iterable[Mount], jobs: str, *, alive: frozenset[JobId]) -> tuple[Mount, ...]:
+    """What is mounted below the directory `jobs`, but for jobs that are `alive`, in the order to unmount it.
+
+    The deepest comes first, and of several at one place the last mounted, which is the one on top.
+    """
+    place = len(Path(jobs).parts)
+    left = [mount for mount in mountinfo.below(present, jobs) if Path(mount.point).parts[place] not in alive]
+    return tuple(sorted(reversed(left), key=lambda mount: -len(Path(mount.point).parts)))
+
+
 @contextlib.contextmanager
 def _opened(name: str, parent: int | None = None) -> Iterator[int]:
     """A descriptor of a directory that is no symbolic link."""
@@ -177,15 +206,9 @@ def _remove_tree(parent: int, name: str, *, depth: int = 0) -> None:
     if depth == DEPTH_MAX:
         raise OSError(errno.ELOOP, "nested too deep", name)
     with _opened(name, parent) as directory:
-        if _mount_of(directory) != _mount_of(parent):
+        if mountinfo.mount_id(directory) != mountinfo.mount_id(parent):
             raise OSError(errno.EXDEV, "something is mounted there", name)
         for entry in os.listdir(directory):  # noqa: PTH208  # of a descriptor: no path is walked twice
             with contextlib.suppress(FileNotFoundError):  # `end` and `forget` may be at it together
                 _remove_tree(directory, entry, depth=depth + 1)
     os.rmdir(name, dir_fd=parent)
-
-
-def _mount_of(descriptor: int) -> str:
-    """The id of the mount that a descriptor is on (proc_pid_fdinfo(5)); st_dev is the same on both sides of a bind."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:  # noqa: PTH123
-        return next(line for line in info if line.startswith("mnt_id:"))

@@ -1,7 +1,7 @@
-"""What this host can do: probed once, by trying, into frozen facts.
+"""What must be known of this host before a part is chosen: found once, into frozen facts.
 
-Here: the probes and what they mean for jobs (`capabilities`). Not here: choosing by them (`cgroups/select.py`), or
-showing them (`joblet doctor`, NodeService.GetInfo). References: proc_pid_mountinfo(5), cgroups(7), namespaces(7).
+Not here: choosing by them (`cgroups/select.py`), and what the chosen parts can do for jobs (`probes/`). References:
+proc_pid_mountinfo(5), cgroups(7), namespaces(7).
 """
 
 import errno
@@ -16,9 +16,7 @@ import msgspec
 
 from common.config.layout import layout_of
 from common.config.settings import Settings
-from common.messages.jobs import Capability, Limits
 from services.executor.cgroups import v1
-from services.executor.cgroups.driver import CgroupDriver
 from services.executor.linux import files, mounts, namespaces, paths, processes
 
 NAMESPACES: Final = {
@@ -149,11 +147,6 @@ SYSCALLS: Final[dict[str, tuple[Callable[[], object], str]]] = {
 clone3 with CLONE_THREAD alone is always EINVAL (kernel/fork.c, clone3_args_valid).
 """
 
-_NEEDED_BY: Final = {
-    "mount": ("openat2", "mount_setattr"),
-    "pid": ("clone3", "pidfd_open", "close_range"),
-}
-
 
 def _try_punch_hole(jobs: Path) -> str:
     directory = next(path for path in (jobs, *jobs.parents) if path.is_dir())
@@ -165,63 +158,3 @@ def _try_punch_hole(jobs: Path) -> str:
     except OSError as cause:
         return f"{directory}: {os.strerror(cause.errno or 0)}"
     return ""
-
-
-def capabilities(facts: HostFacts, driver: CgroupDriver) -> tuple[Capability, ...]:
-    """What jobs can ask of this node, and for what they cannot, why and what to do about it."""
-    return (
-        *_limits(driver),
-        Capability(name="limit.io", level="missing", detail="not in this release"),
-        *(_namespace(word, facts) for word in NAMESPACES),
-        Capability(name="seccomp", level="missing", detail="not in this release"),
-        _punch_hole(facts),
-    )
-
-
-_PROBES: Final = {
-    "limit.cpu": Limits(cpu_percent=100),
-    "limit.cpu_weight": Limits(cpu_weight=100),
-    "limit.cpuset": Limits(cpu_cores="0"),
-    "limit.memory": Limits(memory_bytes=2**30),
-    "limit.pids": Limits(pids=100),
-}
-
-
-def _limits(driver: CgroupDriver) -> tuple[Capability, ...]:
-    found = []
-    restrictions = dict(driver.restrictions())
-    for name, limits in _PROBES.items():
-        refused = driver.unsupported(limits)
-        restriction = next((text for limit, text in restrictions.items() if getattr(limits, limit) is not None), "")
-        if refused:
-            found.append(Capability(name=name, level="missing", detail=refused[0][1]))
-        elif restriction:
-            found.append(Capability(name=name, level="degraded", detail=restriction))
-        else:
-            found.append(Capability(name=name, level="enforced"))
-    return tuple(found)
-
-
-def _namespace(word: str, facts: HostFacts) -> Capability:
-    lacking = [call for call in _NEEDED_BY.get(word, ()) if call not in facts.syscalls]
-    name = f"namespace.{word}"
-    if word == "user":
-        return Capability(name=name, level="missing", detail="not in this release")
-    if word not in facts.namespaces:
-        return Capability(name=name, level="missing", detail=f"this kernel was built without {word} namespaces")
-    if lacking:
-        newest = ", ".join(f"{call} (Linux {SYSCALLS[call][1]})" for call in lacking)
-        return Capability(name=name, level="missing", detail=f"the kernel refuses or lacks {newest}")
-    if not facts.root:
-        return Capability(name=name, level="missing", detail="run the executor as root")
-    return Capability(name=name, level="enforced")
-
-
-def _punch_hole(facts: HostFacts) -> Capability:
-    if not facts.punch_hole_failure:
-        return Capability(name="journal.punch_hole", level="enforced")
-    return Capability(
-        name="journal.punch_hole",
-        level="missing",
-        detail=f"{facts.punch_hole_failure}; journals keep their space until their job's end: use ext4, xfs or btrfs",
-    )

@@ -13,7 +13,7 @@ import structlog
 
 from common.config.layout import Layout
 from common.errors import JobletError, exhausted
-from common.identifiers import JobId, new_job_id
+from common.identifiers import JobId
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
 from services.executor.events import (
     Announce,
@@ -105,7 +105,12 @@ class Jobs:
             raise exhausted(f"{self._running_max} jobs are running: Max capacity reached", "wait for one to end")
         now_ns = self._clock_ns()
         record = JobRecord(
-            id=new_job_id(), owner=owner, node_id=self._node_id, state=State.PENDING, spec=spec, created_at_ns=now_ns
+            id=self._launches.new_id(spec),
+            owner=owner,
+            node_id=self._node_id,
+            state=State.PENDING,
+            spec=spec,
+            created_at_ns=now_ns,
         )
         job = Job(record=record)
         self._active[record.id] = job
@@ -113,6 +118,7 @@ class Jobs:
             await self._writer.insert(job, key)
         except JobletError:
             del self._active[record.id]
+            self._launches.give_back(record.id)
             raise
         self._apply(record.id, Recorded(at_ns=self._clock_ns()))
         return self.view(self._active[record.id].record if record.id in self._active else record), False

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -17,8 +18,7 @@ from typing import Final, Protocol
 
 from common.errors import JobletError, Reason, unavailable
 from services.executor.launcher.handshake import Failure
-from services.executor.launcher.task import TASK_BYTES_MAX, encode_beginning, encode_rest
-from services.executor.plan import Launch
+from services.executor.launcher.task import TASK_BYTES_MAX, Task, encode_beginning, encode_rest
 
 ANSWER_S_MAX: Final = 10.0
 CLOSE_S_MAX: Final = 5.0
@@ -29,13 +29,39 @@ _PROGRAM: Final = (
 )
 
 
+class Begun:
+    """A monitor, an init and a main process that prepare a sandbox and wait for their task, or have died meanwhile.
+
+    They end when this is closed, or when the executor ends. `beginning` is what they were told.
+    """
+
+    def __init__(self, endpoint: socket.socket, beginning: bytes) -> None:
+        self.endpoint = endpoint
+        self.beginning = beginning
+
+    @property
+    def alive(self) -> bool:
+        """Whether the monitor is there; it says nothing before it has a task."""
+        poll = select.poll()
+        poll.register(self.endpoint, select.POLLIN)
+        return not poll.poll(0)
+
+    def close(self) -> None:
+        """Let it end without a task."""
+        self.endpoint.close()
+
+
 class Launcher(Protocol):
     """Starts monitors."""
 
-    async def launch(self, launch: Launch, *, network: int | None = None) -> int:
-        """Start the job's monitor and return its pid. Its lock is held, its journal and control file exist.
+    async def begin(self, task: Task, *, network: int | None = None) -> Begun:
+        """Send the beginning of `task` only. Raises JobletError; what happens after it is told when there is a job.
 
         `network` is the descriptor of the network namespace that was made for the job; the caller closes it.
+        """
+
+    async def finish(self, begun: Begun, task: Task) -> int:
+        """Start the job's monitor and return its pid. Its lock is held, its journal and control file exist.
 
         What happens to the job from there on is told by the journal only. Raises JobletError when no monitor runs.
         """
@@ -61,17 +87,27 @@ class LauncherProcess:
         """Start the launcher. JobletError: it cannot be started."""
         self._start()
 
-    async def launch(self, launch: Launch, *, network: int | None = None) -> int:
+    async def begin(self, task: Task, *, network: int | None = None) -> Begun:
         """See `Launcher`."""
-        task = encode_beginning(launch.task) + encode_rest(launch.task)
-        if len(task) > TASK_BYTES_MAX:
-            raise JobletError(Reason.INVALID, f"job is too large to launch: {len(task)} bytes")
+        beginning = encode_beginning(task)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with ours:
+        try:
             with theirs:
                 await self._request([theirs.fileno(), *([] if network is None else [network])])
             ours.settimeout(0)
-            return _monitor_of(await _exchange(ours, task))
+            await _send(ours, beginning)
+        except BaseException:
+            ours.close()
+            raise
+        return Begun(ours, beginning)
+
+    async def finish(self, begun: Begun, task: Task) -> int:
+        """See `Launcher`."""
+        with begun.endpoint:
+            encoded = encode_rest(task)
+            if len(encoded) > TASK_BYTES_MAX:
+                raise JobletError(Reason.INVALID, f"job is too large to launch: {len(encoded)} bytes")
+            return _monitor_of(await _exchange(begun.endpoint, encoded))
 
     async def close(self) -> None:
         """End the launcher. Monitors and jobs go on."""
@@ -150,6 +186,16 @@ async def _writable(loop: asyncio.AbstractEventLoop, endpoint: socket.socket) ->
         raise unavailable("the launcher does not take requests", "is it stopped?") from cause
     finally:
         loop.remove_writer(endpoint)
+
+
+async def _send(endpoint: socket.socket, request: bytes) -> None:
+    try:
+        async with asyncio.timeout(ANSWER_S_MAX):
+            await asyncio.get_running_loop().sock_sendall(endpoint, request)
+    except TimeoutError as cause:
+        raise unavailable("a monitor does not read", "see the node's log and memory") from cause
+    except (BrokenPipeError, ConnectionResetError) as cause:
+        raise unavailable("the monitor died before it began", "see the node's log and memory") from cause
 
 
 async def _exchange(endpoint: socket.socket, request: bytes) -> bytes:

@@ -7,12 +7,18 @@ from collections.abc import Callable
 from typing import Protocol
 
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord
+from common.messages.jobs import JobRecord, JobSpec
 from services.executor.events import Job
 
 
 class Launches(Protocol):
     """Makes monitors."""
+
+    def new_id(self, spec: JobSpec) -> JobId:
+        """The id for a new job; part of its launch may be done already."""
+
+    def give_back(self, job: JobId) -> None:
+        """There will be no job of this id after all."""
 
     async def launch(self, job: Job) -> None:
         """Make the job's monitor. Raises JobletError or OSError when there is none."""

@@ -34,6 +34,11 @@ class Rootfs:
             case _:
                 self._paths = _top_of(jobs.rootfs)
 
+    @property
+    def differs_by_owner(self) -> bool:
+        """Whether `parts` depends on its argument."""
+        return bool(self._directory)
+
     def parts(self, range_first: int | None) -> tuple[Operation, ...]:
         """The operations that put it into the root of a job whose ids begin at `range_first` on the host."""
         return _parts(self._directory, self._paths, range_first) if self._directory else self._fixed

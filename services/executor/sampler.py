@@ -1,7 +1,7 @@
 """When each running job is measured, and the measuring. One sample a job and interval, and one more when it ends.
 
-Here: the schedule (pure: time comes in) and the loop around it. Not here: reading counters (`cgroups/`) and what
-becomes of a sample (`emit`).
+Here: the schedule (pure: time comes in) and the loop around it. Not here: reading counters (`cgroups/`, and of networks
+`counters`) and what becomes of a sample (`emit`).
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
 import structlog
 
 from common.errors import JobletError
@@ -20,6 +21,15 @@ from services.executor.cgroups.driver import CgroupDriver
 log = structlog.get_logger(__name__)
 
 Emit = Callable[[StoreMetric], None]
+
+Counters = Callable[[JobId], tuple[int, int] | None]
+"""Bytes that a job has received and sent by its network so far; None where it has none, or none any more."""
+
+
+def no_network(_job: JobId) -> tuple[int, int] | None:
+    """The counters of a node whose jobs have no network."""
+    return None
+
 
 SPREAD_STEPS: Final = 16
 """Jobs that are taken up together after a restart are measured in this many groups over the interval."""
@@ -75,7 +85,7 @@ class Schedule:
 
 
 class Sampler:
-    """Measures jobs through `driver` and hands each sample to `emit`, which must not wait.
+    """Measures jobs through `driver` and `counters` and hands each sample to `emit`, which must not wait.
 
     `clock_ns` is monotonic and drives the schedule; `wall_ns` is Unix time and stands in the samples.
     """
@@ -86,11 +96,13 @@ class Sampler:
         emit: Emit,
         *,
         interval_ms: int,
+        counters: Counters = no_network,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._driver = driver
         self._emit = emit
+        self._counters = counters
         self._clock_ns = clock_ns
         self._wall_ns = wall_ns
         self._schedule = Schedule(interval_ms * 1_000_000)
@@ -149,6 +161,20 @@ class Sampler:
             return
         if sample is None:  # its groups are gone: it ends now
             return
+        sample = self._with_network(sample, previous)
         self._previous[job] = sample
         if previous is not None:
             self._emit(sample)
+
+    def _with_network(self, sample: StoreMetric, previous: StoreMetric | None) -> StoreMetric:
+        """`sample` with the bytes of the job's network: what was counted before when nothing counts any more."""
+        try:
+            counted = self._counters(sample.job)
+        except OSError as error:
+            log.warning("cannot read the network counters of a job", job_id=sample.job, why=str(error))
+            counted = None
+        if counted is None and previous is not None:
+            counted = previous.network_rx_bytes, previous.network_tx_bytes
+        if counted is None:
+            return sample
+        return msgspec.structs.replace(sample, network_rx_bytes=counted[0], network_tx_bytes=counted[1])

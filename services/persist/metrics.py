@@ -16,7 +16,10 @@ from services.persist.store import Store
 
 log = structlog.get_logger(__name__)
 
-_INTEGERS: Final = ("memory_bytes", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "pids")
+_INTEGERS: Final = frozenset(
+    field.name for field in msgspec.structs.fields(Sample) if field.type is int and field.name != "timestamp"
+)
+_FLOATS: Final = frozenset(field.name for field in msgspec.structs.fields(Sample) if field.type is float)
 _COMBINE: Final[dict[str, Callable[[float, float], float]]] = {
     "avg": lambda total, value: total + value,
     "sum": lambda total, value: total + value,
@@ -63,7 +66,7 @@ def _selected(store: Store, selection: MetricSelection) -> Iterator[list[Sample]
 
 
 class _Summary:
-    """Field by field; the time is that of the last sample. An average of integers is rounded."""
+    """Field by field; the time is that of the last sample. An average of whole numbers is rounded."""
 
     def __init__(self, aggregation: str) -> None:
         self._aggregation = aggregation
@@ -74,7 +77,7 @@ class _Summary:
 
     def add(self, step: Sequence[Sample]) -> None:
         for sample in step:
-            for name in ("cpu_percent", *_INTEGERS):
+            for name in (*_INTEGERS, *_FLOATS):
                 value = getattr(sample, name)
                 self._values[name] = self._combine(self._values[name], value) if name in self._values else value
             self._timestamp = sample.timestamp
@@ -83,7 +86,8 @@ class _Summary:
     def sample(self) -> Sample:
         divisor = self.count if self._aggregation == "avg" else 1
         integers = {name: min(INTEGER_MAX, round(self._values[name] / divisor)) for name in _INTEGERS}
-        return Sample(timestamp=self._timestamp, cpu_percent=self._values["cpu_percent"] / divisor, **integers)
+        floats = {name: self._values[name] / divisor for name in _FLOATS}
+        return msgspec.convert({"timestamp": self._timestamp, **integers, **floats}, Sample)
 
 
 def _message(job: str, sample: Sample) -> pb.Metric:

@@ -68,8 +68,7 @@ class Samples:
         """Take one sample. One that is out of range is dropped and counted."""
         fields = msgspec.structs.asdict(metric)
         job, time_ns = JobId(fields.pop("job")), fields.pop("time_ns")
-        numbers = [value for value in fields.values() if isinstance(value, int)]
-        sane = math.isfinite(metric.cpu_percent) and all(0 <= number <= INTEGER_MAX for number in (time_ns, *numbers))
+        sane = all(math.isfinite(number) and 0 <= number <= INTEGER_MAX for number in (time_ns, *fields.values()))
         if self.waiting >= WAITING_MAX or not sane:
             self.dropped += 1
             if self.dropped.bit_count() == 1:

@@ -41,6 +41,7 @@ class FakeNode:
 
     def __init__(self, directory: Path) -> None:
         self.jobs = FakeJobs()
+        self.nodes = FakeNodeInfo()
         self.authority = Authority()
         self.config = directory / "rnx-config.yml"
         self._directory = directory
@@ -54,7 +55,7 @@ class FakeNode:
         identity = self.authority.server()
         server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         job_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
-        node_pb2_grpc.add_NodeServiceServicer_to_server(FakeNodeInfo(), server)
+        node_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         # The generated base answers UNIMPLEMENTED to everything, which is what a node without volumes does.
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(volume_pb2_grpc.VolumeServiceServicer(), server)  # type: ignore[abstract]
         credentials = grpc.ssl_server_credentials(

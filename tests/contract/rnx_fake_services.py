@@ -196,10 +196,13 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
 
 
 class FakeNodeInfo(node_pb2_grpc.NodeServiceServicer):
-    """NodeService with one node."""
+    """NodeService with one node, `info`."""
+
+    def __init__(self) -> None:
+        memory = node_pb2.Capability(name="limit.memory", level=node_pb2.Capability.ENFORCED)
+        self.info = node_pb2.NodeInfo(node_id="node-1", version="0.1.0", kernel="6.18.0", cpus=2, capabilities=[memory])
 
     def GetInfo(self, request: node_pb2.GetInfoRequest, context: Any) -> node_pb2.NodeInfo:  # noqa: N802
         """The same always."""
         del request, context
-        memory = node_pb2.Capability(name="limit.memory", level=node_pb2.Capability.ENFORCED)
-        return node_pb2.NodeInfo(node_id="node-1", version="0.1.0", kernel="6.18.0", cpus=2, capabilities=[memory])
+        return self.info

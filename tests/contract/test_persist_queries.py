@@ -1,6 +1,7 @@
 """PersistService's other calls, and how it refuses: deletion, metrics, errors. The rig is test_persist_service's."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -58,6 +59,28 @@ def test_metrics_are_stored_and_aggregated(tmp_path: Path) -> None:
             assert (one.job_id, one.timestamp, one.cpu_percent) == (JOB, 30 * 10**12, cpu_percent)
             assert one.memory_bytes == memory_bytes
         assert await ask(aggregation="max", start_time=10**15) == []
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.requirement("S0.43")
+def test_every_figure_of_a_sample_is_stored_and_aggregated(tmp_path: Path) -> None:
+    """Whole numbers stay whole, also as an average; percentages keep their fractions."""
+
+    async def scenario(rig: Rig) -> None:
+        whole = ("memory_bytes", "pids", "network_rx_bytes", "network_tx_bytes", "io_read_ops", "io_write_bytes")
+        percent = ("cpu_percent", "cpu_pressure", "memory_pressure", "io_pressure")
+        for number in (1, 2, 4, 4):
+            figures: dict[str, Any] = dict.fromkeys(whole, number) | dict.fromkeys(percent, number / 8)
+            await rig.send(StoreMetric(job=JOB, time_ns=number * 10**12, **figures))
+        await rig.send(store_records(output(b"a\n", 1)))
+        await rig.answered(stored(1))
+        expected = {"avg": (3, 0.34375), "min": (1, 0.125), "max": (4, 0.5), "sum": (11, 1.375)}
+        for aggregation, values in expected.items():
+            request = pb.MetricQueryRequest(job_id=JOB, aggregation=aggregation)
+            (one,) = [metric async for metric in rig.stub.QueryMetrics(request)]
+            for names, value in zip((whole, percent), values, strict=True):
+                assert {name: getattr(one, name) for name in names} == dict.fromkeys(names, value), aggregation
 
     run(tmp_path, scenario)
 

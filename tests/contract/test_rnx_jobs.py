@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.rnx.monitor import row, used_columns
 from proto.joblet.v1 import job_pb2, persist_pb2
 from tests.contract.rnx_fake_node import FakeNode, fake_node
 from tests.contract.rnx_fake_services import STARTED_NS
@@ -50,9 +51,8 @@ def full_job(node: FakeNode) -> job_pb2.Job:
         volumes=[job_pb2.VolumeMount(name="data", path="/data", read_only=True)],
         network=job_pb2.NONE,
     )
-    job = node.jobs.add(
-        1, name="n", spec=spec, state=job_pb2.FAILED, exit_code=7, pid=123, usage=job_pb2.Usage(cpu_time_us=1500)
-    )
+    usage = job_pb2.Usage(cpu_time_us=1500, io_write_bytes=4096, io_write_ops=2, network_tx_bytes=1024)
+    job = node.jobs.add(1, name="n", spec=spec, state=job_pb2.FAILED, exit_code=7, pid=123, usage=usage)
     job.created_at.FromNanoseconds(STARTED_NS)
     job.ended_at.FromNanoseconds(STARTED_NS + 10**9)
     return job
@@ -87,6 +87,8 @@ def test_status_as_json_has_exactly_the_keys_of_the_contract(node: FakeNode) -> 
             "write_bytes_per_s": None,
             "read_ops_per_s": None,
             "write_ops_per_s": None,
+            "open_files": None,
+            "file_bytes": None,
             "timeout_ms": 90_000,
         },
         "volumes": [{"name": "data", "path": "/data", "read_only": True}],
@@ -95,7 +97,17 @@ def test_status_as_json_has_exactly_the_keys_of_the_contract(node: FakeNode) -> 
         "created_at": "2023-11-14T22:13:20.25Z",
         "started_at": None,
         "ended_at": "2023-11-14T22:13:21.25Z",
-        "usage": {"cpu_time_us": 1500, "memory_peak_bytes": 0, "oom_kills": 0},
+        "usage": {
+            "cpu_time_us": 1500,
+            "memory_peak_bytes": 0,
+            "oom_kills": 0,
+            "io_read_bytes": 0,
+            "io_write_bytes": 4096,
+            "io_read_ops": 0,
+            "io_write_ops": 2,
+            "network_rx_bytes": 0,
+            "network_tx_bytes": 1024,
+        },
     }
 
 
@@ -108,6 +120,9 @@ def test_status_for_people(node: FakeNode) -> None:
     assert fields["limits"] == "cpu 0 %, memory 64.0 MiB, timeout 1m30s"
     assert fields["exit code"] == "7"
     assert "signal" not in fields
+    assert fields["disk"] == "4.0 KiB written in 2 operations"
+    assert fields["traffic"] == "0 B received, 1.0 KiB sent"
+    assert "oom kills" not in fields
 
 
 def test_list_follows_pages(node: FakeNode) -> None:
@@ -192,11 +207,40 @@ def test_metrics(node: FakeNode) -> None:
     assert len(node.rnx("job", "metrics", ID).out.splitlines()) == 4
     objects = [json.loads(line) for line in node.rnx("job", "metrics", ID, "--json").out.splitlines()]
     assert objects[2]["cpu_percent"] == 100.0
+    assert list(objects[2]) == [
+        *("timestamp", "cpu_percent", "memory_bytes", "io_read_bytes", "io_write_bytes", "io_read_ops"),
+        *("io_write_ops", "pids", "network_rx_bytes", "network_tx_bytes"),
+        *("cpu_pressure", "memory_pressure", "io_pressure"),
+    ]
     assert "▁▅█ highest 100.0 %" in node.rnx("job", "metrics", ID, "--plot", "--no-follow").out.decode()
     node.rnx("job", "metrics", ID, "--aggregate=avg", "--since=1h", "--until=now")
     request = node.jobs.of(job_pb2.StreamMetricsRequest)[-1]
     assert (request.aggregation, request.follow) == ("avg", False)
     assert request.end_time - request.start_time == pytest.approx(3600 * 10**9, abs=10**9)
+
+
+def test_metrics_of_some_jobs_only(node: FakeNode) -> None:
+    """Traffic and pressure stand behind a line where they are not zero, and nowhere else."""
+    node.jobs.add(1)
+    node.jobs.samples = [
+        persist_pb2.Metric(timestamp=STARTED_NS, pids=1),
+        persist_pb2.Metric(timestamp=STARTED_NS, pids=1, network_rx_bytes=2048, io_pressure=12.5, cpu_pressure=1),
+    ]
+    _, quiet, busy = node.rnx("job", "metrics", ID).out.decode().splitlines()
+    assert quiet.endswith("  1")
+    assert busy.endswith("  1  2.0 KiB received, 0 B sent  waited for cpu 1.0 %, io 12.5 %")
+
+
+def test_monitor_shows_columns_that_somebody_needs() -> None:
+    """Disk, traffic and waiting take room only while a job has any."""
+    job = job_pb2.Job(id=ID, state=job_pb2.RUNNING)
+    idle = row(job, persist_pb2.Metric(), now_ns=STARTED_NS)
+    busy = row(job, persist_pb2.Metric(io_read_bytes=1024, io_pressure=5), now_ns=STARTED_NS)
+    assert not {"DISK", "TRAFFIC", "WAITED"} & set(used_columns([idle])[0])
+    headings, rows = used_columns([idle, busy])
+    shown = dict(zip(headings, rows[1], strict=True))
+    assert (shown["DISK"], shown["WAITED"], "TRAFFIC" in shown) == ("1.0 KiB", "io 5.0 %", False)
+    assert dict(zip(headings, rows[0], strict=True))["DISK"] == ""
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def test_every_option_reaches_the_node(node: FakeNode, monkeypatch: pytest.Monke
     words = (
         "job start --name n --label a=b --env K=V=W --env FROM_HERE --secret-env S=t --workdir /w --work-size 10MB "
         "--cpus 1.5 --cpu-weight 200 --cpu-cores 0-1 --max-memory 64 --pids 20 --io-weight 300 --read-bps 1MB "
-        "--write-bps 2MB --read-iops 3 --write-iops 4 --timeout 1m30s --volume data:/data --volume cache:ro "
+        "--write-bps 2MB --read-iops 3 --write-iops 4 --open-files 256 --file-size 1GB --timeout 1m30s "
+        "--volume data:/data --volume cache:ro "
         "--network none --schedule 2030-01-01T00:00:00Z --grace 5s --stop-signal INT --idempotency-key k1 -- cmd arg"
     )
     outcome = node.rnx(*words.split())
@@ -108,6 +109,8 @@ def test_every_option_reaches_the_node(node: FakeNode, monkeypatch: pytest.Monke
             write_bytes_per_s=2 * 2**20,
             read_ops_per_s=3,
             write_ops_per_s=4,
+            open_files=256,
+            file_bytes=2**30,
             timeout_ms=90_000,
         ),
         volumes=[job_pb2.VolumeMount(name="data", path="/data"), job_pb2.VolumeMount(name="cache", read_only=True)],

@@ -47,6 +47,10 @@ def test_status_has_the_promised_keys(node: Node) -> None:
     assert (record["command"], record["args"], record["exit_code"]) == ("sh", ["-c", "exit 3"], 3)
     assert record["labels"] == {"team": "red"}
     assert record["usage"]["memory_peak_bytes"] > 0
+    assert set(record["usage"]) >= {
+        *("cpu_time_us", "memory_peak_bytes", "oom_kills", "io_read_bytes", "io_write_bytes", "io_read_ops"),
+        *("io_write_ops", "network_rx_bytes", "network_tx_bytes"),
+    }
     assert record["created_at"] <= record["started_at"] <= record["ended_at"]
 
 

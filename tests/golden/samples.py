@@ -1,8 +1,9 @@
 """One sample of every message that may travel, every field set to something that is not its default.
 
-Belongs here: the samples, and what writes `messages_v1.json` from them (`python -m tests.golden.samples`). Does not
-belong here: any judgement. The file holds the bytes of version 1 as they were released: it grows with new messages and
-never changes for old ones.
+Belongs here: the samples, and what writes the golden file from them (`python -m tests.golden.samples`). Does not
+belong here: any judgement. A golden file holds the bytes that a program sent: it grows with new messages and never
+changes for old ones. When messages of version 1 get new fields, what they look like then is a file of its own, and the
+files before it stay: those bytes must be understood as long as version 1 is.
 """
 
 import json
@@ -16,7 +17,9 @@ from common.identifiers import JobId
 from common.messages import jobs, logs
 from common.messages.envelope import Body, Failure, kind_of
 
-GOLDEN: Final = Path(__file__).with_name("messages_v1.json")
+EARLIER: Final = Path(__file__).with_name("messages_v1.json")
+"""Before the limits of files, the usage of disks and networks, and the pressures."""
+GOLDEN: Final = Path(__file__).with_name("messages_v1_isolation.json")
 SENT_AT_NS: Final = 1_704_067_200_123_456_789
 JOB: Final = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 RECORD: Final = records.encode(
@@ -46,6 +49,8 @@ SPEC: Final = jobs.JobSpec(
         write_bytes_per_s=2,
         read_ops_per_s=3,
         write_ops_per_s=4,
+        open_files=256,
+        file_bytes=2**30,
         timeout_ms=60_000,
     ),
     volumes=(jobs.VolumeMount(name="data", path="/data", read_only=True),),
@@ -68,7 +73,17 @@ RECORD_OF_JOB: Final = jobs.JobRecord(
     signal=9,
     oom_killed=True,
     reason="out of memory",
-    usage=jobs.Usage(cpu_time_us=1, memory_peak_bytes=2, oom_kills=3),
+    usage=jobs.Usage(
+        cpu_time_us=1,
+        memory_peak_bytes=2,
+        oom_kills=3,
+        io_read_bytes=4,
+        io_write_bytes=5,
+        io_read_ops=6,
+        io_write_ops=7,
+        network_rx_bytes=8,
+        network_tx_bytes=9,
+    ),
     last_sequence=12,
     stop_requested_at_ns=SENT_AT_NS + 3,
 )
@@ -81,7 +96,12 @@ METRIC: Final = logs.StoreMetric(
     io_write_bytes=3,
     io_read_ops=4,
     io_write_ops=5,
+    network_rx_bytes=7,
+    network_tx_bytes=8,
     pids=6,
+    cpu_pressure=9.5,
+    memory_pressure=10.5,
+    io_pressure=11.5,
 )
 SAMPLES: Final[tuple[Body, ...]] = (
     Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True),

@@ -178,10 +178,14 @@ class Sandboxes:
     def start_launch(self, launch: Launch) -> Launched:
         """Start a launch."""
         directory = Path(launch.task.job_dir)
-        monitor = asyncio.run(self.launcher.launch(launch))
+        monitor = asyncio.run(self.launch(launch))
         job = Launched(directory, monitor)
         self.jobs.append(job)
         return job
+
+    async def launch(self, launch: Launch) -> int:
+        """What the executor does with a launch; the monitor's pid."""
+        return await self.launcher.finish(await self.launcher.begin(launch.task), launch.task)
 
     def run(self, *argv: str, **options: Any) -> Result:
         """Start a command and wait for its end."""

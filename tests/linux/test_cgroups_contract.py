@@ -15,7 +15,7 @@ from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
 from services.executor.cgroups.driver import CgroupDriver, CgroupPlan
 from services.executor.cgroups.memory import MemoryDriver
-from services.executor.cgroups.select import parent_name, select_driver
+from services.executor.cgroups.select import job_disks, parent_name, select_driver
 from services.executor.cgroups.v1 import V1Driver
 from services.executor.cgroups.v2 import V2Driver
 from services.executor.host import HostFacts, probe_host
@@ -42,11 +42,12 @@ class Host(NamedTuple):
     occupy: Callable[[JobId, CgroupPlan], None]
 
 
-def start(plan: CgroupPlan, *command: str) -> subprocess.Popen[bytes]:
+def start(plan: CgroupPlan, *command: str, stdin: int | None = None) -> subprocess.Popen[bytes]:
     """Run `command` in the groups of `plan`, as the job's init joins them: before its first instruction."""
     joins = [*plan.join, *([f"{plan.clone_into}/cgroup.procs"] if plan.clone_into else [])]
     script = 'n=$1; shift; while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 99; shift; n=$((n-1)); done; exec "$@"'
-    return subprocess.Popen(["sh", "-c", script, "sh", str(len(joins)), *joins, *command], stdout=subprocess.PIPE)
+    words = ["sh", "-c", script, "sh", str(len(joins)), *joins, *command]
+    return subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE)
 
 
 def own_settings(tmp_path: Path) -> Settings:
@@ -64,7 +65,9 @@ def make(kind: str, facts: HostFacts, settings: Settings) -> CgroupDriver:
         case "v1 with the freezer":
             if "freezer" not in roots:
                 pytest.skip("needs cgroups v1")
-            driver = V1Driver(roots, tree=None, parent=parent_name(settings), cpus=facts.cpus)
+            driver = V1Driver(
+                roots, tree=None, parent=parent_name(settings), cpus=facts.cpus, disks=job_disks(settings)
+            )
         case "v2 tree":
             if facts.cgroup_tree is None:
                 pytest.skip("needs cgroups v2")
@@ -154,6 +157,7 @@ def test_sample_counts_until_the_group_is_gone(host: Host) -> None:
     assert sample is not None
     assert sample.job == job
     assert 0 <= sample.cpu_percent < 200
+    assert all(0 <= waited <= 100 for waited in (sample.cpu_pressure, sample.memory_pressure, sample.io_pressure))
     host.driver.kill(job)
     wait_for(lambda: host.driver.remove(job), what="the groups of the killed job to go")
     assert host.driver.sample(job, previous=sample, now_ns=time.time_ns()) is None

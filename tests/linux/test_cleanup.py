@@ -13,9 +13,11 @@ from common.config.settings import Joblet, Settings
 from common.errors import JobletError
 from common.identifiers import JobId, new_job_id
 from common.messages.jobs import Limits
+from services.executor.cgroups import mountinfo
 from services.executor.cgroups.memory import MemoryDriver
 from services.executor.cleanup import Cleanup
 from services.executor.host import probe_host
+from services.executor.linux import mounts
 from tests.linux.test_cgroups_contract import FORKING, make, own_settings, start
 from tests.waiting import wait_for
 
@@ -193,6 +195,52 @@ def test_forget_stops_at_a_mount(layout: Layout, tmp_path: Path) -> None:
     assert names(layout.jobs) == set()
 
 
+def mount_at(target: Path, *, kind: str = "tmpfs") -> None:
+    """An empty tmpfs on a directory."""
+    target.mkdir(parents=True, exist_ok=True)
+    mounts.mount(kind, str(target), kind, 0, "size=64k")
+
+
+def mounted_below(directory: Path) -> list[str]:
+    """Mount points below a directory."""
+    return [mount.point for mount in mountinfo.below(mountinfo.present(), str(directory))]
+
+
+@pytest.mark.requirement("S2.34")
+@pytest.mark.threat("F04")
+def test_sweep_unmounts(layout: Layout) -> None:
+    """At start nothing stays mounted below the jobs directory, however deep and however often, but what lives.
+
+    What is mounted beside it, below a name that begins alike, is not ours.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    ended, unknown, alive = new_job_id(), new_job_id(), new_job_id()
+    beside = layout.jobs.with_name("jobs-of-others")
+    targets = [
+        layout.job_dir(ended) / "root",
+        layout.job_dir(ended) / "root" / "a" / "b",
+        layout.job_dir(ended) / "root" / "a" / "b",  # twice
+        layout.job_dir(unknown) / "volumes" / "with space",
+        layout.job_dir(alive) / "root",
+        beside,
+    ]
+    try:
+        for target in targets:
+            mount_at(target)
+        with capture_logs() as logs:
+            cleanup = Cleanup(MemoryDriver(), layout)
+            swept = asyncio.run(cleanup.sweep(alive=frozenset({alive}), known=frozenset({ended, alive})))
+        assert mounted_below(layout.jobs) == [str(targets[4])]
+        assert str(beside) in mounted_below(layout.base)
+        assert swept.mounts == tuple(str(targets[number]) for number in (2, 1, 3, 0))
+        assert [entry["path"] for entry in logs if entry["event"] == "unmounted"] == list(swept.mounts)
+        assert not layout.job_dir(unknown).exists()
+    finally:
+        for point in reversed(mounted_below(layout.base)):
+            mounts.umount2(point, mounts.MNT_DETACH)
+
+
 def test_forget_does_not_go_on_for_ever(layout: Layout) -> None:
     """A directory that is nested deeper than anything of ours is an error and not a stack overflow."""
     job = new_job_id()
@@ -228,4 +276,4 @@ def test_sweep_of_an_empty_node(tmp_path: Path) -> None:
     """On a first start there is nothing, not even the directory."""
     layout = layout_of(Settings(joblet=Joblet(base_dir=str(tmp_path / "new"))))
     swept = asyncio.run(Cleanup(MemoryDriver(), layout).sweep(alive=frozenset(), known=frozenset()))
-    assert swept == (frozenset(), frozenset())
+    assert swept == (frozenset(), frozenset(), ())

@@ -233,7 +233,7 @@ def test_a_job_is_launched_once(sandboxes: Sandboxes) -> None:
     launch = sandboxes.plan("sleep", "60")
     job = sandboxes.start_launch(launch)
     with pytest.raises(JobletError, match="job directory"):
-        asyncio.run(sandboxes.launcher.launch(launch))
+        asyncio.run(sandboxes.launch(launch))
     assert monitor_pid(job.directory) == job.monitor
     assert alive(job.main_pid())
 
@@ -264,7 +264,7 @@ def test_many_launches_at_once(sandboxes: Sandboxes) -> None:
     launches = [sandboxes.plan("sh", "-c", f"echo {number}; exit {number}") for number in range(16)]
 
     async def launch_all() -> list[int]:
-        return await asyncio.gather(*(sandboxes.launcher.launch(launch) for launch in launches))
+        return await asyncio.gather(*(sandboxes.launch(launch) for launch in launches))
 
     monitors = asyncio.run(launch_all())
     sandboxes.jobs += [Launched(Path(each.task.job_dir), pid) for each, pid in zip(launches, monitors, strict=True)]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.identifiers import new_job_id
-from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
+from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State, Usage
 from services.executor.events import (
     Announce,
     AnyEvent,
@@ -40,7 +40,7 @@ ends = st.builds(
     exit_code=st.none() | small,
     signal=st.none() | small,
     ended_by=st.sampled_from(["", "client", "timeout"]),
-    oom_kills=st.integers(0, 3),
+    usage=st.builds(Usage, oom_kills=st.integers(0, 3), network_rx_bytes=small),
     last_sequence=st.integers(0, 10**6),
 )
 events: st.SearchStrategy[AnyEvent] = st.one_of(

@@ -18,9 +18,9 @@ from common.bus.memory import Memory
 from common.bus.requests import Receiver, Requester
 from common.config.layout import Layout, layout_of
 from common.config.settings import Joblet, Settings
-from common.identifiers import JobId
+from common.identifiers import JobId, new_job_id
 from common.messages.envelope import Body
-from common.messages.jobs import JobRecord, Limits, NodeFacts
+from common.messages.jobs import JobRecord, JobSpec, Limits, NodeFacts
 from common.messages.logs import EndOfJob, Resend, Stored, StoreRecords
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC
 from common.records import Flags, Record, RecordType, Stream, decode_all, encode
@@ -115,6 +115,13 @@ class FakeHost:
         self.deaf = False  # monitors take no commands
         self.freed: list[JobId] = []
         self.swept: tuple[frozenset[JobId], frozenset[JobId]] | None = None
+
+    def new_id(self, spec: JobSpec) -> JobId:  # noqa: ARG002
+        """See ports.Launches."""
+        return new_job_id()
+
+    def give_back(self, job: JobId) -> None:
+        """See ports.Launches."""
 
     async def launch(self, job: Job) -> None:
         """See ports.Launches."""

@@ -3,16 +3,21 @@
 import signal
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.config.limits import LIMIT_RANGES
+from common.config.settings import LimitValues
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
 from common.messages import jobs
-from proto.joblet.v1 import job_pb2
+from common.messages.logs import StoreMetric
+from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api import requests
-from services.api.convert import LIMIT_FIELDS, NETWORKS, STATES, job_to_proto, spec_to_proto
+from services.api.convert import LIMIT_FIELDS, NETWORKS, STATES, job_to_proto, metric_to_proto, spec_to_proto
+from tests.golden.samples import METRIC, RECORD_OF_JOB
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
@@ -20,7 +25,7 @@ printable = st.text(st.sampled_from("abc é€x-_ =:"), max_size=20)
 UPLOADS = {f"{n:032x}": jobs.Upload(id=f"{n:032x}", bytes=n, entries=1) for n in range(5)}
 limits = st.fixed_dictionaries(
     {},
-    optional={field: st.integers(low, high) for field, (low, high) in requests.LIMIT_RANGES.items()}
+    optional={field: st.integers(low, high) for field, (low, high) in LIMIT_RANGES.items()}
     | {"cpu_cores": st.sampled_from(["0", "0-1,4"])},
 ).map(lambda fields: jobs.Limits(**fields))  # type: ignore[arg-type]  # each field has its own type
 specs = st.builds(
@@ -53,7 +58,11 @@ def test_a_spec_survives_the_way_there_and_back(spec: jobs.JobSpec) -> None:
 def test_limits_and_enumerations_bear_the_same_names_on_both_sides() -> None:
     """A field or value that is added on one side is missed here."""
     assert {field.name for field in job_pb2.Limits.DESCRIPTOR.fields} == set(LIMIT_FIELDS)
-    assert set(requests.LIMIT_RANGES) == set(LIMIT_FIELDS) - {"cpu_cores"}
+    assert set(LIMIT_RANGES) == set(LIMIT_FIELDS) - {"cpu_cores"}
+    assert LimitValues.__struct_fields__ == LIMIT_FIELDS
+    assert {field.name for field in job_pb2.Usage.DESCRIPTOR.fields} == set(jobs.Usage.__struct_fields__)
+    sample = {field.name for field in persist_pb2.Metric.DESCRIPTOR.fields} - {"job_id", "timestamp"}
+    assert sample == set(StoreMetric.__struct_fields__) - {"job", "time_ns"}
     assert {job_pb2.JobState.Name(number) for number in STATES.values()} == {state.name for state in jobs.State}
     assert {job_pb2.NetworkMode.Name(number) for number in NETWORKS.values()} == {one.name for one in jobs.Network}
 
@@ -77,6 +86,24 @@ def test_a_record_is_shown_whole() -> None:
     assert not shown.HasField("signal")
     assert not shown.HasField("ended_at")
     assert (shown.name, shown.usage.oom_kills, shown.last_sequence) == ("x", 3, 7)
+
+
+def test_usage_and_samples_are_shown_whole() -> None:
+    """Every figure arrives under its name."""
+    figures = {name: number for number, name in enumerate(jobs.Usage.__struct_fields__, start=1)}
+    shown = job_to_proto(msgspec.structs.replace(RECORD_OF_JOB, usage=jobs.Usage(**figures))).usage
+    assert {field.name: value for field, value in shown.ListFields()} == figures
+    fields = msgspec.structs.asdict(METRIC)
+    metric = {field.name: value for field, value in metric_to_proto(METRIC).ListFields()}
+    assert metric == {"job_id": fields.pop("job"), "timestamp": fields.pop("time_ns"), **fields}
+
+
+def test_a_spec_without_a_network_gets_the_nodes_default() -> None:
+    """And one that names a mode keeps it."""
+    default = jobs.Network.BRIDGE
+    assert requests.job_spec(spec(), UPLOADS.__getitem__, network=default).network is default
+    named = requests.job_spec(spec(network=job_pb2.NONE), UPLOADS.__getitem__, network=default)
+    assert named.network is jobs.Network.NONE
 
 
 def spec(**fields: Any) -> job_pb2.JobSpec:
@@ -110,6 +137,12 @@ REFUSED: list[tuple[str, job_pb2.JobSpec]] = [
     ("limits.memory_bytes", spec(limits=job_pb2.Limits(memory_bytes=2**64 - 1))),
     ("limits.timeout_ms", spec(limits=job_pb2.Limits(timeout_ms=2**63))),
     ("limits.cpu_cores", spec(limits=job_pb2.Limits(cpu_cores="0;reboot"))),
+    ("limits.cpu_cores", spec(limits=job_pb2.Limits(cpu_cores="4-1"))),
+    ("limits.cpu_cores", spec(limits=job_pb2.Limits(cpu_cores="99999"))),
+    ("limits.open_files", spec(limits=job_pb2.Limits(open_files=2))),
+    ("limits.open_files", spec(limits=job_pb2.Limits(open_files=2**20 + 1))),
+    ("limits.file_bytes", spec(limits=job_pb2.Limits(file_bytes=0))),
+    ("limits.file_bytes", spec(limits=job_pb2.Limits(file_bytes=2**63))),
     ("volume", spec(volumes=[job_pb2.VolumeMount(name="..")])),
     ("volumes.path", spec(volumes=[job_pb2.VolumeMount(name="x", path="/a/../../b")])),
     ("network", spec(network=99)),

@@ -32,6 +32,10 @@ PAGE = os.sysconf("SC_PAGESIZE")
         ("0-1", "0", False),
         ("1", "", False),
         ("", "", True),
+        ("8:0 100", "254:0 7\n8:0 100", True),  # one of several devices
+        ("8:0 100", "8:0 1000", False),
+        ("8:0 100", "", False),
+        ("8:0 rbps=1 wbps=max riops=max wiops=max", "8:0 rbps=1 wbps=max riops=max wiops=max\n7:0 rbps=2", True),
     ],
 )
 def test_means_the_same(asked: str, present: str, *, same: bool) -> None:

@@ -1,10 +1,13 @@
 """The configuration file: what loads, what is refused and with which words, what holds in the end."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from common.config.layout import layout_of
+from common.config.limits import check_limits
 from common.config.load import (
     CONFIG_BYTES_MAX,
     HIDDEN,
@@ -152,6 +155,13 @@ def test_the_store_is_below_the_parents_base_directory_unless_told_otherwise(tmp
         ("storage: {type: local}", "storage", "persist.storage"),
         ("log_group_prefix: /x", "log_group_prefix", "persist.storage.cloudwatch.log_group_prefix"),
         ("7: x", "7", "version"),
+        ("joblet: {limits: {defaults: {pids: 1}}}", "joblet.limits.defaults", "joblet.limits.default"),
+        (
+            "joblet: {limits: {roles: {user: {max: {memory: 1}}}}}",
+            "joblet.limits.roles.user.max.memory",
+            "joblet.limits.roles.user.max.memory_bytes",
+        ),
+        ("joblet: {limits: {roles: {writers: {}}}}", "joblet.limits.roles.writers", "joblet.limits.roles.writer"),
     ],
 )
 def test_an_unknown_key_is_named_in_full_with_the_nearest_known_one(
@@ -191,6 +201,42 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest_known_one(
             "10001",
             "at most 10000",
         ),
+        (
+            "joblet: {limits: {max: {memory_bytes: 100MB}}}",
+            "joblet.limits.max.memory_bytes",
+            "'100MB'",
+            "a whole number",
+        ),
+        ("joblet: {limits: {max: {cpu_cores: 3}}}", "joblet.limits.max.cpu_cores", "3", "text"),
+        ("joblet: {limits: {max: {cpu_cores: 3-1}}}", "joblet.limits.max.cpu_cores", "3-1", "0-1,4"),
+        ("joblet: {limits: {default: {pids: 0}}}", "joblet.limits.default.pids", "0", "1 or more"),
+        ("joblet: {limits: {default: {open_files: 2}}}", "joblet.limits.default.open_files", "2", "3 to 1048576"),
+        (
+            "joblet: {limits: {roles: {user: {max: {cpu_weight: 10001}}}}}",
+            "joblet.limits.roles.user.max.cpu_weight",
+            "10001",
+            "1 to 10000",
+        ),
+        (
+            "joblet: {limits: {default: {pids: 5}, max: {pids: 4}}}",
+            "joblet.limits.default.pids",
+            "5",
+            "joblet.limits.max.pids, 4",
+        ),
+        (
+            'joblet: {limits: {roles: {admin: {default: {cpu_cores: "0"}, max: {cpu_cores: "1"}}}}}',
+            "joblet.limits.roles.admin.default.cpu_cores",
+            "0",
+            "joblet.limits.roles.admin.max.cpu_cores, 1",
+        ),
+        ("joblet: {limits: {roles: {user: 7}}}", "joblet.limits.roles.user", "7", "a section"),
+        ("joblet: {jobs: {network: host}}", "joblet.jobs.network", "host", "'none' or 'isolated' or 'bridge'"),
+        ("joblet: {jobs: {rootfs: alpine}}", "joblet.jobs.rootfs", "alpine", "host, busybox, or an absolute path"),
+        ("joblet: {networks: {bridge_subnet: 10.88.0.1/16}}", "joblet.networks.bridge_subnet", "10.88.0.1", "IPv4"),
+        ("joblet: {networks: {isolated_subnet: 10.0.0.0/30}}", "joblet.networks.isolated_subnet", "/30", "8 to 29"),
+        ("joblet: {networks: {isolated_subnet: 10.88.1.0/24}}", "isolated_subnet", "10.88.1.0", "overlaps"),
+        ("joblet: {networks: {dns: [localhost]}}", "joblet.networks.dns", "localhost", "IPv4 addresses"),
+        ("joblet: {networks: {blocked: [10.0.0.1/8]}}", "joblet.networks.blocked", "10.0.0.1/8", "169.254.0.0/16"),
         (
             "persist: {ipc: {socket: /elsewhere}}",
             "persist.ipc.socket",
@@ -274,7 +320,43 @@ def test_effective_fills_in_what_follows_and_hides_keys() -> None:
     assert "abc" not in str(shown)
 
 
-def test_every_setting_is_documented() -> None:
-    """docs/configuration.md names every key of the file."""
+@pytest.mark.requirement("S2.31")
+def test_limits_load_and_show_only_what_is_set() -> None:
+    """Sections may be empty; what is shown can be loaded again and means the same."""
+    text = """
+joblet:
+  limits:
+    default: {cpu_percent: 50, memory_bytes: 104857600, io_weight: 500, cpu_cores: "0-1"}
+    max:
+    roles:
+      user: {max: {memory_bytes: 209715200, pids: }}
+      writer:
+"""
+    loaded = settings_of(text, source="test")
+    limits = loaded.joblet.limits
+    assert (limits.default.cpu_percent, limits.max.cpu_percent) == (50, None)
+    assert (limits.roles.user.max.memory_bytes, limits.roles.user.max.pids) == (200 * 2**20, None)
+    shown = effective(loaded)["joblet"]["limits"]
+    assert shown == {
+        "default": {"cpu_percent": 50, "memory_bytes": 104857600, "io_weight": 500, "cpu_cores": "0-1"},
+        "roles": {"user": {"max": {"memory_bytes": 209715200}}},
+    }
+    assert settings_of(json.dumps({"joblet": {"limits": shown}}), source="shown").joblet.limits == limits
+    assert effective(Settings())["joblet"]["limits"] == {}
+
+
+def test_examples_of_the_documentation_load() -> None:
+    """Whatever docs/configuration.md shows as a file is one."""
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-    assert [key for key in dotted_keys() if f"`{key}`" not in text] == []
+    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) >= 4
+    for example in examples:
+        check_limits(settings_of(example, source="docs/configuration.md").joblet.limits)
+
+
+def test_every_setting_is_documented() -> None:
+    """docs/configuration.md names every key of the file; what everybody has, a role has under the same name."""
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    of_everybody = re.compile(r"^joblet\.limits\.(roles\.\w+\.)?(default|max)\.")
+    keys = {of_everybody.sub("joblet.limits.max.", key) for key in dotted_keys()}
+    assert sorted(key for key in keys if f"`{key}`" not in text) == []

@@ -32,7 +32,18 @@ def test_each_line_bears_the_name_of_its_process() -> None:
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as text:
         lines = [line.split(" ", 1)[1] for line in text.read().splitlines()]
-    assert lines == ["api      | hello", "joblet   | of the supervisor", "executor | one", "executor | two ?"]
+    assert lines == ["api      | hello", "joblet   | of the supervisor", "executor | one", "executor | two \\xff"]
+
+
+@pytest.mark.threat("C20")
+def test_what_a_service_or_its_libraries_print_cannot_drive_the_terminal() -> None:
+    """Control characters are shown, tabs and line ends stay."""
+    reading, writing = os.pipe()
+    with LogPrinter(writing, ("api",)) as printer:
+        printer.line("\x1b]52;c;AAAA\x07\x1b[2J\tx\r\u202e", "api")
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8", newline="") as text:
+        assert text.read().split(" ", 1)[1] == "api    | \\x1b]52;c;AAAA\\x07\\x1b[2J\tx\\x0d\\u202e\n"
 
 
 def test_nobody_waits_for_a_reader_that_does_not_read() -> None:

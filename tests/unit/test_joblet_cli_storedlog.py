@@ -36,6 +36,17 @@ def job(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.threat("C20")
+def test_findings_cannot_drive_the_terminal(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A stored line may say anything about itself; text and JSON show it and do not obey it."""
+    (job / "stdout.log.gz").write_bytes(member(line(1, "\x1b[2J\x9b31m\u202e")))
+    for options in ([], ["--json"]):
+        assert run(["verify", "--base-dir", str(job.parents[1]), *options]) == 1
+        shown = capsys.readouterr().out
+        assert r"[2J" in shown
+        assert shown.replace("\n", "").isprintable()
+
+
 @pytest.mark.requirement("S0.10")
 def test_whole_files_have_no_findings(job: Path) -> None:
     """Sequences count over both files; an empty member (the end mark) is fine; a missing file is an empty one."""

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cli.joblet.main import run
@@ -19,7 +20,7 @@ from common.bus.events import Publisher
 from common.bus.zeromq import ZeroMQ
 from common.errors import JobletError
 from common.identifiers import JobId
-from common.messages.jobs import JobChanged, JobRecord, JobSpec, State
+from common.messages.jobs import JobChanged, JobRecord, JobSpec, State, Usage
 from common.messages.logs import LogMarker, LogRecords, StoreMetric
 from common.messages.topics import log_topic
 
@@ -114,6 +115,45 @@ def test_other_messages_are_printed_too() -> None:
     assert "memory_bytes=2.0 KiB" in texts[2]
     assert "running" in texts[3]
     assert "corrupt" in texts[4]
+
+
+def test_figures_that_not_every_job_has_are_told_where_there_are_any() -> None:
+    """Disk, network and pressure: in text where they are not zero, in JSON always; usage when a job has ended."""
+    quiet = StoreMetric(job=JOB, time_ns=NOW, cpu_percent=0.0, memory_bytes=0)
+    busy = StoreMetric(
+        job=JOB, time_ns=NOW, cpu_percent=1.0, memory_bytes=1, network_tx_bytes=2048, io_read_ops=3, io_pressure=4.5
+    )
+    told = [next(lines("metrics.x", each, as_json=False)) for each in (quiet, busy)]
+    assert told[0].split()[2:] == ["metric", f"job={JOB}", "cpu_percent=0.0", "memory_bytes=0", "B", "pids=0"]
+    assert {"network_tx_bytes=2.0", "io_read_ops=3", "io_pressure=4.5"} < set(told[1].split())
+    assert {"io_write_ops", "memory_pressure"} < set(json.loads(next(lines("metrics.x", quiet, as_json=True))))
+
+    running = JobRecord(
+        id=JOB, owner="a", node_id="n", state=State.RUNNING, spec=JobSpec(command="sh"), created_at_ns=NOW
+    )
+    ended = msgspec.structs.replace(running, usage=Usage(cpu_time_us=5, io_write_bytes=1024))
+    assert json.loads(next(lines("job.x", JobChanged(job=running), as_json=True)))["usage"] is None
+    assert json.loads(next(lines("job.x", JobChanged(job=ended), as_json=True)))["usage"]["oom_kills"] == 0
+    text = next(lines("job.x", JobChanged(job=ended), as_json=False))
+    assert "cpu_time_us=5 memory_peak_bytes=0 B io_write_bytes=1.0 KiB" in text
+    assert "oom_kills" not in text
+
+
+@pytest.mark.threat("C20")
+def test_a_change_of_state_cannot_drive_the_terminal() -> None:
+    """Owner, reason and command of a job, in text and in JSON."""
+    hostile = ESCAPES.decode() + "\u202e\x9b"
+    job = JobRecord(
+        id=JOB,
+        owner=hostile,
+        node_id=hostile,
+        state=State.FAILED,
+        reason=hostile,
+        spec=JobSpec(command=hostile, args=(hostile,), name=hostile, labels={hostile: hostile}),
+        created_at_ns=NOW,
+    )
+    for as_json in (False, True):
+        assert all(line.isprintable() for line in lines(f"job.{hostile}", JobChanged(job=job), as_json=as_json))
 
 
 @pytest.fixture

@@ -31,6 +31,15 @@ JOBLET: Final = (sys.executable, "-m", "cli.joblet.main")
 START_TIMEOUT_S: Final = 60
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """`up` sets the umask of its process, which here and there is that of the tests."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="module")
 def base() -> Iterator[Path]:
     """A base directory that service users can reach; its configuration binds loopback only."""

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import Reason
 from common.identifiers import new_job_id
-from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
+from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State, Usage
 from services.executor.events import (
     Announce,
     AnyEvent,
@@ -93,7 +93,7 @@ def test_start_tells_pid_and_time_of_the_journal() -> None:
         (Ended(at_ns=9, outcome="exited", exit_code=7), State.FAILED, "exited with code 7"),
         (Ended(at_ns=9, outcome="signaled", signal=9), State.FAILED, "killed by signal 9 (SIGKILL)"),
         (
-            Ended(at_ns=9, outcome="signaled", signal=9, oom_kills=1),
+            Ended(at_ns=9, outcome="signaled", signal=9, usage=Usage(oom_kills=1)),
             State.FAILED,
             "out of memory: killed by signal 9 (SIGKILL)",
         ),
@@ -143,7 +143,9 @@ def test_each_end_has_its_state_and_its_words(event: Ended, state: State, reason
 @pytest.mark.threat("C03")
 def test_an_oom_kill_is_told_even_when_the_exit_code_is_zero() -> None:
     """A child was killed, the main process exited with 0: COMPLETED, and oom_killed says the rest."""
-    record = moved(job_in(State.RUNNING), Ended(at_ns=9, outcome="exited", exit_code=0, oom_kills=2)).job.record
+    record = moved(
+        job_in(State.RUNNING), Ended(at_ns=9, outcome="exited", exit_code=0, usage=Usage(oom_kills=2))
+    ).job.record
     assert (record.state, record.oom_killed) == (State.COMPLETED, True)
     assert record.usage is not None
     assert record.usage.oom_kills == 2

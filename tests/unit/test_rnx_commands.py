@@ -124,6 +124,8 @@ def test_completion_answers() -> None:
     for words, expected in (
         ("rnx job st", {"start", "status", "stop"}),
         ("rnx job log --t", {"--tail", "--timestamps"}),
+        ("rnx job run --open", {"--open-files"}),
+        ("rnx job start --file", {"--file-size"}),
     ):
         environment = os.environ | {"_RNX_COMPLETE": "bash_complete", "COMP_WORDS": words}
         environment["COMP_CWORD"] = str(len(words.split()) - 1)

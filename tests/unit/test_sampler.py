@@ -9,7 +9,7 @@ from common.identifiers import JobId, new_job_id
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
 from services.executor.cgroups.memory import MemoryDriver
-from services.executor.sampler import Sampler, Schedule
+from services.executor.sampler import Counters, Sampler, Schedule, no_network
 from tests.waiting import await_for
 
 MS = 1_000_000
@@ -19,7 +19,7 @@ INTERVAL_MS = 5_000
 class Bench:
     """A sampler over a driver and a clock of the test's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, counters: Counters = no_network) -> None:
         self.now_ns = 0
         self.driver = MemoryDriver()
         self.emitted: list[StoreMetric] = []
@@ -27,6 +27,7 @@ class Bench:
             self.driver,
             self.emitted.append,
             interval_ms=INTERVAL_MS,
+            counters=counters,
             clock_ns=lambda: self.now_ns,
             wall_ns=lambda: self.now_ns + 10**18,
         )
@@ -102,6 +103,32 @@ def test_one_that_fails_does_not_hurt_the_others() -> None:
     assert {sample.job for sample in bench.at(5_000)} == {jobs[0], jobs[2]}
     bench.driver.broken.clear()
     assert {sample.job for sample in bench.at(10_000)} == set(jobs)
+
+
+def network(sample: StoreMetric) -> tuple[int, int]:
+    """What the sample says of the network: received, sent."""
+    return sample.network_rx_bytes, sample.network_tx_bytes
+
+
+def test_network_counters() -> None:
+    """Bytes received and sent stand in the samples; when nothing counts any more the last ones stay."""
+    counted: list[tuple[int, int] | None] = [(10, 20), None, (30, 40)]
+    bench = Bench(lambda _job: counted.pop(0))
+    bench.start()
+    told = [network(sample) for ms in (5_000, 10_000, 15_000) for sample in bench.at(ms)]
+    assert told == [(10, 20), (10, 20), (30, 40)]
+
+
+def test_network_counters_that_cannot_be_read() -> None:
+    """The rest of the sample is told all the same."""
+
+    def broken(_job: JobId) -> tuple[int, int] | None:
+        raise OSError(5, "Input/output error")
+
+    bench = Bench(broken)
+    bench.start()
+    (sample,) = bench.at(5_000)
+    assert network(sample) == (0, 0)
 
 
 def test_a_group_that_is_gone() -> None:

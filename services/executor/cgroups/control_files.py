@@ -7,7 +7,8 @@ altogether; so every write is one os.open and one os.write. Kernel source: kerne
 
 import errno
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,8 @@ FILE_BYTES_MAX: Final = 1 << 20
 
 CPUS_MAX: Final = 8192
 """CONFIG_NR_CPUS of the largest x86-64 kernels."""
+
+_DEVICE: Final = re.compile(r"\d+:\d+ ")
 
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
@@ -65,6 +68,16 @@ def put(path: str, value: str) -> None:
         raise OSError(errno.EIO, f"{written} of {len(data)} bytes were written", path)
 
 
+def lift(path: str, no_limit: Callable[[str], str]) -> None:
+    """Take the limits of all devices out of a file with a line for each. Nothing when the group is gone."""
+    try:
+        for line in read(path).splitlines():
+            put(path, no_limit(line.split()[0]))
+    except OSError as cause:
+        if cause.errno not in GONE:
+            raise
+
+
 def set_value(write: Write) -> None:
     """Write a limit and read it back. Raises JobletError that names path and value."""
     try:
@@ -86,11 +99,13 @@ def set_value(write: Write) -> None:
 def means_the_same(asked: str, present: str) -> bool:
     """Whether the kernel's `present` is `asked`, allowing the roundings that the kernel documents.
 
-    Byte counts are rounded down to whole pages (cgroup-v2.rst, memory), CPU lists are joined into ranges, and a
-    cpu.max without period gets one.
+    Byte counts are rounded down to whole pages (cgroup-v2.rst, memory), and CPU lists are joined into ranges. A value
+    for one device is a line among those of others.
     """
     if asked == present:
         return True
+    if _DEVICE.match(asked):
+        return asked in present.splitlines()
     if asked.isdigit() and present.isdigit():
         return int(present) == int(asked) // PAGE_BYTES * PAGE_BYTES
     try:

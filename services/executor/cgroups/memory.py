@@ -40,7 +40,7 @@ class MemoryDriver:
         """See CgroupDriver.restrictions."""
         return ()
 
-    def plan(self, job: JobId, limits: Limits) -> CgroupPlan:  # noqa: ARG002  # nothing is limited here
+    def plan(self, job: JobId, limits: Limits, *, devices: tuple[str, ...] = ()) -> CgroupPlan:  # noqa: ARG002  # nothing is limited here
         """See CgroupDriver.plan."""
         leaf = f"/nowhere/{job}"
         return CgroupPlan((leaf,), (), (), "", (Meter("cpu_time_us", (Reading(f"{leaf}/cpu"),)),), "")

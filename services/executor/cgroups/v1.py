@@ -19,8 +19,9 @@ from common.errors import precondition
 from common.identifiers import JobId
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
-from services.executor.cgroups import control_files, members
-from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
+from services.executor.cgroups import control_files, io_offers, members, pressure, v1_limits
+from services.executor.cgroups.disks import Disk, scheduler
+from services.executor.cgroups.driver import CgroupPlan, Write
 from services.executor.cgroups.refusals import Offer, job_ids, refusals
 from services.executor.cgroups.usage import CpuMeter
 from services.executor.cgroups.v2 import kill_tree_group
@@ -29,21 +30,44 @@ CONTROLLERS: Final = ("cpu", "memory", "pids", "blkio", "cpuset", "cpuacct", "fr
 GIVEN_BY_TREE: Final = ("cpuacct", "freezer")
 """What a v2 hierarchy without controllers does as well."""
 
-CPU_PERIOD_US: Final = 100_000
-SHARES_MIN: Final = 2
-SHARES_OF_DEFAULT_WEIGHT: Final = (1024, 100)
-"""cpu.shares 1024 is what cpu.weight 100 is in v2: the default."""
+_OOM_KILLS_ALL: Final = (
+    "cgroup v1: when memory runs out the kernel kills one process of the job; the job's monitor kills the others as "
+    "soon as that is counted, some milliseconds later"
+)
+_OOM_KILLS_ONE: Final = (
+    "cgroup v1 without cgroup.event_control (PREEMPT_RT): when memory runs out the kernel kills one process of the "
+    "job, not all of them"
+)
+_CAN_SWAP: Final = "a job can swap beyond its limit (boot with swapaccount=1, or without swap)"
+_BUFFERED: Final = (
+    "cgroup v1: limited is what the job itself writes to the disk, by O_DIRECT, O_SYNC or fsync; what it leaves in "
+    "the page cache the kernel writes later, unlimited and uncounted (boot with v2)"
+)
 
 
 class V1Driver:
-    """`roots`: a writable group for each controller; `tree`: one of the v2 hierarchy, where there is one."""
+    """`roots`: a writable group for each controller; `tree`: one of the v2 hierarchy, where there is one.
 
-    def __init__(self, roots: Mapping[str, Path], *, tree: Path | None, parent: str, cpus: frozenset[int]) -> None:
+    `parent`: name of the group below each; `cpus`: usable ones; `disks`: those behind what every job sees.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, Path],
+        *,
+        tree: Path | None,
+        parent: str,
+        cpus: frozenset[int],
+        disks: tuple[Disk, ...] = (),
+    ) -> None:
         used = CONTROLLERS if tree is None else tuple(name for name in CONTROLLERS if name not in GIVEN_BY_TREE)
         self._parents = {name: f"{roots[name]}/{parent}" for name in used if name in roots}
         self._tree = None if tree is None else f"{tree}/{parent}"
         self._cpus = cpus
+        self._disks = disks
         self._files: frozenset[str] = frozenset()
+        self._refused_disks: dict[str, str] = {}
+        self._pressure_files: frozenset[str] = frozenset()
         self._cpu_meter = CpuMeter()
 
     @property
@@ -69,52 +93,44 @@ class V1Driver:
             _count_children(self._parents["memory"])
         if "cpuset" in self._parents:
             _inherit_cpuset(self._parents["cpuset"])
+        if self._tree is not None:
+            self._pressure_files = pressure.readable(self._tree)
+        self._refused_disks = self._try_disks()
 
     def unsupported(self, limits: Limits) -> tuple[tuple[str, str], ...]:
         """See CgroupDriver.unsupported."""
-        return refusals(
-            limits,
-            cpu_percent=self._offer("cpu", "cpu.cfs_quota_us"),
-            cpu_weight=self._offer("cpu", "cpu.shares"),
-            cpu_cores=self._offer("cpuset", "cpuset.cpus"),
-            memory_bytes=self._offer("memory", "memory.limit_in_bytes"),
-            pids=self._offer("pids", "pids.max"),
-            cpus=self._cpus,
-        )
+        offers = {
+            "cpu_percent": self._offer("cpu", "cpu.cfs_quota_us"),
+            "cpu_weight": self._offer("cpu", "cpu.shares"),
+            "cpu_cores": self._offer("cpuset", "cpuset.cpus"),
+            "memory_bytes": self._offer("memory", "memory.limit_in_bytes"),
+            "pids": self._offer("pids", "pids.max"),
+            "io_weight": self._weight_offer(limits.io_weight),
+            **dict.fromkeys(io_offers.BYTES_AND_OPS, self._io_offer()),
+        }
+        return refusals(limits, offers, cpus=self._cpus)
 
     def restrictions(self) -> tuple[tuple[str, str], ...]:
         """See CgroupDriver.restrictions."""
-        told = "cgroup v1: when memory runs out the kernel kills one process of the job, not all of them"
+        memory = [_OOM_KILLS_ALL if self._watches_oom else _OOM_KILLS_ONE]
         if "memory.memsw.limit_in_bytes" not in self._files:
-            told += "; a job can swap beyond its limit (boot with swapaccount=1, or without swap)"
-        return (("memory_bytes", told),)
+            memory.append(_CAN_SWAP)
+        return (("memory_bytes", "; ".join(memory)), ("write_bytes_per_s", _BUFFERED), ("write_ops_per_s", _BUFFERED))
 
-    def plan(self, job: JobId, limits: Limits) -> CgroupPlan:
+    def plan(self, job: JobId, limits: Limits, *, devices: tuple[str, ...] = ()) -> CgroupPlan:
         """See CgroupDriver.plan."""
         tree = None if self._tree is None else f"{self._tree}/{job}"
         leaves = {name: f"{parent}/{job}" for name, parent in self._parents.items() if self._needs(name, limits)}
         v1_leaves = tuple(dict.fromkeys(leaves.values()))  # cpu and cpuacct are often one mount
-        writes = (
-            *_no_subgroups(tree),
-            *self._memory(leaves, limits),
-            *_cpu(leaves, limits),
-            *_cpu_weight(leaves, limits),
-            *_cpuset(leaves, limits),
-            *_pids(leaves, limits),
-        )
-        cpu_time = [Reading(f"{tree}/cpu.stat", "usage_usec")] if tree else []
-        if "cpuacct" in leaves:
-            cpu_time.append(Reading(f"{leaves['cpuacct']}/cpuacct.usage", divisor=1000))
+        disks = tuple(dict.fromkeys((*(disk.device for disk in self._disks), *devices)))
         return CgroupPlan(
             directories=(*([tree] if tree else []), *v1_leaves),
-            writes=writes,
+            writes=v1_limits.limit_writes(leaves, tree, limits, files=self._files, devices=disks),
             join=tuple(f"{leaf}/tasks" for leaf in v1_leaves),
             clone_into=tree or "",
-            usage=(
-                Meter("cpu_time_us", tuple(cpu_time)),
-                *_memory_meters(leaves),
-            ),
-            oom_watch="",
+            usage=v1_limits.meters(leaves, tree),
+            oom_watch=leaves["memory"] if self._watches_oom else "",
+            lift=v1_limits.lift_writes(leaves, limits, devices=disks),
         )
 
     def create(self, plan: CgroupPlan) -> None:
@@ -131,8 +147,9 @@ class V1Driver:
             used_us = self._cpu_time_us(job)
             memory_bytes = self._read_number(job, "memory", "memory.usage_in_bytes")
             pids = self._read_number(job, "pids", "pids.current")
-            moved_bytes = self._io_totals(job, "blkio.throttle.io_service_bytes")
-            moved_ops = self._io_totals(job, "blkio.throttle.io_serviced")
+            moved_bytes = self._io_totals(job, v1_limits.MOVED_BYTES)
+            moved_ops = self._io_totals(job, v1_limits.MOVED_OPS)
+            waited = pressure.read(f"{self._tree}/{job}", self._pressure_files)
         except OSError as cause:
             if cause.errno in control_files.GONE:
                 return None
@@ -147,6 +164,9 @@ class V1Driver:
             io_read_ops=moved_ops.get("Read", 0),
             io_write_ops=moved_ops.get("Write", 0),
             pids=pids,
+            cpu_pressure=waited.cpu,
+            memory_pressure=waited.memory,
+            io_pressure=waited.io,
         )
 
     def kill(self, job: JobId) -> None:
@@ -160,6 +180,8 @@ class V1Driver:
                 "cannot kill all of a job: no v2 hierarchy and no freezer controller is mounted",
                 "mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
             )
+        for file in self._files.intersection(v1_limits.IO_FILES):
+            control_files.lift(f"{self._parents['blkio']}/{job}/{file}", v1_limits.no_limit)
 
     def remove(self, job: JobId) -> bool:
         """See CgroupDriver.remove."""
@@ -189,16 +211,23 @@ class V1Driver:
         repair = f"this kernel has no {file}" if mounted else f"mount the v1 {controller} controller, or boot with v2"
         return Offer(available=file in self._files, repair=repair)
 
-    def _memory(self, leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
-        if limits.memory_bytes is None:
-            return ()
-        leaf, value = leaves["memory"], str(limits.memory_bytes)
-        without_swap = (
-            Write(f"{leaf}/memory.memsw.limit_in_bytes", value)  # memory and swap together; never below the next
-            if "memory.memsw.limit_in_bytes" in self._files
-            else Write(f"{leaf}/memory.swappiness", "0")  # kernels booted with swapaccount=0
-        )
-        return Write(f"{leaf}/memory.limit_in_bytes", value), without_swap
+    @property
+    def _watches_oom(self) -> bool:
+        return "memory" in self._parents and "cgroup.event_control" in self._files
+
+    def _io_offer(self) -> Offer:
+        given = self._offer("blkio", "blkio.throttle.read_bps_device")
+        return io_offers.limit_offer(given, self._disks, self._refused_disks)
+
+    def _weight_offer(self, weight: int | None) -> Offer:
+        bfq = self._offer("blkio", "blkio.bfq.weight")
+        return io_offers.weight_offer(weight, self._disks, bfq=bfq, scheduler=scheduler)
+
+    def _try_disks(self) -> dict[str, str]:
+        if not self._files.issuperset(v1_limits.IO_FILES):
+            return {}
+        file = f"{self._parents['blkio']}/{v1_limits.IO_FILES[0]}"
+        return io_offers.refused_by_kernel((disk, Write(file, v1_limits.no_limit(disk.device))) for disk in self._disks)
 
     def _cpu_time_us(self, job: JobId) -> int:
         if self._tree is not None:
@@ -213,7 +242,7 @@ class V1Driver:
     def _io_totals(self, job: JobId, file: str) -> dict[str, int]:
         if file not in self._files:
             return {}
-        return _sum_by_operation(control_files.read(f"{self._parents['blkio']}/{job}/{file}"))
+        return v1_limits.io_totals(control_files.read(f"{self._parents['blkio']}/{job}/{file}"))
 
 
 def _kill_frozen(leaf: str) -> None:
@@ -241,52 +270,3 @@ def _inherit_cpuset(parent: str) -> None:
         if not control_files.read(f"{parent}/{file}").strip():
             control_files.put(f"{parent}/{file}", control_files.read(f"{Path(parent).parent}/{file}").strip())
     control_files.put(f"{parent}/cgroup.clone_children", "1")
-
-
-def _memory_meters(leaves: Mapping[str, str]) -> tuple[Meter, ...]:
-    leaf = leaves.get("memory")
-    if leaf is None:
-        return ()
-    return (
-        Meter("memory_peak_bytes", (Reading(f"{leaf}/memory.max_usage_in_bytes"),)),
-        Meter("oom_kills", (Reading(f"{leaf}/memory.oom_control", "oom_kill"),)),  # since Linux 4.13
-    )
-
-
-def _no_subgroups(tree: str | None) -> tuple[Write, ...]:
-    return () if tree is None else (Write(f"{tree}/cgroup.max.descendants", "0"),)
-
-
-def _cpu(leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
-    if limits.cpu_percent is None:
-        return ()
-    leaf = leaves["cpu"]
-    return (
-        Write(f"{leaf}/cpu.cfs_period_us", str(CPU_PERIOD_US)),
-        Write(f"{leaf}/cpu.cfs_quota_us", str(limits.cpu_percent * CPU_PERIOD_US // 100)),
-    )
-
-
-def _cpu_weight(leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
-    if limits.cpu_weight is None:
-        return ()
-    shares, weight = SHARES_OF_DEFAULT_WEIGHT
-    return (Write(f"{leaves['cpu']}/cpu.shares", str(max(SHARES_MIN, limits.cpu_weight * shares // weight))),)
-
-
-def _cpuset(leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
-    return () if limits.cpu_cores is None else (Write(f"{leaves['cpuset']}/cpuset.cpus", limits.cpu_cores),)
-
-
-def _pids(leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
-    return () if limits.pids is None else (Write(f"{leaves['pids']}/pids.max", str(limits.pids)),)
-
-
-def _sum_by_operation(text: str) -> dict[str, int]:
-    """Sums over all devices of `MAJ:MIN Operation N` lines."""
-    totals: dict[str, int] = {}
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2].isdigit():
-            totals[words[1]] = totals.get(words[1], 0) + int(words[2])
-    return totals

@@ -16,24 +16,34 @@ from common.errors import precondition
 from common.identifiers import JobId
 from common.messages.jobs import Limits
 from common.messages.logs import StoreMetric
-from services.executor.cgroups import control_files, members
-from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
+from services.executor.cgroups import control_files, delegation, io_offers, members, pressure, v2_limits
+from services.executor.cgroups.disks import Disk, scheduler
+from services.executor.cgroups.driver import CgroupPlan, Write
 from services.executor.cgroups.refusals import Offer, job_ids, refusals
 from services.executor.cgroups.usage import CpuMeter
 
 CONTROLLERS: Final = ("cpu", "memory", "pids", "io", "cpuset")
-CPU_PERIOD_US: Final = 100_000
+DELEGATE: Final = (
+    "have it delegated: systemd's Delegate=yes and DelegateSubgroup= for a service; for a user's own services "
+    "`loginctl enable-linger` and Delegate=cpu cpuset io memory pids in /etc/systemd/system/user@.service.d/joblet.conf"
+)
 
 
 class V2Driver:
-    """`root`: a writable group of the v2 hierarchy; `parent`: name of the group below it; `cpus`: usable ones."""
+    """`root`: a writable group of the v2 hierarchy; `parent`: name of the group below it; `cpus`: usable ones.
 
-    def __init__(self, root: Path, *, parent: str, cpus: frozenset[int]) -> None:
+    `disks`: those behind what every job sees.
+    """
+
+    def __init__(self, root: Path, *, parent: str, cpus: frozenset[int], disks: tuple[Disk, ...] = ()) -> None:
         self._root = str(root)
         self._parent = f"{root}/{parent}"
         self._cpus = cpus
+        self._disks = disks
         self._files: frozenset[str] = frozenset()
         self._refused: dict[str, str] = {}
+        self._refused_disks: dict[str, str] = {}
+        self._pressure_files: frozenset[str] = frozenset()
         self._cpu_meter = CpuMeter()
 
     @property
@@ -44,13 +54,14 @@ class V2Driver:
     def prepare(self) -> None:
         """See CgroupDriver.prepare. A controller that cannot be passed on is remembered with the reason."""
         self._refused.clear()
-        _pass_on(self._root, self._refused)
         try:
+            delegation.make_room(self._root)
+            _pass_on(self._root, self._refused)
             os.makedirs(self._parent, 0o755, exist_ok=True)  # noqa: PTH103
         except OSError as cause:
             raise precondition(
                 f"cannot make the control group {self._parent}: {os.strerror(cause.errno or 0)}",
-                "run the executor as root, or delegate a cgroup to it (systemd: Delegate=yes, DelegateSubgroup=)",
+                f"run the executor as root, or {DELEGATE}",
             ) from cause
         _pass_on(self._parent, self._refused)
         passed_on = set(control_files.read(f"{self._parent}/cgroup.subtree_control").split())
@@ -60,45 +71,41 @@ class V2Driver:
             for file in files
             if file.split(".")[0] in passed_on or file.startswith("cgroup.") or file == "cpu.stat"
         )
+        self._pressure_files = pressure.readable(self._parent)
+        self._refused_disks = self._try_disks()
 
     def unsupported(self, limits: Limits) -> tuple[tuple[str, str], ...]:
         """See CgroupDriver.unsupported."""
-        return refusals(
-            limits,
-            cpu_percent=self._offer("cpu", "cpu.max"),
-            cpu_weight=self._offer("cpu", "cpu.weight"),
-            cpu_cores=self._offer("cpuset", "cpuset.cpus"),
-            memory_bytes=self._offer("memory", "memory.max"),
-            pids=self._offer("pids", "pids.max"),
-            cpus=self._cpus,
-        )
+        offers = {
+            "cpu_percent": self._offer("cpu", "cpu.max"),
+            "cpu_weight": self._offer("cpu", "cpu.weight"),
+            "cpu_cores": self._offer("cpuset", "cpuset.cpus"),
+            "memory_bytes": self._offer("memory", "memory.max"),
+            "pids": self._offer("pids", "pids.max"),
+            "io_weight": self._weight_offer(limits.io_weight),
+            **dict.fromkeys(io_offers.BYTES_AND_OPS, self._io_offer()),
+        }
+        return refusals(limits, offers, cpus=self._cpus)
 
     def restrictions(self) -> tuple[tuple[str, str], ...]:
         """See CgroupDriver.restrictions."""
+        if "io.max" in self._files and "memory.max" not in self._files:
+            told = "without the memory controller what is not written by O_DIRECT or fsync is not limited"
+            return (("write_bytes_per_s", told), ("write_ops_per_s", told))
         return ()
 
-    def plan(self, job: JobId, limits: Limits) -> CgroupPlan:
+    def plan(self, job: JobId, limits: Limits, *, devices: tuple[str, ...] = ()) -> CgroupPlan:
         """See CgroupDriver.plan."""
         leaf = self._leaf(job)
-        writes = (
-            *_no_subgroups(leaf),
-            *self._memory(leaf, limits),
-            *_cpu(leaf, limits),
-            *_cpu_weight(leaf, limits),
-            *_cpuset(leaf, limits),
-            *_pids(leaf, limits),
-        )
+        disks = tuple(dict.fromkeys((*(disk.device for disk in self._disks), *devices)))
         return CgroupPlan(
             directories=(leaf,),
-            writes=writes,
+            writes=v2_limits.limit_writes(leaf, limits, files=self._files, devices=disks),
             join=(),
             clone_into=leaf,
-            usage=(
-                Meter("cpu_time_us", (Reading(f"{leaf}/cpu.stat", "usage_usec"),)),
-                Meter("memory_peak_bytes", (Reading(f"{leaf}/memory.peak"),)),  # since Linux 5.19
-                Meter("oom_kills", (Reading(f"{leaf}/memory.events", "oom_kill"),)),
-            ),
+            usage=v2_limits.meters(leaf),
             oom_watch="",
+            lift=v2_limits.lift_writes(leaf, limits, devices=disks),
         )
 
     def create(self, plan: CgroupPlan) -> None:
@@ -116,7 +123,8 @@ class V2Driver:
             used_us = control_files.read_table(f"{leaf}/cpu.stat")["usage_usec"]
             memory_bytes = self._read_number(leaf, "memory.current")
             pids = self._read_number(leaf, "pids.current")
-            moved = _io_totals(control_files.read(f"{leaf}/io.stat")) if "io.stat" in self._files else {}
+            moved = v2_limits.io_totals(control_files.read(f"{leaf}/io.stat")) if "io.stat" in self._files else {}
+            waited = pressure.read(leaf, self._pressure_files)
         except OSError as cause:
             if cause.errno in control_files.GONE:
                 return None
@@ -131,11 +139,17 @@ class V2Driver:
             io_read_ops=moved.get("rios", 0),
             io_write_ops=moved.get("wios", 0),
             pids=pids,
+            cpu_pressure=waited.cpu,
+            memory_pressure=waited.memory,
+            io_pressure=waited.io,
         )
 
     def kill(self, job: JobId) -> None:
         """See CgroupDriver.kill."""
-        kill_tree_group(self._leaf(job))
+        leaf = self._leaf(job)
+        kill_tree_group(leaf)
+        if "io.max" in self._files:
+            control_files.lift(f"{leaf}/io.max", v2_limits.no_limit)
 
     def remove(self, job: JobId) -> bool:
         """See CgroupDriver.remove."""
@@ -158,15 +172,24 @@ class V2Driver:
         repair = self._refused.get(controller, f"this kernel has no {file}")
         return Offer(available=file in self._files, repair=repair)
 
-    def _memory(self, leaf: str, limits: Limits) -> tuple[Write, ...]:
-        if limits.memory_bytes is None:
-            return ()
-        swap = "memory.swap.max" in self._files  # missing where the kernel cannot swap
-        return (
-            Write(f"{leaf}/memory.max", str(limits.memory_bytes)),
-            *([Write(f"{leaf}/memory.swap.max", "0")] if swap else []),
-            Write(f"{leaf}/memory.oom.group", "1"),
+    def _io_offer(self) -> Offer:
+        return io_offers.limit_offer(self._offer("io", "io.max"), self._disks, self._refused_disks)
+
+    def _weight_offer(self, weight: int | None) -> Offer:
+        costed = "io.weight" in self._files
+        return io_offers.weight_offer(
+            weight,
+            self._disks,
+            bfq=self._offer("io", "io.bfq.weight"),
+            scheduler=scheduler,
+            costed=io_offers.read_costed_devices(self._root) if costed and weight is not None else frozenset(),
         )
+
+    def _try_disks(self) -> dict[str, str]:
+        if "io.max" not in self._files:
+            return {}
+        file = f"{self._parent}/io.max"
+        return io_offers.refused_by_kernel((disk, Write(file, v2_limits.no_limit(disk.device))) for disk in self._disks)
 
     def _read_number(self, leaf: str, file: str) -> int:
         return control_files.read_number(f"{leaf}/{file}") if file in self._files else 0
@@ -203,7 +226,7 @@ def _pass_on(group: str, refused: dict[str, str]) -> None:
         if controller in enabled or controller in refused:
             continue
         if controller not in available:
-            refused[controller] = f"the {controller} controller is not given to {group}: enable it in its parents"
+            refused[controller] = f"the {controller} controller is not given to {group}: {_how_to_give(controller)}"
             continue
         try:  # one by one: a single write fails as a whole
             control_files.put(f"{group}/cgroup.subtree_control", f"+{controller}")
@@ -211,41 +234,14 @@ def _pass_on(group: str, refused: dict[str, str]) -> None:
             refused[controller] = _why_not(group, controller, cause)
 
 
+def _how_to_give(controller: str) -> str:
+    """Root enables it in the parents; others need it delegated."""
+    return f"enable it in its parents (echo +{controller} > …/cgroup.subtree_control), or {DELEGATE}"
+
+
 def _why_not(group: str, controller: str, cause: OSError) -> str:
     failed = f"cannot enable the {controller} controller in {group}: {os.strerror(cause.errno or 0)}"
-    if cause.errno == errno.EBUSY:
-        return f"{failed}; move the processes of {group} into a group below it (systemd: DelegateSubgroup=)"
-    return failed
-
-
-def _no_subgroups(leaf: str) -> tuple[Write, ...]:
-    return (Write(f"{leaf}/cgroup.max.descendants", "0"),)
-
-
-def _cpu(leaf: str, limits: Limits) -> tuple[Write, ...]:
-    if limits.cpu_percent is None:
-        return ()
-    return (Write(f"{leaf}/cpu.max", f"{limits.cpu_percent * CPU_PERIOD_US // 100} {CPU_PERIOD_US}"),)
-
-
-def _cpu_weight(leaf: str, limits: Limits) -> tuple[Write, ...]:
-    return () if limits.cpu_weight is None else (Write(f"{leaf}/cpu.weight", str(limits.cpu_weight)),)
-
-
-def _cpuset(leaf: str, limits: Limits) -> tuple[Write, ...]:
-    return () if limits.cpu_cores is None else (Write(f"{leaf}/cpuset.cpus", limits.cpu_cores),)
-
-
-def _pids(leaf: str, limits: Limits) -> tuple[Write, ...]:
-    return () if limits.pids is None else (Write(f"{leaf}/pids.max", str(limits.pids)),)
-
-
-def _io_totals(text: str) -> dict[str, int]:
-    """Sums over all devices of `MAJ:MIN rbytes=N wbytes=N rios=N wios=N …` lines."""
-    totals: dict[str, int] = {}
-    for line in text.splitlines():
-        for word in line.split()[1:]:
-            key, equals, number = word.partition("=")
-            if equals and number.isdigit():
-                totals[key] = totals.get(key, 0) + int(number)
-    return totals
+    if cause.errno != errno.EBUSY:
+        return failed
+    inside = delegation.describe(control_files.read_processes(f"{group}/cgroup.procs"))
+    return f"{failed}; move its processes {inside} into a group below it (systemd: DelegateSubgroup=)"

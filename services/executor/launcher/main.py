@@ -130,6 +130,7 @@ def _detach() -> None:
     os.setsid()
     os.dup2(1, 2)  # standard error was the executor's, for the launcher alone
     default_signal(signal.SIGCHLD)
+    set_title("joblet-spare")  # until it has a job
 
 
 def _monitor(caller: socket.socket, legacy: Legacy, trace: "_Trace") -> None:

@@ -1,0 +1,134 @@
+"""What others chose never drives the terminal of who looks: every command of rnx, on a terminal and in a pipe.
+
+Output of jobs (`rnx job log`) has tests of its own in test_rnx_log.py.
+"""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proto.joblet.v1 import job_pb2, node_pb2
+from tests.contract.rnx_fake_node import FakeNode, fake_node
+
+ID = "00000001-0000-4000-8000-000000000000"
+HOSTILE = "\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\r\u202eevil\x00"
+SHOWN = r"\x1b]52;c;AAAA\x07\x1b[2J\x9b31m \u202eevil\x00"
+STYLE = re.compile(rb"\x1b\[[0-9;]*m")
+"""What rnx itself writes on a terminal: colours."""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[FakeNode]:
+    """A node on which somebody has put control characters wherever text can stand."""
+    with fake_node(tmp_path) as served:
+        spec = job_pb2.JobSpec(
+            command=HOSTILE,
+            args=[HOSTILE],
+            name=HOSTILE,
+            labels={HOSTILE: HOSTILE},
+            environment={HOSTILE: HOSTILE},
+            workdir=HOSTILE,
+            limits=job_pb2.Limits(cpu_cores=HOSTILE),
+            volumes=[job_pb2.VolumeMount(name=HOSTILE, path=HOSTILE)],
+        )
+        job = served.jobs.add(1, name=HOSTILE, spec=spec, state=job_pb2.FAILED, reason=HOSTILE)
+        job.owner = job.node_id = HOSTILE
+        served.jobs.end = job_pb2.Job(state=job_pb2.FAILED, reason=HOSTILE)
+        served.jobs.not_found_text = HOSTILE
+        served.nodes.info.CopyFrom(
+            node_pb2.NodeInfo(
+                node_id=HOSTILE,
+                version=HOSTILE,
+                kernel=HOSTILE,
+                cgroup_version=HOSTILE,
+                capabilities=[node_pb2.Capability(name=HOSTILE, detail=HOSTILE)],
+            )
+        )
+        yield served
+
+
+COMMANDS = {
+    "status": ("job", "status", ID),
+    "status json": ("--json", "job", "status", ID),
+    "list": ("job", "list"),
+    "list json": ("--json", "job", "list"),
+    "wait": ("job", "wait", ID),
+    "plan": ("job", "run", "--dry-run", "--", HOSTILE.replace("\0", "")),
+    "run": ("job", "run", "--", "true"),
+    "error": ("job", "status", "99999999"),
+    "usage": ("job", "list", HOSTILE.replace("\0", "")),
+    "node": ("node", "info"),
+    "node json": ("--json", "node", "info"),
+    "monitor json": ("--json", "monitor"),
+}
+
+
+def assert_harmless(shown: bytes) -> None:
+    """Nothing is left that a terminal obeys, and what was there is shown instead."""
+    text = STYLE.sub(b"", shown).decode("utf-8").replace("\r\n", "\n")
+    assert [character for character in text if not character.isprintable() and character not in "\n…"] == []
+    assert r"\x1b]52;c;AAAA" in text or r"\u001b]52;c;AAAA" in text
+
+
+@pytest.mark.threat("C20")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_in_a_pipe(node: FakeNode, name: str) -> None:
+    """Whoever reads it with less or copies it is as safe as on a terminal."""
+    outcome = node.rnx(*COMMANDS[name])
+    assert_harmless(outcome.out + outcome.err.encode())
+
+
+@pytest.mark.threat("C20")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_on_a_terminal(node: FakeNode, name: str) -> None:
+    """Stdout and stderr of every command together."""
+    leader, follower = pty.openpty()
+    process = node.start(*COMMANDS[name], stdout=follower, stderr=follower)
+    os.close(follower)
+    shown = bytearray()
+    try:
+        while data := os.read(leader, 65536):
+            shown += data
+    except OSError:  # EIO: the other side is closed, pty(7)
+        pass
+    finally:
+        os.close(leader)
+        process.wait(timeout=20)
+    assert_harmless(bytes(shown))
+
+
+@pytest.mark.threat("C20")
+def test_the_live_view(node: FakeNode) -> None:
+    """Beside what draws the view itself, nothing that came with a job reaches the screen."""
+    leader, follower = pty.openpty()
+    process = node.start("monitor", stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+    shown = b""
+    try:
+        while rb"\x1b]52;c;AAAA" not in shown:
+            shown += os.read(leader, 65536)
+        process.send_signal(signal.SIGINT)
+        while b"\x1b[?1049l" not in shown:
+            shown += os.read(leader, 65536)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    for forbidden in (b"\x1b]", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\x1b[2J\x9b"):
+        assert forbidden not in shown
+
+
+@pytest.mark.threat("C20")
+def test_positive_control(node: FakeNode) -> None:
+    """The node does send what would drive a terminal: a client without escaping would get it."""
+    assert node.jobs.jobs[ID].reason == HOSTILE
+    assert_harmless(SHOWN.encode())
+    with pytest.raises(AssertionError):
+        assert_harmless(HOSTILE.encode())
