@@ -32,7 +32,7 @@ _PROGRAM: Final = (
 class Begun:
     """A monitor, an init and a main process that prepare a sandbox and wait for their task, or have died meanwhile.
 
-    They end when this is closed, or when the executor ends. `beginning` is what they were told.
+    They end with `end`, or when the executor ends. `beginning` is what they were told.
     """
 
     def __init__(self, endpoint: socket.socket, beginning: bytes) -> None:
@@ -46,9 +46,13 @@ class Begun:
         poll.register(self.endpoint, select.POLLIN)
         return not poll.poll(0)
 
-    def close(self) -> None:
-        """Let it end without a task."""
-        self.endpoint.close()
+    async def end(self) -> None:
+        """Let it end without a task; its processes have ended when this returns, or do not end in time."""
+        with self.endpoint, contextlib.suppress(OSError, TimeoutError):
+            self.endpoint.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(CLOSE_S_MAX):
+                while await asyncio.get_running_loop().sock_recv(self.endpoint, _ANSWER_BYTES_MAX):
+                    pass
 
 
 class Launcher(Protocol):

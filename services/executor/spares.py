@@ -67,7 +67,7 @@ class Spares:
         if begun.beginning == beginning and begun.alive:
             return begun
         log.warning("a spare sandbox is of no use", job=job, alive=begun.alive)
-        begun.close()
+        await begun.end()
         await self._cleans.end(job)
         return None
 
@@ -86,7 +86,7 @@ class Spares:
         self._ready.clear()
         self._taken.clear()
         for job, begun in unused.items():
-            begun.close()
+            await begun.end()
             await self._remove(job)
 
     async def _refill(self) -> None:

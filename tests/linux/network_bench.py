@@ -266,7 +266,7 @@ class _Neighbour(NamedTuple):
     host: str  # the host's address there
     address: str  # of the machine
     others: tuple[str, ...] = ()  # more of its addresses
-    route: str = "default"  # what it sends by way of the host
+    routes: tuple[str, ...] = ("default",)  # what it sends by way of the host
 
 
 def _connect(stack: contextlib.ExitStack, machine: _Neighbour) -> int:
@@ -284,7 +284,8 @@ def _connect(stack: contextlib.ExitStack, machine: _Neighbour) -> int:
             ip.addr("add", index=eth0, address=machine.address, prefixlen=24)
             for address in machine.others:
                 ip.addr("add", index=1, address=address, prefixlen=32)
-            ip.route("add", dst=machine.route, gateway=machine.host)
+            for route in machine.routes:
+                ip.route("add", dst=route, gateway=machine.host)
         web_server(lambda: os.write(writer, b"r"))
 
     pid = stack.enter_context(process(live))
@@ -304,7 +305,7 @@ def _make_internet(stack: contextlib.ExitStack) -> int:
     """The machine behind everything; its process's id."""
     with IPRoute() as ip:
         ip.link("set", index=1, state="up")
-        # The route to jobs is there so that what is not translated is answered, too.
-        pid = _connect(stack, _Neighbour("eth0", HOST, ROUTER, (WEB, METADATA), route="10.88.0.0/16"))
+        # The routes are there so that what the host passes on as it is, is answered, too.
+        pid = _connect(stack, _Neighbour("eth0", HOST, ROUTER, (WEB, METADATA), ("10.88.0.0/16", "203.0.113.0/24")))
         ip.route("add", dst="default", gateway=ROUTER)
     return pid

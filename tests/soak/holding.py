@@ -6,6 +6,7 @@ Belongs here: running such a job, and asking another one whether it lives. Does 
 import json
 import os
 import select
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -51,16 +52,14 @@ def holding(node: Node, program: str, *, options: tuple[str, ...] = (), user: st
     """Run a Python program, which calls `hold` or `say`, as a job; it is killed at the end of the block."""
     command = ("job", "run", *options, "--", PYTHON, "-I", "-c", HOLD + program)
     process = node.background(*command, node=user)
+    held = None
     try:
-        assert process.stdout is not None
-        readable, _, _ = select.select([process.stdout], [], [], HELD_S_MAX * SLOWNESS)
-        line = process.stdout.readline() if readable else b""
-        assert line, f"it held nothing: {_last_words(process.stderr.fileno() if process.stderr else -1)!r}"
-        said = json.loads(line)
-        yield Held(said["job"], said)
-        node.rnx("job", "stop", said["job"], "--grace", "0s", node=user)
-        process.wait(HELD_S_MAX)
+        held = _first_words(process)
+        yield held
     finally:
+        if held is not None:
+            node.rnx("job", "stop", held.job, "--grace", "0s", node=user)
+            process.wait(HELD_S_MAX)
         end(process)
 
 
@@ -74,6 +73,14 @@ def alive(node: Node, user: str = "user") -> bool:
     return in_job(node, "echo", "alive", user=user).stdout == b"alive\n"
 
 
-def _last_words(descriptor: int) -> bytes:
-    readable, _, _ = select.select([descriptor], [], [], 0)
-    return os.read(descriptor, 4096) if readable else b""
+def _first_words(process: subprocess.Popen[bytes]) -> Held:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    select.select([process.stdout], [], [], HELD_S_MAX * SLOWNESS)
+    os.set_blocking(process.stdout.fileno(), False)
+    line = process.stdout.readline()
+    if not line:
+        process.kill()
+        raise AssertionError(f"it held nothing: {process.stderr.read()!r}")
+    said = json.loads(line)
+    return Held(said["job"], said)

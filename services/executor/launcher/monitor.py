@@ -12,7 +12,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
@@ -24,6 +24,7 @@ from services.executor.launcher.ending import Ending, exit_payload, start_payloa
 from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, failure_of, parse, send
 from services.executor.launcher.jobfiles import JobFiles
 from services.executor.launcher.journal import DiskJournal, Recorder
+from services.executor.launcher.oomwatch import RECHECK_MS, oom_killed, open_oom_watch
 from services.executor.launcher.operations import USER_IDS
 from services.executor.launcher.task import Watch
 from services.executor.launcher.timers import Timers
@@ -91,6 +92,8 @@ class Monitor:
         self._watch(born.channel.fileno(), lambda: self._receive(born.channel))
         self._watch(born.report.fileno(), lambda: self._receive(born.report))
         self._watch(self._files.control, self._on_command)
+        if self._job.groups.oom_watch:
+            self._watch_memory(self._job.groups.oom_watch)
         self._timers.set("start", self._job.start_ms_max, self._on_start_timeout)
         self._run_loop()
 
@@ -173,6 +176,25 @@ class Monitor:
         self._failure = self._failure or Failure("start", "", 0, text)
         self._kill()
 
+    # Out of memory, where the kernel does not kill all of the job by itself
+
+    def _watch_memory(self, group: str) -> None:
+        try:
+            descriptor = open_oom_watch(group)
+        except OSError:
+            return  # the driver tells so among its restrictions
+        self._watch(descriptor, lambda: self._on_out_of_memory(descriptor, group))
+
+    def _on_out_of_memory(self, descriptor: int, group: str) -> None:
+        os.read(descriptor, 8)
+        self._look_for_victim(group, iter(RECHECK_MS))
+
+    def _look_for_victim(self, group: str, pauses_ms: Iterator[int]) -> None:
+        if oom_killed(group):
+            self._kill()
+        elif (pause_ms := next(pauses_ms, None)) is not None:
+            self._timers.set("memory", pause_ms, lambda: self._look_for_victim(group, pauses_ms))
+
     # Stopping
 
     def _on_command(self) -> None:
@@ -221,7 +243,7 @@ class Monitor:
         assert self._born is not None
         self._drain_endpoint(self._born.report)  # it was started first, whatever epoll told first
         self._phase = Phase.ENDING
-        for name in ("start", "timeout"):
+        for name in ("start", "timeout", "memory"):
             self._timers.cancel(name)
 
     def _drain_endpoint(self, endpoint: socket.socket) -> None:

@@ -61,16 +61,18 @@ def is_used(bridge: str) -> bool:
 
 
 def wait_until_passing(port: str, bridge: str) -> None:
-    """Wait until frames pass from `port` to `bridge` and on to the host. OSError ETIMEDOUT: they never will.
+    """Wait until frames pass from `port` to `bridge` and on to the host. OSError ENODEV: the port has gone meanwhile.
 
     A carrier that appears becomes effective in a work queue of the kernel (net/core/link_watch.c): queues of the
     interfaces and the port of the bridge are opened there. What is sent before falls, and TCP tries again after 1 s.
-    To read `carrier` makes Linux 6.8 and later do that work at once (commit facd15dfd691); earlier ones are asked again.
+    To read `carrier` makes newer kernels do that work at once (net/core/net-sysfs.c, carrier_show); others do it within
+    milliseconds, unless they are busy. OSError ETIMEDOUT: not within PASSING_S_MAX.
     """
     deadline = time.monotonic() + PASSING_S_MAX
     while not (_is_up(port) and _is_up(bridge) and _read(port, "brport/state") == _FORWARDING):
-        if time.monotonic() > deadline:
-            raise OSError(errno.ETIMEDOUT, f"wait for interface {port} to pass frames: {os.strerror(errno.ETIMEDOUT)}")
+        number = errno.ETIMEDOUT if time.monotonic() > deadline else 0 if exists(port) else errno.ENODEV
+        if number:
+            raise OSError(number, f"wait for interface {port} to pass frames: {os.strerror(number)}")
         time.sleep(PASSING_POLL_S)
 
 

@@ -1,0 +1,126 @@
+"""Environment and arguments: of the services to a job, and of a job to others. Issue 3, B02 and B20.
+
+The environment of every service and of the test itself is the canary: none of its names, but for the few that every
+job has, and none of its values may be seen.
+"""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.node import Node
+from tests.security.attack import python_in_job
+from tests.soak.holding import holding
+from tests.soak.host import processes_in_groups
+
+EVERY_JOB_HAS = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "JOBLET_JOB_ID"}
+SECRET = "s3cret-4d1f-of-the-first-owner"
+
+LOOK = r"""
+import json, os
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read().decode("utf-8", "replace")
+    except OSError as error:
+        return "errno %d" % error.errno
+numbers = [name for name in os.listdir("/proc") if name.isdigit()]
+print(json.dumps({
+    "own": dict(os.environ),
+    "environ": {number: read("/proc/%s/environ" % number) for number in numbers},
+    "cmdline": {number: read("/proc/%s/cmdline" % number) for number in numbers},
+    "title": {number: read("/proc/%s/comm" % number) for number in numbers},
+}))
+"""
+
+
+def environment_of(pid: int) -> dict[str, str]:
+    """The environment that a process of the host was started with."""
+    raw = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+    return dict(pair.split("=", 1) for pair in raw.split("\0") if "=" in pair)
+
+
+@pytest.mark.threat("B02")
+def test_nothing_of_the_services_environment_is_seen(node: Node) -> None:
+    """A job has what it was given and a fixed few names; its init has none that could be read."""
+    canaries = dict(os.environ)
+    for pid in node.processes():
+        canaries |= environment_of(pid)
+    assert len(canaries) > len(EVERY_JOB_HAS), "the services have an environment that could leak"
+    seen = python_in_job(node, LOOK, options=("--env", "ASKED=yes")).seen
+    assert set(seen["own"]) - {"LC_CTYPE"} == EVERY_JOB_HAS | {"ASKED"}  # Python sets LC_CTYPE itself: PEP 538
+    assert sorted(seen["environ"]) == ["1", "2"]
+    assert seen["environ"]["1"] == "errno 13"
+    assert "ASKED=yes" in seen["environ"]["2"], "its own it can read"
+    everything = "\0".join((*seen["environ"].values(), *seen["own"].values()))
+    for name, value in canaries.items():
+        if name not in EVERY_JOB_HAS and len(value) > 8:
+            assert value not in everything, name
+    assert (seen["title"]["1"], seen["cmdline"]["1"].rstrip("\0")) == ("init\n", "init"), "the node's paths are not in its title"
+
+
+@pytest.mark.threat("B20")
+def test_arguments_and_environment_are_hidden_from_other_jobs(node: Node) -> None:
+    """Neither another owner's job nor another one of the same owner sees the process, its arguments or variables."""
+    with holding(node, f"hold(marker={SECRET!r})", options=("--env", f"PLAIN={SECRET}")):
+        for options in ((), ("--env", "PLAIN=mine")):
+            assert SECRET not in python_in_job(node, LOOK, options=options).stdout.decode()
+
+
+NOBODY = r"""
+import json, os, sys
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+def attempt(way):
+    try:
+        return str(way())
+    except OSError as error:
+        return error.errno
+answers = {}
+for pid in sys.argv[1:]:
+    at = "/proc/" + pid
+    answers[pid] = {
+        "environ": attempt(lambda: open(at + "/environ").read()),
+        "mem": attempt(lambda: open(at + "/mem", "rb").read(1)),
+        "maps": attempt(lambda: open(at + "/maps").read()),
+        "root": attempt(lambda: os.listdir(at + "/root")),
+        "cwd": attempt(lambda: os.readlink(at + "/cwd")),
+        "fd": attempt(lambda: os.listdir(at + "/fd")),
+        "signal": attempt(lambda: os.kill(int(pid), 0)),
+    }
+print(json.dumps(answers))
+"""
+
+
+@pytest.mark.threat("B20")
+def test_another_user_of_the_host_cannot_look_into_a_job(node: Node) -> None:
+    """To nobody on the host the job's processes and its monitor are closed but for their names and arguments."""
+    before = processes_in_groups()
+    with holding(node, "hold()", options=("--env", f"PASSWORD={SECRET}")):
+        job = processes_in_groups() - before
+        assert len(job) == 2, "init and the job"
+        monitors = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1]) for pid in job} - job
+        main = [pid for pid in job if SECRET in environment_of(pid).get("PASSWORD", "")]
+        assert len(main) == 1, "root of the host can read it"
+        command = [sys.executable, "-I", "-S", "-c", NOBODY, *map(str, job | monitors)]
+        answers = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        assert len(answers) == 3
+        for pid, ways in answers.items():
+            assert set(ways.values()) <= {errno.EACCES, errno.EPERM}, (pid, ways)
+
+
+@pytest.mark.threat("B20")
+def test_a_secret_is_refused_and_kept_nowhere(node: Node) -> None:
+    """This release has no secret variables: one is refused by name, and its value is in no answer and no file."""
+    done = node.rnx("job", "run", "--secret-env", f"PASSWORD={SECRET}-refused", "--", "true")
+    assert done.returncode == 4
+    assert b"secret_environment" in done.stderr
+    value = f"{SECRET}-refused".encode()
+    assert value not in done.stdout + done.stderr
+    for file in node.base.rglob("*"):
+        if file.is_file():
+            assert value not in file.read_bytes(), file
