@@ -5,6 +5,7 @@ See runc(8), multilog(8), s6-log's documentation, conmon(8).
 """
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,11 +16,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from services.executor.seccomp.profile import load_profile
+
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64", "/sbin")
+FIRST_ID = 100_000
+IDS = 65_536
 
 
 class Bundle(NamedTuple):
-    """A runc bundle whose root shows the host's system directories read-only, as a job's does."""
+    """A runc bundle that is isolated as a job is.
+
+    Its root shows the host's system directories read-only; it has a user namespace, a process limit, no capability, no
+    new privileges, and a filter that allows the calls that a job's does.
+    """
 
     directory: Path
 
@@ -41,11 +50,19 @@ def bundle(*command: str) -> Iterator[Bundle]:
     """A bundle that runs `command`, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="joblet-bench-") as name:
         directory = Path(name)
+        directory.chmod(0o711)  # what is root in the container's user namespace must get to its root
         (directory / "rootfs").mkdir()
+        os.chown(directory / "rootfs", FIRST_ID, FIRST_ID)
         subprocess.run(["runc", "spec", "--bundle", name], check=True, capture_output=True)
         file = directory / "config.json"
         spec: dict[str, Any] = json.loads(file.read_text())
-        spec["process"] |= {"terminal": False, "args": list(command)}
+        none: dict[str, list[str]] = {kind: [] for kind in spec["process"]["capabilities"]}
+        spec["process"] |= {"terminal": False, "args": list(command), "capabilities": none, "noNewPrivileges": True}
+        spec["process"]["user"] = {"uid": 1000, "gid": 1000}
+        mapping = [{"containerID": 0, "hostID": FIRST_ID, "size": IDS}]
+        spec["linux"] |= {"uidMappings": mapping, "gidMappings": mapping, "seccomp": _seccomp()}
+        spec["linux"]["namespaces"].append({"type": "user"})
+        spec["linux"]["resources"]["pids"] = {"limit": 4096}
         spec["mounts"] += [
             {"destination": path, "type": "bind", "source": str(Path(path).resolve()), "options": ["rbind", "ro"]}
             for path in SYSTEM_DIRECTORIES
@@ -53,6 +70,17 @@ def bundle(*command: str) -> Iterator[Bundle]:
         ]
         file.write_text(json.dumps(spec))
         yield Bundle(directory)
+
+
+def _seccomp() -> dict[str, Any]:
+    """Calls that joblet's profile allows, in runc's form; those that depend on their arguments it allows altogether."""
+    profile = load_profile()
+    names = [name for group in profile.allow for name in group.calls] + [rule.call for rule in profile.check]
+    return {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}],
+    }
 
 
 def installed(name: str) -> bool:

@@ -100,7 +100,7 @@ def needles(node: Node) -> list[str]:
     host += [Path(file).read_text().strip() for file in ("/etc/machine-id", "/proc/cmdline") if Path(file).exists()]
     host += [file.read_text().strip() for file in Path("/sys/class/net").glob("*/address")]
     host += [str(node.base), node.base.name]
-    return sorted({each for each in host if len(each) >= 8 and set(each) > set("0:")})
+    return sorted({each for each in host if len(each) >= 8 and set(each) - set("0:")})
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,10 @@ class Networks(Protocol):
         """
 
     async def release(self, job: JobId) -> None:
-        """Give the address back and remove what is left of the job's network. Nothing when there is none."""
+        """Give the address back and remove what is left of the job's network. Nothing when there is none.
+
+        OSError: the kernel refused; `sweep` finds what is left.
+        """
 
     def counters(self, job: JobId) -> tuple[int, int] | None:
         """Bytes that the job received and sent. None: it has no interface on this host (any more)."""
