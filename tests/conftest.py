@@ -56,6 +56,7 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs jq": _missing_program("jq"),
     "needs gcc": _missing_program("gcc"),
     "needs busybox": _missing_program("busybox"),
+    "needs x86_64": lambda: os.uname().machine != "x86_64",
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
 }
 """Words of a skip reason → True when the host lacks it. A skip for another reason is unexpected."""

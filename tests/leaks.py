@@ -3,6 +3,8 @@
 Belongs here: reading what exists (descriptors, children, mounts, control groups, directories) and comparing. Does not
 belong here: cleaning up; a test that needs that has found a bug. See proc(5), cgroups(7).
 
+A node keeps spare sandboxes, which come and go; what belongs to one whose monitor lives is not left behind.
+
 Only what can be ours counts, because the host is shared: children of this process, its own descriptors, and mounts, job
 directories and groups whose path carries `OWN_MARK` or lies below pytest's base directory.
 """
@@ -18,6 +20,7 @@ OWN_MARK: Final = f"joblet-test-{os.getpid()}"
 The process id keeps two test runs on one host apart.
 """
 
+SPARE_TITLE: Final = "joblet-spare "
 CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 CGROUP_DEPTH_MAX: Final = 3
 """How deep below the root our parent can be: a hybrid host has one tree a controller."""
@@ -38,12 +41,13 @@ class Snapshot(NamedTuple):
 
 def snapshot(base: Path) -> Snapshot:
     """Everything that a test could leave behind now; `base` is pytest's base directory."""
+    spares = spare_ids()
     return Snapshot(
         descriptors=_descriptors(),
         children=children_of(os.getpid()),
         mounts=mounts_below(base),
-        groups=own_groups(),
-        directories=_directories(base),
+        groups=frozenset(group for group in own_groups() if Path(group).name not in spares),
+        directories=frozenset(each for each in _directories(base) if Path(each).name not in spares),
     )
 
 
@@ -56,6 +60,12 @@ def left_behind(before: Snapshot, after: Snapshot) -> list[str]:
         *(f"control group {each}" for each in sorted(after.groups - before.groups)),
         *(f"directory {each}" for each in sorted(after.directories - before.directories)),
     ]
+
+
+def spare_ids() -> frozenset[str]:
+    """Job ids of the spare sandboxes on this host: their monitors tell them in their titles."""
+    titles = (command_of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return frozenset(title.removeprefix(SPARE_TITLE) for title in titles if title.startswith(SPARE_TITLE))
 
 
 def children_of(pid: int) -> frozenset[int]:

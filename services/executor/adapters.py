@@ -11,6 +11,7 @@ import structlog
 
 from common.config.layout import Layout
 from common.config.settings import Settings
+from common.errors import JobletError
 from common.identifiers import JobId
 from common.messages.jobs import JobRecord, JobSpec, Network, State
 from services.executor.cgroups.driver import CgroupDriver, Meter, Reading
@@ -73,6 +74,13 @@ class KernelLaunches:
     def give_back(self, job: JobId) -> None:
         """See ports.Launches."""
         self.spares.give_back(job)
+
+    def adopt(self, record: JobRecord) -> None:
+        """See ports.Launches."""
+        try:
+            self._networks.reserve(record.id, record.owner, record.spec.network)
+        except JobletError as error:  # it has what it has; the host has changed under it
+            log.warning("a job's network cannot be taken up", job=record.id, why=error.message)
 
     async def launch(self, job: Job) -> None:
         """See ports.Launches."""

@@ -34,10 +34,12 @@ MEMORY_BYTES_MIN: Final = 1024 * 1024
 BYTES_MAX: Final = 2**63 - 1
 IO_BYTES_PER_S_MIN: Final = 4096
 """A page: the least that is read or written."""
+IO_OPS_PER_S_MIN: Final = 2
+"""io.max takes no 1 (block/blk-throttle.c, tg_set_limit)."""
 IO_OPS_PER_S_MAX: Final = 2**32 - 2
 """The kernel keeps 32 bits, all of them set for "no limit", and drops the others in silence (block/blk-throttle.c)."""
-OPEN_FILES_MIN: Final = 8
-"""Standard input, output and error, and what the dynamic loader opens."""
+OPEN_FILES_MIN: Final = 3
+"""Standard input, output and error."""
 OPEN_FILES_MAX: Final = 1_048_576
 """Default of fs.nr_open."""
 SIGNAL_MAX: Final = 64
@@ -56,10 +58,10 @@ _RANGES: Final = {
     "io_weight": (1, WEIGHT_MAX),
     "read_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
     "write_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
-    "read_ops_per_s": (1, IO_OPS_PER_S_MAX),
-    "write_ops_per_s": (1, IO_OPS_PER_S_MAX),
+    "read_ops_per_s": (IO_OPS_PER_S_MIN, IO_OPS_PER_S_MAX),
+    "write_ops_per_s": (IO_OPS_PER_S_MIN, IO_OPS_PER_S_MAX),
     "open_files": (OPEN_FILES_MIN, OPEN_FILES_MAX),
-    "file_bytes": (0, BYTES_MAX),
+    "file_bytes": (1, BYTES_MAX),
     "timeout_ms": (1, DURATION_MS_MAX),
 }
 

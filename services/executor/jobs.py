@@ -144,6 +144,7 @@ class Jobs:
     def adopt(self, job: Job) -> None:
         """Take a job that has not ended over from the database, after a restart."""
         self._active[job.record.id] = job
+        self._launches.adopt(job.record)
         if job.record.state is State.RUNNING:
             self._samples.add(job.record.id, started_at_ns=None)
 

@@ -20,6 +20,9 @@ class Launches(Protocol):
     def give_back(self, job: JobId) -> None:
         """There will be no job of this id after all."""
 
+    def adopt(self, record: JobRecord) -> None:
+        """The job was launched before this process began: what it was granted stays its own."""
+
     async def launch(self, job: Job) -> None:
         """Make the job's monitor. Raises JobletError or OSError when there is none."""
 

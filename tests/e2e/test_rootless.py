@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 
+from tests.e2e import node as nodes
 from tests.e2e.node import PROGRAMS, READY, SERVICES, START_TIMEOUT_S, Node, make_base, numbers
 from tests.waiting import wait_for
 
@@ -68,6 +69,8 @@ class RootlessNode(Node):
         match = READY.fullmatch(self._up.stdout.readline() if ready else b"")
         assert match, self.log_text()[-5000:]
         self.port = int(match[1])
+        for file in (self.base / "certs").iterdir():
+            nodes._certificates.setdefault(file.name, file.read_bytes())
 
     def doctor(self) -> subprocess.CompletedProcess[bytes]:
         """What the doctor says to the user."""
@@ -85,16 +88,33 @@ def processes_of_user() -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def rootless() -> Iterator[RootlessNode]:
-    """The user's node, started."""
-    node = RootlessNode(make_base("rootless"))
+@contextlib.contextmanager
+def started(name: str) -> Iterator[RootlessNode]:
+    """A node of the user's; at the end nothing of him is left on the host."""
+    node = RootlessNode(make_base(name))
     for path in (node.base, *node.base.rglob("*")):
         os.chown(path, UID, UID)
-    node.start()
-    yield node
-    node.remove()
-    wait_for(lambda: not processes_of_user(), what="everything of the user to end")
+    others = set(processes_of_user())
+    try:
+        node.start()
+        yield node
+    finally:
+        node.remove()
+    wait_for(lambda: set(processes_of_user()) <= others, what="everything of the user to end")
+
+
+@pytest.fixture(scope="module")
+def rootless() -> Iterator[RootlessNode]:
+    """The node that the tests share which stop none."""
+    with started("rootless") as node:
+        yield node
+
+
+@pytest.fixture
+def restarted() -> Iterator[RootlessNode]:
+    """A node for one test."""
+    with started("restarted") as node:
+        yield node
 
 
 def levels(document: dict[str, Any]) -> dict[str, str]:
@@ -185,22 +205,21 @@ def test_a_job_is_stopped_with_all_its_processes(rootless: RootlessNode) -> None
     wait_for(lambda: not any(mark in each for each in processes_of_user()), what="the job's processes to end")
 
 
-def test_a_running_job_outlives_the_node(rootless: RootlessNode) -> None:
+def test_a_running_job_outlives_the_node(restarted: RootlessNode) -> None:
     """Stopped and started again, the node has all that the job printed meanwhile, and can stop it."""
-    job = rootless.detached("--", "sh", "-c", "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done")
-    wait_for(lambda: len(rootless.entries(job)) > 3, what="output")
-    assert rootless.stop() == 0
-    before = [each for each in processes_of_user() if "joblet-monitor" in each]
-    assert len(before) == 1
-    rootless.start()
-    assert rootless.status(job)["state"] == "running"
-    last = numbers(rootless.entries(job))[-1]
-    wait_for(lambda: numbers(rootless.entries(job))[-1] > last + 3, what="more output")
-    rootless.ok("job", "stop", job)
-    rootless.wait_for_state(job, "stopped", "failed")
-    seen = numbers(rootless.entries(job))
+    job = restarted.detached("--", "sh", "-c", "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done")
+    wait_for(lambda: len(restarted.entries(job)) > 3, what="output")
+    assert restarted.stop() == 0
+    assert sum(f"joblet-monitor {job}" in each for each in processes_of_user()) == 1
+    restarted.start()
+    assert restarted.status(job)["state"] == "running"
+    last = numbers(restarted.entries(job))[-1]
+    wait_for(lambda: numbers(restarted.entries(job))[-1] > last + 3, what="more output")
+    restarted.ok("job", "stop", job)
+    restarted.wait_for_state(job, "stopped", "failed")
+    seen = numbers(restarted.entries(job))
     assert seen == list(range(1, len(seen) + 1))
-    assert not list((rootless.base / "jobs" / job).glob("root"))
+    assert not list((restarted.base / "jobs" / job).glob("root"))
 
 
 def test_a_probe_without_a_node_finds_the_same(rootless: RootlessNode) -> None:

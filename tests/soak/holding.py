@@ -4,7 +4,6 @@ Belongs here: running such a job, and asking another one whether it lives. Does 
 """
 
 import json
-import os
 import select
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tests.waiting import SLOWNESS
 HELD_S_MAX: Final = 60.0
 
 HOLD: Final = """
-import json, os, signal, sys, time
+import errno, json, os, signal, sys, time
 def say(**found):
     print(json.dumps({"job": os.environ["JOBLET_JOB_ID"], **found}), flush=True)
 def hold(**found):
@@ -27,7 +26,6 @@ def hold(**found):
         signal.pause()
 def refusals(attempt, most):
     # How often it succeeded, and the name of the error that ended it; None when it went on to the end.
-    import errno
     kept = []
     for number in range(most):
         try:
@@ -42,9 +40,22 @@ def refusals(attempt, most):
 class Held:
     """A running job, and what it said first."""
 
-    def __init__(self, job: str, said: dict[str, Any]) -> None:
-        self.job = job
-        self.said = said
+    def __init__(self, run: subprocess.Popen[bytes]) -> None:
+        self._run = run
+        self.said = self.next()
+        self.job: str = self.said["job"]
+
+    def next(self) -> dict[str, Any]:
+        """What it says next; AssertionError when it says nothing more."""
+        assert self._run.stdout is not None
+        assert self._run.stderr is not None
+        readable, _, _ = select.select([self._run.stdout], [], [], HELD_S_MAX * SLOWNESS)
+        line = self._run.stdout.readline() if readable else b""
+        if not line:
+            self._run.kill()
+            raise AssertionError(f"it said nothing: {self._run.stderr.read()!r}")
+        said: dict[str, Any] = json.loads(line)
+        return said
 
 
 @contextmanager
@@ -54,7 +65,7 @@ def holding(node: Node, program: str, *, options: tuple[str, ...] = (), user: st
     process = node.background(*command, node=user)
     held = None
     try:
-        held = _first_words(process)
+        held = Held(process)
         yield held
     finally:
         if held is not None:
@@ -71,16 +82,3 @@ def probe(node: Node, program: str, *, options: tuple[str, ...] = (), user: str 
 def alive(node: Node, user: str = "user") -> bool:
     """Whether a job of another owner runs now."""
     return in_job(node, "echo", "alive", user=user).stdout == b"alive\n"
-
-
-def _first_words(process: subprocess.Popen[bytes]) -> Held:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    select.select([process.stdout], [], [], HELD_S_MAX * SLOWNESS)
-    os.set_blocking(process.stdout.fileno(), False)
-    line = process.stdout.readline()
-    if not line:
-        process.kill()
-        raise AssertionError(f"it held nothing: {process.stderr.read()!r}")
-    said = json.loads(line)
-    return Held(said["job"], said)

@@ -5,53 +5,67 @@ what may remain. Only what is this node's counts, because the host is shared: it
 below its base directory, its interfaces carry its groups. See proc(5), cgroups(7), namespaces(7).
 """
 
-import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from common.config.settings import Jobs
 from services.executor.network import presence
 from services.executor.network.names import names_of
 from tests.e2e.node import Node
 from tests.leaks import OWN_MARK, command_of, mounts_below, own_groups
 from tests.waiting import NeverHappened, wait_for
 
+SPARES_MAX: Final = Jobs().spares
 UNTIL_GONE_S: Final = 30.0
 OPEN_FILES_NOISE: Final = 2_500
 """By so many the host's count of open files may differ for reasons that are not the job's."""
+
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Occupied(NamedTuple):
     """What existed at one moment, each thing in words."""
 
-    processes: frozenset[str]
-    groups: frozenset[str]
+    jobs: frozenset[str]  # ids that a process, a control group or a directory of a job carries; spares are among them
     mounts: frozenset[str]
     namespaces: frozenset[str]
     interfaces: frozenset[str]
     loops: frozenset[str]
-    files: frozenset[str]
 
-    def beyond(self, before: "Occupied") -> list[str]:
-        """One line for each thing that is here and was not `before`."""
+    def beyond(self, before: "Occupied", known: frozenset[str]) -> list[str]:
+        """One line for each thing that is here and was not `before`. `known`: ids of jobs.
+
+        An id that is no job's is a spare sandbox, of which there are so many at most.
+        """
         pairs = zip(self._fields, self, before, strict=True)
-        return [f"{kind}: {each}" for kind, now, then in pairs for each in sorted(now - then)]
+        new = {kind: now - then for kind, now, then in pairs}
+        spares = new["jobs"] - known
+        new["jobs"] = new["jobs"] & known if len(spares) <= SPARES_MAX else new["jobs"]
+        return [f"{kind}: {each}" for kind, things in new.items() for each in sorted(things)]
 
 
 def occupied(node: Node) -> Occupied:
     """Everything that the node's jobs hold now."""
     names = names_of(str(node.base))
     return Occupied(
-        processes=frozenset(f"{pid} {command_of(pid)}" for pid in processes_in_groups()),
-        groups=own_groups(),
+        jobs=job_ids(node),
         mounts=mounts_below(node.base),
         namespaces=_held_namespaces(node),
         interfaces=frozenset((*(port.name for port in presence.ports(names)), *presence.owner_bridges(names))),
         loops=_loops(node.base),
-        files=frozenset(str(each) for each in (node.base / "jobs").rglob("*")),
     )
+
+
+def job_ids(node: Node) -> frozenset[str]:
+    """Ids that a process carries in the path of its group, or a control group or a directory in its name."""
+    groups = {Path(group).name for group in own_groups()}
+    directories = {each.name for each in (node.base / "jobs").iterdir()}
+    paths = "".join(_read(Path(f"/proc/{pid}/cgroup")) for pid in processes_in_groups())
+    return frozenset(filter(_ID.fullmatch, groups | directories)) | frozenset(_ID.findall(paths))
 
 
 def processes_in_groups(mark: str = OWN_MARK) -> frozenset[int]:
@@ -72,7 +86,7 @@ def processes_of(uids: range) -> frozenset[int]:
 
 def pids() -> list[int]:
     """Every process id of the host."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [int(each.name) for each in Path("/proc").iterdir() if each.name.isdigit()]
 
 
 def open_files() -> int:
@@ -93,10 +107,11 @@ def special_files(base: Path) -> list[str]:
 
 @contextmanager
 def unharmed(node: Node) -> Iterator[None]:
-    """After the block nothing is left of what began in it, and the host has as many open files as before."""
+    """After the block nothing is left of the jobs that began in it, and the host has as many open files as before."""
     before, files = occupied(node), open_files()
     yield
-    until(lambda: not occupied(node).beyond(before), lambda: "\n".join(occupied(node).beyond(before)))
+    known = frozenset(job["id"] for job in node.jobs())
+    until(lambda: not occupied(node).beyond(before, known), lambda: "\n".join(occupied(node).beyond(before, known)))
     until(lambda: open_files() < files + OPEN_FILES_NOISE, lambda: f"{open_files()} files are open, {files} were")
 
 
@@ -109,7 +124,7 @@ def until(condition: Callable[[], bool], otherwise: Callable[[], str]) -> None:
 
 
 def _held_namespaces(node: Node) -> frozenset[str]:
-    """Namespaces that a process of the node keeps by a descriptor, and those of others than the test's own network."""
+    """Namespaces that a process of the node keeps by a descriptor."""
     found = set()
     for pid in node.processes():
         with suppress(FileNotFoundError, ProcessLookupError):

@@ -123,6 +123,9 @@ class FakeHost:
     def give_back(self, job: JobId) -> None:
         """See ports.Launches."""
 
+    def adopt(self, record: JobRecord) -> None:
+        """See ports.Launches."""
+
     async def launch(self, job: Job) -> None:
         """See ports.Launches."""
         self.launched.append(job.record.id)

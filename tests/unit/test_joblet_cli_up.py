@@ -200,7 +200,6 @@ def test_a_service_that_cannot_start_fails_the_start_with_its_name(base: Path) -
         (["down", "--base-dir", "/none"], 5, "no joblet up runs"),
         (["frobnicate"], 2, "No such command"),
         (["config", "check", "/none.yml"], 3, "no configuration file"),
-        (["doctor", "--base-dir", "/none"], 5, "no node to ask"),
     ],
 )
 def test_errors_are_one_line_with_the_exit_code_of_the_contract(
@@ -282,12 +281,14 @@ def test_the_lock_tells_its_holder_and_goes_with_it(tmp_path: Path) -> None:
     lock.close()
 
 
-def test_without_root_up_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Before anything is made; rootless operation comes with a later release."""
+def test_without_root_a_base_directory_of_root_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is made in it, with the way out. What works without root: tests/e2e/test_rootless.py."""
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert run(["up", "--base-dir", "/none"]) == 4
-    assert "needs root in this release" in capsys.readouterr().err
-    assert not Path("/none").exists()
+    assert run(["up", "--base-dir", str(tmp_path)]) == 4
+    assert "name one of your own" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sigterm_while_starting_ends_it_without_a_line(base: Path) -> None:

@@ -5,6 +5,7 @@ in the machine (init.sh, guest.sh). See modules.dep(5), and Documentation/filesy
 kernel.
 """
 
+import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -39,7 +40,17 @@ class BootFiles(NamedTuple):
 
 
 def boot_files(cache: Path) -> BootFiles:
-    """The newest kernel with what belongs to it, out of the cache or made now."""
+    """The newest kernel with what belongs to it, out of the cache or made now.
+
+    A second lane on the same checkout waits until the first one has filled the cache.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _boot_files(cache)
+
+
+def _boot_files(cache: Path) -> BootFiles:
     known = packages.newest_kernel()
     if known is None or not _entry(cache, known).exists():
         packages.refresh()
@@ -100,7 +111,6 @@ def _entry(cache: Path, kernel: packages.Package) -> Path:
 
 def _fill(entry: Path, kernel: packages.Package) -> None:
     """Make a directory of the cache; it gets its name when it is whole."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="unpacked-", dir=entry.parent) as directory:
         unpacked, whole = Path(directory, "packages"), Path(directory, "whole")
         unpacked.mkdir()

@@ -130,11 +130,12 @@ def _detach() -> None:
     os.setsid()
     os.dup2(1, 2)  # standard error was the executor's, for the launcher alone
     default_signal(signal.SIGCHLD)
-    set_title("joblet-spare")  # until it has a job
 
 
 def _monitor(caller: socket.socket, legacy: Legacy, trace: "_Trace") -> None:
-    born = _give_birth(_receive_beginning(caller), legacy)
+    beginning = _receive_beginning(caller)
+    set_title(f"joblet-spare {beginning.places.job_dir.rpartition('/')[2]}")
+    born = _give_birth(beginning, legacy)
     try:
         watch, encoded_task = _receive_rest(caller)
         trace.job_dir = watch.job_dir

@@ -4,8 +4,8 @@ Here: names into numbers, rules into libseccomp's, the export. Not here: the pol
 (`profile.py`), the installing (`services/executor/linux/seccomp.py`). Every instruction is libseccomp's own.
 References: seccomp(2), seccomp_rule_add(3), seccomp_attr_set(3).
 
-No two rules of one call ever overlap: in which order libseccomp tries them is not documented and has changed between
-its versions. So a check becomes rules for its alternatives, and rules for exactly everything else.
+No rule that allows a call overlaps with one that refuses it: in which order libseccomp tries them is not documented.
+So a check becomes rules for its alternatives, and rules for exactly everything else.
 """
 
 import contextlib
