@@ -44,6 +44,14 @@ def _no_cgroup_v1() -> bool:
     return not (CGROUP_ROOT / "memory" / "memory.limit_in_bytes").exists()
 
 
+def _no_disk() -> bool:
+    return not any(Path("/sys/block").glob("[vsnx]*"))
+
+
+def _no_bfq() -> bool:
+    return not any("bfq" in each.read_text() for each in Path("/sys/block").glob("*/queue/scheduler"))
+
+
 EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs root": lambda: os.geteuid() != 0,
     "needs to be unprivileged": lambda: os.geteuid() == 0,
@@ -56,6 +64,9 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs jq": _missing_program("jq"),
     "needs gcc": _missing_program("gcc"),
     "needs busybox": _missing_program("busybox"),
+    "needs a disk": _no_disk,
+    "needs a loop device": lambda: not Path("/dev/loop-control").exists(),
+    "needs the BFQ scheduler": _no_bfq,
     "needs x86_64": lambda: os.uname().machine != "x86_64",
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
 }

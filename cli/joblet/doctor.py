@@ -66,7 +66,7 @@ def doctor(base_dir: Path | None, config: Path | None, *, as_json: bool) -> int:
     """
     base = base_dir or default_base_dir()
     facts, source = _examine(base, config)
-    click.echo(_as_json(facts, source) if as_json else _as_text(facts, source))
+    click.echo(json_of(facts, source) if as_json else text_of(facts, source))
     return 1 if unmet(facts) else 0
 
 
@@ -129,7 +129,8 @@ def _probe(base: Path, config: Path | None) -> NodeFacts:
         raise JobletError(Reason.INTERNAL, f"{command[0]} --probe printed no facts: {cause}") from cause
 
 
-def _as_json(facts: NodeFacts, source: Source) -> str:
+def json_of(facts: NodeFacts, source: Source) -> str:
+    """One JSON object: NodeFacts, where they come from, and what is unmet."""
     return json.dumps(
         {
             **msgspec.to_builtins(facts),
@@ -141,7 +142,8 @@ def _as_json(facts: NodeFacts, source: Source) -> str:
     )
 
 
-def _as_text(facts: NodeFacts, source: Source) -> str:
+def text_of(facts: NodeFacts, source: Source) -> str:
+    """Lines for people; nothing in them moves a terminal's cursor."""
     whose = f"asked the running node {facts.node_id}, which runs {facts.running_jobs} jobs"
     lacking = unmet(facts)
     head = (

@@ -13,16 +13,21 @@ from common.config.settings import LimitBounds, LimitPolicy, LimitValues
 from common.errors import invalid
 from common.quantities import DURATION_MS_MAX, SIZE_BYTES_MAX
 
+PAGE_BYTES: Final = 4096
+"""The least that is read or written."""
+IO_OPS_PER_S_MAX: Final = 2**32 - 2
+"""The kernel keeps 32 bits, all of them set for "no limit", and drops the others in silence (block/blk-throttle.c)."""
+
 LIMIT_RANGES: Final[dict[str, tuple[int, int]]] = {
-    "cpu_percent": (1, 1_000_000),
+    "cpu_percent": (1, 100 * 4096),
     "cpu_weight": (1, 10_000),
-    "memory_bytes": (1, SIZE_BYTES_MAX),
-    "pids": (1, 4_194_304),  # PID_MAX_LIMIT
+    "memory_bytes": (2**20, SIZE_BYTES_MAX),
+    "pids": (2, 4_194_304),  # init and the job itself; PID_MAX_LIMIT
     "io_weight": (1, 10_000),
-    "read_bytes_per_s": (1, SIZE_BYTES_MAX),
-    "write_bytes_per_s": (1, SIZE_BYTES_MAX),
-    "read_ops_per_s": (1, SIZE_BYTES_MAX),
-    "write_ops_per_s": (1, SIZE_BYTES_MAX),
+    "read_bytes_per_s": (PAGE_BYTES, SIZE_BYTES_MAX),
+    "write_bytes_per_s": (PAGE_BYTES, SIZE_BYTES_MAX),
+    "read_ops_per_s": (2, IO_OPS_PER_S_MAX),  # io.max takes no 1 (block/blk-throttle.c, tg_set_limit)
+    "write_ops_per_s": (2, IO_OPS_PER_S_MAX),
     "open_files": (3, 1_048_576),  # 0, 1 and 2 are open when the job begins; fs.nr_open is 2^20: proc_sys_fs(5)
     "file_bytes": (1, SIZE_BYTES_MAX),  # off_t; RLIM_INFINITY is "not set"
     "timeout_ms": (1, DURATION_MS_MAX),

@@ -86,10 +86,15 @@ async def _executor(startup: Startup) -> AsyncIterator[tuple[Executor, list[asyn
     driver = select_driver(facts, settings)
     store = JobStore(layout.state / "jobs.db", now_ns=time.time_ns())
     metrics = Metrics(publisher, transport, persists=settings.persist.enabled)
-    sampler = Sampler(driver, metrics.emit, interval_ms=settings.joblet.jobs.metrics_interval_ms)
     cleanup = Cleanup(driver, layout)
     monitors = KernelMonitors(layout)
     networks = _networks(settings, facts)
+    sampler = Sampler(
+        driver,
+        metrics.emit,
+        interval_ms=settings.joblet.jobs.metrics_interval_ms,
+        counters=networks.counters,
+    )
     seccomp = compile_filter()
     launcher = LauncherProcess(seccomp)
     await launcher.start()

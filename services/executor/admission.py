@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from common.config.limits import LIMIT_RANGES
 from common.config.settings import Jobs as JobSettings
 from common.errors import JobletError, Reason, invalid, precondition
 from common.identifiers import parse_name
@@ -26,22 +27,6 @@ LABELS_MAX: Final = 64
 LABEL_VALUE_CHARACTERS_MAX: Final = 256
 UPLOADS_MAX: Final = 64
 WORKDIR_BYTES_MAX: Final = 4095
-CPU_PERCENT_MAX: Final = 100 * 4096
-WEIGHT_MAX: Final = 10_000
-PIDS_MAX: Final = 4_194_304
-"""PID_MAX_LIMIT of include/linux/threads.h."""
-MEMORY_BYTES_MIN: Final = 1024 * 1024
-BYTES_MAX: Final = 2**63 - 1
-IO_BYTES_PER_S_MIN: Final = 4096
-"""A page: the least that is read or written."""
-IO_OPS_PER_S_MIN: Final = 2
-"""io.max takes no 1 (block/blk-throttle.c, tg_set_limit)."""
-IO_OPS_PER_S_MAX: Final = 2**32 - 2
-"""The kernel keeps 32 bits, all of them set for "no limit", and drops the others in silence (block/blk-throttle.c)."""
-OPEN_FILES_MIN: Final = 3
-"""Standard input, output and error."""
-OPEN_FILES_MAX: Final = 1_048_576
-"""Default of fs.nr_open."""
 SIGNAL_MAX: Final = 64
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -50,21 +35,6 @@ _CPU_CORES: Final = re.compile(r"\d{1,4}(?:-\d{1,4})?(?:,\d{1,4}(?:-\d{1,4})?)*"
 _UPLOAD_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
 
 _LATER: Final = "not in this release"
-_RANGES: Final = {
-    "cpu_percent": (1, CPU_PERCENT_MAX),
-    "cpu_weight": (1, WEIGHT_MAX),
-    "memory_bytes": (MEMORY_BYTES_MIN, BYTES_MAX),
-    "pids": (2, PIDS_MAX),  # init and the job itself
-    "io_weight": (1, WEIGHT_MAX),
-    "read_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
-    "write_bytes_per_s": (IO_BYTES_PER_S_MIN, BYTES_MAX),
-    "read_ops_per_s": (IO_OPS_PER_S_MIN, IO_OPS_PER_S_MAX),
-    "write_ops_per_s": (IO_OPS_PER_S_MIN, IO_OPS_PER_S_MAX),
-    "open_files": (OPEN_FILES_MIN, OPEN_FILES_MAX),
-    "file_bytes": (1, BYTES_MAX),
-    "timeout_ms": (1, DURATION_MS_MAX),
-}
-
 Unsupported = Callable[[Limits], tuple[tuple[str, str], ...]]
 """Name and repair of each limit that this host cannot enforce: CgroupDriver.unsupported."""
 
@@ -79,7 +49,7 @@ def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: 
     _check_workdir(spec.workdir)
     _check_end(spec)
     _check_release(spec)
-    limits = _checked_limits(spec.limits, settings)
+    limits = _checked_limits(spec.limits, unsupported, settings)
     refused = unsupported(limits)
     if refused:
         names = ", ".join(name for name, _ in refused)
@@ -174,14 +144,16 @@ def _check_release(spec: JobSpec) -> None:
         )
 
 
-def _checked_limits(limits: Limits, settings: JobSettings) -> Limits:
-    for name, (least, most) in _RANGES.items():
+def _checked_limits(limits: Limits, unsupported: Unsupported, settings: JobSettings) -> Limits:
+    for name, (least, most) in LIMIT_RANGES.items():
         value = getattr(limits, name)
         if value is not None and not least <= value <= most:
             raise invalid(f"limit {name} of {value} is out of range", f"use {least} to {most}")
     if limits.cpu_cores is not None and not _CPU_CORES.fullmatch(limits.cpu_cores):
         raise invalid(f"malformed limit cpu_cores {limits.cpu_cores[:40]!r}", 'use a list such as "0-1,4"')
-    return limits if limits.pids is not None else msgspec.structs.replace(limits, pids=settings.pids)
+    if limits.pids is not None or unsupported(Limits(pids=settings.pids)):  # a default is no wish
+        return limits
+    return msgspec.structs.replace(limits, pids=settings.pids)
 
 
 def _check_upload(upload: Upload, staged: Staged) -> None:

@@ -179,8 +179,10 @@ def left_mounted(present: Iterable[Mount], jobs: str, *, alive: frozenset[JobId]
     The deepest comes first, and of several at one place the last mounted, which is the one on top.
     """
     place = len(Path(jobs).parts)
-    left = [mount for mount in mountinfo.below(present, jobs) if Path(mount.point).parts[place] not in alive]
-    return tuple(sorted(reversed(left), key=lambda mount: -len(Path(mount.point).parts)))
+    below = reversed(mountinfo.below(present, jobs))
+    left = [mount for mount in below if Path(mount.point).parts[place] not in alive]
+    left.sort(key=lambda mount: -len(Path(mount.point).parts))  # stable: those at one place stay in order
+    return tuple(left)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from common.messages.jobs import JobRecord, JobSpec, Limits
 from services.executor.cgroups.driver import CgroupPlan, Meter
 from services.executor.identity import JOB_UID, JobIdentity
 from services.executor.launcher.operations import Operation
-from services.executor.launcher.task import NEW_NETWORK, Groups, JournalLimits, Reading, ResourceLimit, Task
+from services.executor.launcher.task import NEW_NETWORK, Groups, JournalLimits, Reading, ResourceLimit, Task, Write
 from services.executor.launcher.task import Meter as TaskMeter
 from services.executor.sandbox import HOME, USER, Contents, Shape, completion, preparation
 
@@ -179,7 +179,8 @@ def _resources(limits: Limits) -> tuple[ResourceLimit, ...]:
 
 def _groups(cgroup: CgroupPlan, network: NetworkPlan) -> Groups:
     meters = (TaskMeter(name, tuple(Reading(*each) for each in found)) for name, found in cgroup.usage + network.usage)
-    return Groups(cgroup.join, cgroup.clone_into, tuple(meters), cgroup.oom_watch)
+    lift = tuple(Write(*write) for write in cgroup.lift)
+    return Groups(cgroup.join, cgroup.clone_into, tuple(meters), cgroup.oom_watch, lift)
 
 
 def _namespaces(task: Task) -> str:

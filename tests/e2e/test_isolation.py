@@ -1,4 +1,7 @@
-"""What a job can see of the host and of the other jobs, told by probes that run inside."""
+"""What a user sees of the isolation: a machine of his own, limits that hold, and clear words about what cannot be had.
+
+Not here: attacks on it (tests/security).
+"""
 
 import json
 import os
@@ -9,36 +12,30 @@ import pytest
 
 from tests.e2e.node import Node
 
-CANARY = "JOBLET_CANARY"
 PROBE = r"""
-import json, os, socket
-def read(path):
+import json, os, socket, sys
+def text(path):
     try:
-        with open(path, "rb") as stream:
-            return stream.read(100000).decode("utf-8", "replace")
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return stream.read(100000)
     except OSError as error:
-        return "errno %%d" %% error.errno
-status = dict(line.split(":\t", 1) for line in read("/proc/self/status").splitlines() if ":\t" in line)
+        return f"errno {error.errno}"
 try:
-    client = socket.create_connection(("127.0.0.1", %(port)d), 2)
+    client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), 2)
     loopback = "connected"
 except OSError as error:
-    loopback = "errno %%d" %% (error.errno or 0)
+    loopback = f"errno {error.errno}"
 print(json.dumps({
     "pid": os.getpid(), "ppid": os.getppid(), "sid": os.getsid(0),
     "pids": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
-    "commands": [read("/proc/%%s/cmdline" %% name) for name in os.listdir("/proc") if name.isdigit()],
-    "fds": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],
     "cwd": os.getcwd(), "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(),
     "host": socket.gethostname(), "root": sorted(os.listdir("/")), "env": dict(os.environ),
-    "base": os.path.exists(%(base)r), "mountinfo": read("/proc/self/mountinfo"), "cgroup": read("/proc/self/cgroup"),
-    "caps": [status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")],
-    "no_new_privs": status["NoNewPrivs"], "interfaces": [name for _, name in socket.if_nameindex()],
-    "loopback": loopback, "environ_of_1": read("/proc/1/environ"), "shadow": read("/etc/shadow"),
+    "base": os.path.exists(sys.argv[2]), "cgroup": text("/proc/self/cgroup"), "shadow": text("/etc/shadow"),
+    "interfaces": [name for _, name in socket.if_nameindex()], "loopback": loopback,
+    "owners": {path: os.stat(path).st_uid for path in ("/", "/etc", "/tmp", "/work")},
     "write": {path: os.access(path, os.W_OK) for path in ("/", "/usr", "/usr/bin", "/etc", "/tmp", "/work")},
-    "sys": os.path.isdir("/sys") and sorted(os.listdir("/sys")),
-    "devices": sorted(os.listdir("/dev")), "work": os.statvfs("/work").f_blocks * os.statvfs("/work").f_frsize,
-    "core_pattern": os.access("/proc/sys/kernel/core_pattern", os.W_OK),
+    "work": os.statvfs("/work").f_blocks * os.statvfs("/work").f_frsize,
+    "passwd": text("/etc/passwd"), "hosts": text("/etc/hosts"), "nsswitch": text("/etc/nsswitch.conf"),
 }))
 """
 
@@ -46,54 +43,34 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def seen(node: Node) -> dict[str, Any]:
     """What a job saw. The interpreter must be the system's: ours may lie where no job can reach."""
-    probe = PROBE % {"port": node.port, "base": str(node.base)}
-    command = ("job", "run", "--env", "ASKED=yes", "--", "/usr/bin/python3", "-I", "-c", probe)
     if not Path("/usr/bin/python3").exists():
         pytest.skip("needs /usr/bin/python3 for the probe")
-    found: dict[str, Any] = json.loads(node.ok(*command))
+    command = ("job", "run", "--env", "ASKED=yes", "--", "/usr/bin/python3", "-I", "-c", PROBE)
+    found: dict[str, Any] = json.loads(node.ok(*command, str(node.port), str(node.base)))
     return found
 
 
 @pytest.mark.requirement("T.5")
 def test_processes(seen: dict[str, Any]) -> None:
-    """PID 2, child of PID 1, and nobody else."""
-    assert (seen["pid"], seen["ppid"], seen["pids"]) == (2, 1, [1, 2])
+    """PID 2 in a session of its own, child of PID 1, and nobody else."""
+    assert (seen["pid"], seen["ppid"], seen["sid"], seen["pids"]) == (2, 1, 2, [1, 2])
 
 
-@pytest.mark.threat("A01")
-@pytest.mark.threat("A02")
-def test_nothing_is_inherited(seen: dict[str, Any]) -> None:
-    """Descriptors 0, 1 and 2, its own session, /work as directory, an environment of what was asked and a fixed few."""
-    assert seen["fds"][:3] == [0, 1, 2]
-    assert len(seen["fds"]) <= 3
-    assert seen["cwd"] == "/work"
-    assert seen["sid"] in (1, 2)
-    assert seen["env"].pop("ASKED") == "yes"
-    assert set(seen["env"]) <= {
-        "PATH",
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "LANG",
-        "LC_ALL",
-        "LC_CTYPE",
-        "TMPDIR",
-        "PWD",
-    } | {name for name in seen["env"] if name.startswith("JOBLET_")}
+def test_user(seen: dict[str, Any]) -> None:
+    """The user `job`, uid and gid 1000, in a place whose root is root."""
+    assert set(seen["uid"] + seen["gid"]) == {1000}
+    assert set(seen["groups"]) <= {1000}
+    assert "\njob:x:1000:1000:" in seen["passwd"]
+    assert seen["owners"] == {"/": 0, "/etc": 0, "/tmp": 0, "/work": 1000}
 
 
 @pytest.mark.threat("B02")
-def test_environment_of_the_services_does_not_leak(seen: dict[str, Any]) -> None:
-    """What the operator's environment holds is seen neither in the job's nor in init's."""
-    leaked = [
-        name
-        for name in os.environ
-        if name in seen["env"] and name not in ("PATH", "HOME", "LANG", "SHELL", "PWD", "USER", "LOGNAME", "TMPDIR")
-    ]
-    assert not leaked
-    assert CANARY not in seen["environ_of_1"]
-    assert "PYTEST" not in seen["environ_of_1"]
+def test_environment(seen: dict[str, Any]) -> None:
+    """What was asked for and a fixed few; nothing of the services'."""
+    assert seen["cwd"] == "/work"
+    fixed = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "JOBLET_JOB_ID"}
+    assert seen["env"].pop("ASKED") == "yes"
+    assert seen["env"].keys() - {"LC_CTYPE"} == fixed  # which Python sets itself
 
 
 @pytest.mark.requirement("S1.38")
@@ -108,45 +85,16 @@ def test_files(seen: dict[str, Any]) -> None:
     assert not seen["base"]
     assert seen["shadow"].startswith("errno")
     assert seen["write"] == {"/": False, "/usr": False, "/usr/bin": False, "/etc": False, "/tmp": True, "/work": True}
-    assert not seen["sys"]
 
 
-@pytest.mark.threat("B04")
-def test_sockets_of_the_services_are_out_of_reach(node: Node) -> None:
-    """No socket file is anywhere in the job's tree."""
-    assert (
-        node.ok(
-            "job",
-            "run",
-            "--",
-            "sh",
-            "-c",
-            r"find / \( -path /usr -o -path /proc \) -prune -o -type s -print 2>/dev/null; true",
-        )
-        == b""
-    )
-
-
-@pytest.mark.threat("A26")
+@pytest.mark.threat("B07")
 @pytest.mark.threat("B08")
-def test_mounts_tell_nothing(node: Node, seen: dict[str, Any]) -> None:
-    """No host path beyond the system directories, nothing shared with the host, and the cgroup looks like the root."""
-    assert str(node.base) not in seen["mountinfo"]
-    assert "shared:" not in seen["mountinfo"]
-    assert "put_old" not in seen["mountinfo"]
+def test_names(seen: dict[str, Any]) -> None:
+    """A host name and an /etc of its own; control groups that look like the root."""
+    assert seen["host"] != os.uname().nodename
+    assert seen["host"] in seen["hosts"]
+    assert "hosts: files dns" in seen["nsswitch"]
     assert all(line.rsplit(":", 1)[1] == "/" for line in seen["cgroup"].split())
-
-
-@pytest.mark.threat("A13")
-@pytest.mark.threat("A14")
-@pytest.mark.threat("A15")
-def test_no_privileges(seen: dict[str, Any]) -> None:
-    """All capability sets empty, no_new_privs, an unprivileged uid, no further groups."""
-    assert {int(caps, 16) for caps in seen["caps"]} == {0}
-    assert seen["no_new_privs"] == "1"
-    assert 0 not in [*seen["uid"], *seen["gid"]]
-    assert set(seen["groups"]) <= {seen["gid"][0]}
-    assert not seen["core_pattern"]
 
 
 @pytest.mark.threat("B06")
@@ -156,63 +104,22 @@ def test_network_is_an_empty_one(seen: dict[str, Any]) -> None:
     assert seen["loopback"] == "errno 111", "refused by its own loopback, which is up"
 
 
-@pytest.mark.threat("A09")
-def test_devices(seen: dict[str, Any]) -> None:
-    """Only harmless ones."""
-    harmless = {
-        "null",
-        "zero",
-        "full",
-        "random",
-        "urandom",
-        "tty",
-        "ptmx",
-        "pts",
-        "shm",
-        "fd",
-        "stdin",
-        "stdout",
-        "stderr",
-    }
-    assert {"null", "zero", "full", "random", "urandom"} <= set(seen["devices"]) <= harmless | {"mqueue", "console"}
-
-
 @pytest.mark.requirement("S1.14")
 def test_work_is_one_mebibyte(seen: dict[str, Any]) -> None:
     """By default; --work-size changes it."""
     assert seen["work"] == 2**20
 
 
-@pytest.mark.threat("B07")
-def test_host_name_is_not_the_hosts(seen: dict[str, Any]) -> None:
-    """A UTS namespace of its own."""
-    assert seen["host"] != os.uname().nodename
-
-
 @pytest.mark.threat("A07")
 def test_owners_have_ranges_of_their_own(node: Node) -> None:
-    """Two owners' jobs run as different users, one owner's as the same, none of them a user of the host."""
-    uids = [int(node.ok("job", "run", "--", "id", "-u", node=name)) for name in ("default", "user", "user")]
-    host = Path("/proc/self/uid_map").read_text()
-    assert uids[0] != uids[1] == uids[2]
-    assert min(uids) >= 1000, host
-
-
-@pytest.mark.threat("A27")
-@pytest.mark.requirement("S1.9")
-def test_no_mount_is_visible_on_the_host(node: Node) -> None:
-    """The host's mount table does not change while a job runs."""
-
-    def table() -> str:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-        return "\n".join(line for line in lines if str(node.base) in line)
-
-    before = table()
-    job = node.detached("--", "sleep", "60")
-    node.wait_for_state(job, "running")
-    assert table() == before == ""
-    node.ok("job", "stop", job)
-    node.rnx("job", "wait", job)
+    """All jobs of an owner have the same range of the host's ids, far above its own; two owners share none."""
+    users = ("default", "user", "user")
+    maps = [node.ok("job", "run", "--", "cat", "/proc/self/uid_map", node=user).split() for user in users]
+    assert all((first, count) == (b"0", b"65536") for first, _, count in maps)
+    ranges = [int(begin) for _, begin, _ in maps]
+    assert ranges[1] == ranges[2]
+    assert abs(ranges[0] - ranges[1]) >= 65_536
+    assert min(ranges) >= 100_000
 
 
 @pytest.mark.requirement("T.5")
@@ -254,15 +161,14 @@ def test_limits_are_told(node: Node) -> None:
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        (("--network", "bridge"), b"network"),
         (("--volume", "data"), b"volume"),
-        (("--read-bps", "1MB"), b"read_bytes_per_s"),
         (("--schedule", "1h"), b"start_at"),
+        (("--max-iobps", "1MB"), b"--max-iobps"),
     ],
-    ids=["network", "volume", "io", "schedule"],
+    ids=["volume", "schedule", "io of both directions"],
 )
 def test_what_cannot_be_had_is_refused_by_name(node: Node, option: tuple[str, str], named: bytes) -> None:
-    """A limit or feature that this node cannot enforce is an error that names it, and nothing is started."""
+    """A limit or feature that this node cannot give is an error that names it, and nothing is started."""
     before = len(node.jobs("--all"))
     done = node.rnx("job", "run", *option, "--", "true")
     assert done.returncode == 4, done

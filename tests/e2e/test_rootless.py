@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e import node as nodes
 from tests.e2e.node import PROGRAMS, READY, SERVICES, START_TIMEOUT_S, Node, make_base, numbers
+from tests.leaks import CGROUP_ROOT, OWN_MARK
 from tests.waiting import wait_for
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -28,7 +29,7 @@ UID: Final = 61_000 + os.getpid() % 3_000
 BECOME: Final = """
 import os, sys
 from services.executor.linux import mounts, namespaces
-uid, kept, command = int(sys.argv[1]), sys.argv[2].split(":"), sys.argv[3:]
+uid, kept, group, command = int(sys.argv[1]), sys.argv[2].split(":"), sys.argv[3], sys.argv[4:]
 def closed(path):
     above = [path[:end] for end in range(1, len(path) + 1) if path[end:end + 1] in ("/", "")]
     return next((each for each in above if not os.stat(each).st_mode & 1), None)
@@ -41,6 +42,9 @@ for top in {top for _, top, _ in hidden}:
 for path, _, tree in hidden:
     os.makedirs(path, exist_ok=True)
     mounts.move_mount(tree, os.open(path, os.O_PATH))
+if group:
+    with open(f"{group}/cgroup.procs", "w") as members:
+        members.write("0")
 os.setgroups([])
 os.setresgid(uid, uid, uid)
 os.setresuid(uid, uid, uid)
@@ -48,18 +52,24 @@ os.execv(command[0], command)
 """
 
 
-def as_user(*command: str) -> list[str]:
-    """The argument vector that runs `command` as the user."""
+def as_user(*command: str, group: str = "") -> list[str]:
+    """The argument vector that runs `command` as the user, in a v2 group if one is given."""
     kept = dict.fromkeys(str(Path(path).resolve()) for path in (sys.base_prefix, sys.prefix, ROOT))
-    return [sys.executable, "-c", BECOME, str(UID), ":".join(kept), *command]
+    return [sys.executable, "-c", BECOME, str(UID), ":".join(kept), group, *command]
 
 
 class RootlessNode(Node):
-    """A node that the user starts."""
+    """A node that the user starts. `group` is a control group that was delegated to him; "": none was."""
+
+    def __init__(self, base: Path, group: str = "") -> None:
+        super().__init__(base)
+        self.group = group
 
     def start(self, *arguments: str) -> None:
         """Run `joblet up` until it is ready; AssertionError with its log when that does not happen."""
-        command = as_user(str(PROGRAMS / "joblet"), "up", "--base-dir", str(self.base), "--port", str(self.port))
+        command = as_user(
+            *(str(PROGRAMS / "joblet"), "up", "--base-dir", str(self.base), "--port", str(self.port)), group=self.group
+        )
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(
                 [*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
@@ -89,9 +99,9 @@ def processes_of_user() -> list[str]:
 
 
 @contextlib.contextmanager
-def started(name: str) -> Iterator[RootlessNode]:
+def started(name: str, group: str = "") -> Iterator[RootlessNode]:
     """A node of the user's; at the end nothing of him is left on the host."""
-    node = RootlessNode(make_base(name))
+    node = RootlessNode(make_base(name), group)
     for path in (node.base, *node.base.rglob("*")):
         os.chown(path, UID, UID)
     others = set(processes_of_user())
@@ -115,6 +125,34 @@ def restarted() -> Iterator[RootlessNode]:
     """A node for one test."""
     with started("restarted") as node:
         yield node
+
+
+@pytest.fixture
+def group() -> Iterator[Path]:
+    """A group of the v2 hierarchy that belongs to the user, as systemd makes one."""
+    tree = next((each for each in (CGROUP_ROOT, CGROUP_ROOT / "unified") if _is_v2(each)), None)
+    if tree is None:
+        pytest.skip("needs cgroups v2")
+    directory = tree / f"{OWN_MARK}-rootless"
+    directory.mkdir()
+    for name in ("", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"):
+        os.chown(directory / name, UID, UID)
+    yield directory
+    for each in (*(each for each in directory.iterdir() if each.is_dir()), directory):
+        wait_for(lambda each=each: not _removed(each), what=f"{each} to be empty")  # type: ignore[misc]
+
+
+def _is_v2(directory: Path) -> bool:
+    return (directory / "cgroup.controllers").exists()
+
+
+def _removed(group: Path) -> str:
+    """Why not; "": it is."""
+    try:
+        group.rmdir()
+    except OSError as cause:
+        return str(cause)
+    return ""
 
 
 def levels(document: dict[str, Any]) -> dict[str, str]:
@@ -220,6 +258,25 @@ def test_a_running_job_outlives_the_node(restarted: RootlessNode) -> None:
     seen = numbers(restarted.entries(job))
     assert seen == list(range(1, len(seen) + 1))
     assert not list((restarted.base / "jobs" / job).glob("root"))
+
+
+def test_a_delegated_group_is_used_by_the_ordinary_driver(group: Path) -> None:
+    """Jobs are born in it and killed in it; nobody is left in its root, and what the host delegated is enforced."""
+    with started("delegated", str(group)) as node:
+        found = json.loads(node.ok("--json", "node", "info"))
+        assert found["cgroup_version"] == "v2"
+        assert {levels(found)[name] for name in ("cgroup.clone_into", "cgroup.kill")} == {"enforced"}
+        controllers = set((group / "cgroup.controllers").read_text().split())
+        for name, controller in (("limit.cpu", "cpu"), ("limit.memory", "memory"), ("limit.pids", "pids")):
+            assert levels(found)[name] == ("enforced" if controller in controllers else "missing")
+        job = node.detached("--", "sleep", "300")
+        node.wait_for_state(job, "running")
+        (leaf,) = group.glob(f"*/{job}")
+        assert len((leaf / "cgroup.procs").read_text().split()) == 2
+        assert (group / "cgroup.procs").read_text() == ""
+        node.ok("job", "stop", job)
+        node.wait_for_state(job, "stopped", "failed")
+        wait_for(lambda: not leaf.exists(), what="the job's group to be removed")
 
 
 def test_a_probe_without_a_node_finds_the_same(rootless: RootlessNode) -> None:

@@ -188,7 +188,7 @@ def test_the_task_survives_the_wire(sandboxes: Sandboxes) -> None:
     assert decode_watch(watched) == Watch(*(getattr(task, name) for name in Watch._fields))
     assert decode_places(places) == Places(task.groups.join, task.groups.clone_into, "new", "", task.job_dir, "")
     with pytest.raises(ValueError, match="version 99"):
-        decode_watch(watched.replace(b"[3,", b"[99,", 1))
+        decode_watch(watched.replace(b"[4,", b"[99,", 1))
 
 
 def test_places_survive_the_wire(sandboxes: Sandboxes) -> None:

@@ -183,7 +183,7 @@ def test_readings_are_found_by_their_key(tmp_path_factory: object) -> None:
 
 def test_the_end_is_told_in_full() -> None:
     """The EXIT payload has every field of the contract, whatever the end was."""
-    none = Groups((), "", (Meter("cpu_time_us", (Reading("/proc/self/no-such-file", "", 1),)),), "")
+    none = Groups((), "", (Meter("cpu_time_us", (Reading("/proc/self/no-such-file", "", 1),)),), "", ())
     exited = json.loads(exit_payload(Ending(7 << 8, "", None), none))
     killed = json.loads(exit_payload(Ending(9, "client", None), none))
     failed = json.loads(exit_payload(Ending(None, "", Failure("exec", "x", 2, "no x")), none))

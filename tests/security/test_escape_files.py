@@ -4,6 +4,7 @@ One probe (probes/files.py) tries everything in a job, and as root without prote
 to attack, because this kernel lacks it, the mechanism is judged: /proc is one read-only mount, /dev holds six devices.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ NO_CONTROL = frozenset({"controlling terminal", "make in /proc", "make in /volum
 @pytest.fixture(scope="module")
 def probes(node: Node) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the probe saw in a job and without protection."""
-    import json
-
     arguments = (str(node.base), json.dumps(MASKED))
     return probe_in_job(node, "files", *arguments), probe_unprotected("files", *arguments)
 
@@ -75,11 +74,8 @@ def test_the_same_succeeds_without_protection(probes: tuple[dict[str, Any], dict
         for name, said in outside["tried"].items()
         if said not in {"ok", "ENOENT"} and name not in NO_CONTROL and Path(name).name not in ("vda", "sda")
     }
-    # Another user namespace's number; a running program cannot be written to, which is not a matter of rights.
-    assert missed in ({}, {"own interpreter": "ETXTBSY"}) or missed.keys() <= {
-        "own interpreter",
-        "/proc/sys/user/max_user_namespaces",
-    }
+    # A running program cannot be written to, and what belongs to another namespace not from here: no matter of rights.
+    assert missed.keys() <= {"own interpreter", "/proc/sys/user/max_user_namespaces"}
     assert outside["tried"]["/proc/sys/kernel/core_pattern"] == "ok"
     assert outside["tried"]["set-uid"] == "ok"
     assert not any(said == "ok" for said in inside["tried"].values())
@@ -133,12 +129,12 @@ def test_mounts_lead_nowhere(node: Node, inside: dict[str, Any]) -> None:
 
 
 @pytest.mark.threat("A02")
-@pytest.mark.parametrize("workdir", ["/proc/self/fd/7", "/proc/self/cwd/..", "/proc/1/root", "/dev/fd/3", "/work/../.."])
-def test_a_working_directory_by_descriptor_is_refused(node: Node, workdir: str) -> None:
+def test_a_working_directory_by_descriptor_is_refused(node: Node) -> None:
     """CVE-2024-21626: before anything is started."""
     before = len(node.jobs("--all"))
-    done = in_job(node, "pwd", options=("--workdir", workdir))
-    assert done.code != 0
-    assert b"workdir" in done.stderr
-    assert done.stdout == b""
+    for workdir in ("/proc/self/fd/7", "/proc/self/cwd/..", "/proc/1/root", "/dev/fd/3", "/work/../.."):
+        done = in_job(node, "pwd", options=("--workdir", workdir))
+        assert done.code != 0
+        assert b"workdir" in done.stderr
+        assert done.stdout == b""
     assert len(node.jobs("--all")) == before

@@ -101,7 +101,7 @@ CONTROL: Final = frozenset(
 @pytest.mark.threat("C15")
 @pytest.mark.threat("A19")
 def test_nothing_that_a_job_leaves_somewhere_is_seen_by_another(node: Node) -> None:
-    """Files, memory, queues, semaphores, sockets and keys of a job are there for it alone, not for its owner's others."""
+    """Files, memory, queues, semaphores, sockets and keys of a job are there for it alone."""
     with holding(node, HOLDER) as held:
         assert held.said["found"].keys() >= CONTROL
         assert "keyring" not in held.said["found"]

@@ -37,7 +37,7 @@ FAILING: Final[dict[str, tuple[str, ...]]] = {
     "a closed directory": ("--workdir", "/proc/1/root", "--", "true"),
     "out of the root": ("--workdir", "/work/../../etc", "--", "true"),
     "memory for nothing": ("--max-memory", "1", "--", "true"),
-    "memory for the start only": ("--max-memory", "4", "--", "true"),
+    "hardly more": ("--max-memory", "2", "--", "true"),
     "two processes": ("--pids", "2", "--", "sh", "-c", "true | true"),
     "three files": ("--", "sh", "-c", "ulimit -n 3; exec cat /etc/passwd /etc/group"),
     "upload larger than /work": ("--upload", "/usr/bin/bash", "--work-size", "4096", "--", "true"),

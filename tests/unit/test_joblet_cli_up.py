@@ -134,6 +134,7 @@ def test_up_prints_one_line_keeps_services_running_and_ends_them(base: Path) -> 
         [*JOBLET, "doctor", "--base-dir", str(base), "--json"], capture_output=True, timeout=60, check=False
     )
     assert json.loads(doctor.stdout)["node_id"] == "test"
+    assert json.loads(doctor.stdout)["source"] == "node"
     assert doctor.returncode == (1 if json.loads(doctor.stdout)["unmet"] else 0)
 
     assert up.end() == (0, "")

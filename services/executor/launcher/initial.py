@@ -24,6 +24,7 @@ from services.executor.launcher.handshake import (
 )
 from services.executor.launcher.task import Beginning, Places
 from services.executor.linux import namespaces, processes
+from services.executor.linux.files import write_once
 from services.executor.linux.seccomp import Filter
 
 _FORWARDED: Final = (
@@ -38,7 +39,7 @@ _FORWARDED: Final = (
 )
 _WAITED: Final = frozenset((signal.SIGCHLD, signal.SIGIO, *_FORWARDED))
 _CAPABILITIES: Final = processes.CapabilitySet((processes.CAP_KILL,))
-_OOM_SCORE_ADJUSTMENT: Final = b"500"
+_OOM_SCORE_ADJUSTMENT: Final = "500"
 """Jobs go before the node's services when the host itself runs out of memory."""
 
 
@@ -70,7 +71,7 @@ def run_init(beginning: Beginning, ends: Ends, entry: Entry, seccomp: Filter) ->
         processes.set_title("init")  # the job sees it, and the arguments tell the node's paths
         _enter(beginning.places, entry)
         _close_all_but(ends)
-        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        write_once("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
         _signal_input(ends.channel)
         main = _fork_main(beginning, ends, seccomp)
         status = _watch(main, ends.channel)
@@ -109,7 +110,7 @@ def _enter(places: Places, entry: Entry) -> None:
     # It moves itself, by "0", while it has one thread: moving another process waits for an RCU grace period, some ms.
     for path in places.join:
         with _step("cgroup", path):
-            _write(path, b"0")
+            write_once(path, "0")
 
 
 @contextlib.contextmanager
@@ -118,14 +119,6 @@ def _step(name: str, path: str = "") -> Iterator[None]:
         yield
     except OSError as cause:
         raise StepFailed(failure_of(name, cause, path=path)) from cause
-
-
-def _write(path: str, value: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, value)
-    finally:
-        os.close(descriptor)
 
 
 def _fork_main(beginning: Beginning, ends: Ends, seccomp: Filter) -> int:

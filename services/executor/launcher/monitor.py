@@ -7,6 +7,7 @@ yet), DRAINING (everything in the namespace is dead; what is left in the pipes i
 Here: events and timers. The start of the processes is in `birth.py`, the talk with them in `handshake.py`.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ from services.executor.launcher.oomwatch import RECHECK_MS, oom_killed, open_oom
 from services.executor.launcher.operations import USER_IDS
 from services.executor.launcher.task import Watch
 from services.executor.launcher.timers import Timers
+from services.executor.linux.files import write_once
 from services.executor.linux.namespaces import map_ids
 from services.executor.linux.processes import pidfd_send_signal
 
@@ -236,6 +238,13 @@ class Monitor:
             pidfd_send_signal(self._born.init.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             return  # it has ended: its pidfd tells the rest
+        self._lift_limits()
+
+    def _lift_limits(self) -> None:
+        """Who is dead by SIGKILL still waits in the kernel until its input and output have passed."""
+        for path, value in self._job.groups.lift:
+            with contextlib.suppress(OSError):  # the group is gone: nobody waits in it
+                write_once(path, value)
 
     # The end
 
@@ -243,6 +252,7 @@ class Monitor:
         assert self._born is not None
         self._drain_endpoint(self._born.report)  # it was started first, whatever epoll told first
         self._phase = Phase.ENDING
+        self._lift_limits()
         for name in ("start", "timeout", "memory"):
             self._timers.cancel(name)
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from services.executor.launcher.operations import Operation, decode_operation, encode_operation
 
-TASK_VERSION: Final = 3
+TASK_VERSION: Final = 4
 TASK_BYTES_MAX: Final = 16 * 2**20
 LENGTH_BYTES: Final = 4
 _DECODER: Final = json.JSONDecoder()
@@ -51,6 +51,13 @@ class Meter(NamedTuple):
     readings: tuple[Reading, ...]
 
 
+class Write(NamedTuple):
+    """A value for a control file."""
+
+    path: str
+    value: str
+
+
 class Groups(NamedTuple):
     """The job's cgroups, which exist already: where its first process goes, and what is read at the end."""
 
@@ -58,6 +65,7 @@ class Groups(NamedTuple):
     clone_into: str  # v2 directory; "": none
     usage: tuple[Meter, ...]
     oom_watch: str  # v1 memory group: at its first OOM kill the monitor kills the job; "": none
+    lift: tuple[Write, ...]  # written when the job is killed, so that limits of input and output do not hold it back
 
 
 NEW_NETWORK: Final = "new"
@@ -211,6 +219,6 @@ def _check_version(version: object) -> None:
 
 
 def _groups(values: list[Any]) -> Groups:
-    join, clone_into, usage, oom_watch = values
+    join, clone_into, usage, oom_watch, lift = values
     meters = tuple(Meter(name, tuple(Reading(*reading) for reading in readings)) for name, readings in usage)
-    return Groups(tuple(join), clone_into, meters, oom_watch)
+    return Groups(tuple(join), clone_into, meters, oom_watch, tuple(Write(*write) for write in lift))

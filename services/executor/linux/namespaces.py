@@ -9,7 +9,8 @@ import signal
 import socket
 from typing import Final, NamedTuple
 
-from services.executor.linux.libc import PYLIBC, declare, declare_syscall, failed
+from services.executor.linux.files import write_once
+from services.executor.linux.libc import PYLIBC, declare, declare_syscall
 
 CLONE_PIDFD: Final = 0x0000_1000
 CLONE_NEWNS: Final = 0x0002_0000
@@ -77,7 +78,7 @@ def map_ids(pid: int, *, first: int, count: int) -> None:
     `pid` is a process in it; the caller holds CAP_SETUID and CAP_SETGID in the namespace around it. Once only.
     """
     for kind in ("gid_map", "uid_map"):
-        _write(f"/proc/{pid}/{kind}", f"0 {first} {count}")
+        write_once(f"/proc/{pid}/{kind}", f"0 {first} {count}")
 
 
 def user_namespace(first: int, count: int) -> int:
@@ -110,19 +111,9 @@ def map_self(inside: int, *, uid: int, gid: int) -> None:
 
     `uid` and `gid` are what it had around the namespace. Needs no privilege; setgroups(2) is refused from then on.
     """
-    _write("/proc/self/setgroups", "deny")
-    _write("/proc/self/gid_map", f"{inside} {gid} 1")
-    _write("/proc/self/uid_map", f"{inside} {uid} 1")
-
-
-def _write(path: str, text: str) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(descriptor, text.encode())
-    except OSError as cause:
-        raise failed("write", cause.errno or 0, path) from cause
-    finally:
-        os.close(descriptor)
+    write_once("/proc/self/setgroups", "deny")
+    write_once("/proc/self/gid_map", f"{inside} {gid} 1")
+    write_once("/proc/self/uid_map", f"{inside} {uid} 1")
 
 
 def clone3(flags: int, *, cgroup: int | None = None) -> Child | None:

@@ -35,7 +35,14 @@ DANGEROUS = (
     "user/max_user_namespaces",
     "net/ipv4/ip_forward",
 )
-OTHERS = ("sysrq-trigger", "irq/default_smp_affinity", "mtrr", "self/oom_score_adj", "1/oom_score_adj", "self/setgroups")
+OTHERS = (
+    "sysrq-trigger",
+    "irq/default_smp_affinity",
+    "mtrr",
+    "self/oom_score_adj",
+    "1/oom_score_adj",
+    "self/setgroups",
+)
 DEVICES = ("mem", "kmem", "kmsg", "port", "vda", "sda", "loop-control", "fuse", "kvm", "net/tun", "console", "tty0")
 MORE_DEVICES = ("mapper/control", "vhost-net", "uinput", "userfaultfd", "snapshot", "hpet", "rtc0", "input/event0")
 

@@ -169,10 +169,15 @@ def secret(name: str) -> Attack:
             os.listdir(path)
             return
         descriptor = os.open(path, os.O_RDONLY)
-        if name != "mem":
+        if name not in ("mem", "ns/mnt"):
             os.read(descriptor, 64)
 
     return attempt
+
+
+def read_link(name: str) -> Attack:
+    """Where it leads."""
+    return lambda: os.readlink(f"/proc/1/{name}")
 
 
 report(
@@ -198,14 +203,7 @@ report(
         "neighbour mount namespaces": neighbour_namespaces,
         "mounts of another namespace": foreign_mounts,
         "hidden mounts": hidden_mounts,
-        "link exe": lambda: os.readlink("/proc/1/exe"),
-        "link cwd": lambda: os.readlink("/proc/1/cwd"),
-        "link root": lambda: os.readlink("/proc/1/root"),
-        "through root": lambda: os.listdir("/proc/1/root/"),
-        "through cwd": lambda: os.listdir("/proc/1/cwd/"),
-        "open exe": lambda: os.open("/proc/1/exe", os.O_RDONLY),
-        "open task exe": lambda: os.open("/proc/1/task/1/exe", os.O_RDONLY),
-        "namespace file": lambda: os.open("/proc/1/ns/mnt", os.O_RDONLY),
-        **{name: secret(name) for name in SECRETS},
+        **{f"/proc/1/{name}, the link": read_link(name) for name in ("exe", "cwd", "root")},
+        **{f"/proc/1/{name}": secret(name) for name in ("root/", "cwd/", "exe", "task/1/exe", "ns/mnt", *SECRETS)},
     }
 )

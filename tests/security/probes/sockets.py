@@ -35,7 +35,10 @@ report(
         "ping6": made(socket.AF_INET6, DATAGRAM, 58),
         "netlink route": made(16, RAW),
         **{f"netlink {name}": made(16, RAW, protocol) for name, protocol in NETLINK.items()},
-        **{name: made(family, RAW if name in ("packet", "can", "bluetooth") else DATAGRAM) for name, family in FAMILIES.items()},
+        **{
+            name: made(family, RAW if name in ("packet", "can", "bluetooth") else DATAGRAM)
+            for name, family in FAMILIES.items()
+        },
         "alg, high bits set": made(38 | HIGH, socket.SOCK_SEQPACKET),
         "packet, high bits set": made(17 | HIGH, RAW),
         "netlink audit, high bits set": made(16 | HIGH, RAW, 9 | HIGH),

@@ -78,7 +78,9 @@ report(
         "unmount the root": rooted(lambda: call("umount2", b"/", MNT_DETACH)),
         "mount proc": rooted(lambda: call("mount", b"proc", b"/tmp", b"proc", 0, None)),
         "mount a new proc": rooted(new_proc, NEW_USER | NEW_MOUNT | NEW_PID),
-        "mount v1 groups": rooted(lambda: call("mount", b"none", b"/tmp", b"cgroup", 0, b"none,name=mine"), NEW_USER | NEW_MOUNT | NEW_CGROUP),
+        "mount v1 groups": rooted(
+            lambda: call("mount", b"none", b"/tmp", b"cgroup", 0, b"none,name=mine"), NEW_USER | NEW_MOUNT | NEW_CGROUP
+        ),
         "own group": rooted(own_group, NEW_USER | NEW_MOUNT | NEW_CGROUP),
         "mount a disk": rooted(lambda: call("mount", b"/dev/root", b"/tmp", b"ext4", 1, None)),
         "host name": rooted(lambda: call("sethostname", b"mine", 4)),
