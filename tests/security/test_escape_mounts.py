@@ -90,7 +90,12 @@ def test_links_in_a_root_lead_nowhere_out(tmp_path: Path) -> None:
     (inside / "deep").mkdir(parents=True)
     outside.mkdir()
     (outside / "secret").write_text("host")
-    links = {"absolute": outside, "up": "../outside", "far": "../" * 40 + str(outside), "deep/up": "../../outside"}
+    links: dict[str, str] = {
+        "absolute": str(outside),
+        "up": "../outside",
+        "far": "../" * 40 + str(outside),
+        "deep/up": "../../outside",
+    }
     for name, target in links.items():
         (inside / name).symlink_to(target)
     root = NewRoot(str(inside))
@@ -173,7 +178,7 @@ def beaten(directory: Path, opened: Callable[[], int], wrong: int, *, tries: int
 
 
 def swap(directory: Path, stop: threading.Event) -> None:
-    """Directory, link out, directory, …"""
+    """Directory, link out, directory, and so on."""
     target, kept = directory / "root" / "target", directory / "root" / "kept"
     while not stop.is_set():
         target.rename(kept)

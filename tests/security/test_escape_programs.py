@@ -111,7 +111,7 @@ class Processes(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def running(node: Node, host: None) -> Iterator[Processes]:
+def running(node: Node) -> Iterator[Processes]:
     """Of a job that has the environment of the test above, but for the library."""
     options = tuple(
         word for name, value in INJECTED.items() if "LD_" not in name for word in ("--env", f"{name}={value}")
@@ -145,7 +145,7 @@ def test_the_runtime_has_no_environment_and_loads_its_own_only(running: Processe
 
 @pytest.mark.threat("A02")
 def test_open_descriptors(running: Processes) -> None:
-    """init keeps its channel; the monitor its job's files, pipes and sockets; the job nothing but its outputs."""
+    """PID 1 keeps its channel; the monitor its job's files, pipes and sockets; the job nothing but its outputs."""
     main, init, monitor = (descriptors_of(pid) for pid in (running.main, running.init, running.monitor))
     assert sorted(main) == [0, 1, 2]
     assert (main[0], main[1][:5], main[2][:5]) == ("/dev/null", "pipe:", "pipe:")

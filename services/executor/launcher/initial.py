@@ -72,6 +72,7 @@ def run_init(beginning: Beginning, ends: Ends, entry: Entry, seccomp: Filter) ->
         _enter(beginning.places, entry)
         _close_all_but(ends)
         write_once("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        processes.set_dumpable(dumpable=False)
         _signal_input(ends.channel)
         main = _fork_main(beginning, ends, seccomp)
         status = _watch(main, ends.channel)
@@ -103,6 +104,8 @@ def _signal_input(channel: socket.socket) -> None:
 def _enter(places: Places, entry: Entry) -> None:
     with _step("user namespace"):
         if places.own_user:
+            # /proc/self of who is not dumpable belongs to the host's root.
+            processes.set_dumpable(dumpable=True)
             namespaces.map_self(int(places.own_user), uid=entry.uid, gid=entry.gid)
     with _step("network namespace"):
         if entry.network >= 0:

@@ -95,7 +95,8 @@ def _begin_clean() -> None:
     os.close(null)
     set_dumpable(dumpable=False)
     set_no_new_privileges()
-    drop_bounding_set()  # what is held is kept, but no program executed from here on gets any
+    if os.geteuid() == 0:  # who is not root holds none, and may not drop them
+        drop_bounding_set()  # what is held is kept, but no program executed from here on gets any
     set_title("joblet-launcher")
 
 

@@ -1,17 +1,19 @@
-"""Attacks on files: what /proc offers for writing, the root, devices, programs, masks. Arguments: joblet's directory, and
-the paths that should be masked (JSON).
+"""Attacks on files: what /proc offers for writing, the root, devices, programs, masks.
 
-A control only opens what it could write, and takes away what it makes.
+Arguments: joblet's directory, and the paths that should be masked (JSON). A control only opens what it could write, and
+takes away what it makes.
 """
 
 import fcntl
+import json
 import os
 import stat
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
-from tests.security.probes.prelude import Attack, in_child, json, sys
+from tests.security.probes.prelude import Attack, in_child
 
 BASE = sys.argv[2]
 DANGEROUS = (
@@ -89,6 +91,15 @@ def set_user_id() -> None:
         raise PermissionError(1, shown.stdout)
 
 
+def open_device(name: str) -> Attack:
+    return lambda: os.open(f"/dev/{name}", os.O_RDONLY)
+
+
+def link_program() -> None:
+    os.link("/usr/bin/env", "/tmp/joblet-env")
+    os.unlink("/tmp/joblet-env")
+
+
 def entropy() -> None:
     """RNDADDENTROPY: tell the kernel what is random."""
     with open("/dev/random", "rb") as device:
@@ -125,14 +136,14 @@ def read(path: str) -> int | str:
 ATTACKS: dict[str, Attack] = {
     **{f"/proc/sys/{name}": write(f"/proc/sys/{name}") for name in DANGEROUS},
     **{f"/proc/{name}": write(f"/proc/{name}") for name in OTHERS},
-    **{f"/dev/{name}": lambda name=name: os.open(f"/dev/{name}", os.O_RDONLY) for name in (*DEVICES, *MORE_DEVICES)},
+    **{f"/dev/{name}": open_device(name) for name in (*DEVICES, *MORE_DEVICES)},
     **{f"make in {path}": make(path) for path in ("", "/usr", "/usr/bin", "/etc", "/dev", "/proc", "/volumes")},
     "open a program": write("/usr/bin/env"),
     "mode of a program": lambda: os.chmod("/usr/bin/env", os.stat("/usr/bin/env").st_mode & 0o7777),
     "time of a program": lambda: os.utime("/usr/bin/env", ns=times("/usr/bin/env")),
     "mode of a device": lambda: os.chmod("/dev/null", 0o666),
     "own interpreter": write("/proc/self/exe"),
-    "link to a program": lambda: (os.link("/usr/bin/env", "/tmp/joblet-env"), os.unlink("/tmp/joblet-env")),
+    "link to a program": link_program,
     "set-uid": set_user_id,
     "entropy": entropy,
     "controlling terminal": controlling_terminal,

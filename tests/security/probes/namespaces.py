@@ -1,10 +1,11 @@
 """Attacks on namespaces, mounts and the root directory. See loading.py for how this runs."""
 
 import contextlib
+import ctypes
 import os
 import signal
 
-from tests.security.probes.prelude import Attack, address, call, ctypes, report
+from tests.security.probes.prelude import Attack, address, call, report
 
 AT_FDCWD = -100
 AT_RECURSIVE_CLONE = 0x8001  # AT_RECURSIVE | OPEN_TREE_CLONE

@@ -1,16 +1,20 @@
-"""Attacks of one job on another. Arguments: the word that names the victim's things, pids (JSON), paths of sockets (JSON).
+"""Attacks of one job on another.
 
+Arguments: the word that names the victim's things, pids (JSON), paths of sockets (JSON).
 With "in the same place" as fifth argument, and the victim's program as sixth, the victim is started here: the control.
 """
 
+import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from tests.security.probes.prelude import LIBC, NUMBERS, Attack, call, ctypes, json, report, sys
+from tests.security.probes.prelude import LIBC, NUMBERS, Attack, call, report
 
 NAME = sys.argv[2]
 PIDS: list[int] = json.loads(sys.argv[3])

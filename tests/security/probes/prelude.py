@@ -36,7 +36,7 @@ def call(name: str, *arguments: int | bytes | None) -> int:
 
 
 def ioctl(descriptor: int, request: int, argument: bytes) -> None:
-    """ioctl(2) with all 64 bits of `request`; OSError when it fails."""
+    """Ask a driver, with all 64 bits of `request`; OSError when it fails."""
     if LIBC.ioctl(descriptor, request, ctypes.create_string_buffer(argument, 256)) == -1:
         raise OSError(ctypes.get_errno(), "ioctl")
 

@@ -141,6 +141,17 @@ def supervised() -> None:
     call("unshare", 0x0400_0000)
 
 
+def change_owner() -> None:
+    open("/tmp/owned", "w").close()
+    os.chown("/tmp/owned", 0, 0)
+
+
+def file_capability() -> None:
+    """CAP_SYS_ADMIN for whoever runs the file, xattr form 2 of linux/capability.h."""
+    open("/tmp/capable", "w").close()
+    os.setxattr("/tmp/capable", "security.capability", struct.pack("IIIII", 0x0200_0001, 1 << 21, 0, 0, 0))
+
+
 KERNEL: dict[str, Attack] = {
     "io_uring": lambda: call("io_uring_setup", 1, memory(b"", 256)),
     "userfaultfd": lambda: call("userfaultfd", 0),
@@ -180,11 +191,8 @@ IDS: dict[str, Attack] = {
     "forged sender": forged_sender,
     "uid_map": lambda: open("/proc/self/uid_map", "w"),
     "oom_score_adj": lambda: open("/proc/self/oom_score_adj", "w").write("-1000"),
-    "chown to root": lambda: (open("/tmp/owned", "w").close(), os.chown("/tmp/owned", 0, 0)),
-    "file capability": lambda: (
-        open("/tmp/capable", "w").close(),
-        os.setxattr("/tmp/capable", "security.capability", struct.pack("IIIII", 0x0200_0001, 1 << 21, 0, 0, 0)),
-    ),
+    "chown to root": change_owner,
+    "file capability": file_capability,
     "block device": node(stat.S_IFBLK, DISK),
     "memory device": node(stat.S_IFCHR, MEMORY),
     "kernel log device": node(stat.S_IFCHR, KERNEL_LOG, opened=True),

@@ -1,5 +1,6 @@
 """Attacks on processes: PID 1 and what /proc tells of it, one's own children, namespaces by descriptor."""
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.security.probes.prelude import Attack, address, call, ctypes, ioctl, report
+from tests.security.probes.prelude import Attack, address, call, ioctl, report
 
 PTRACE_TRACEME, PTRACE_SEIZE = 0, 0x4206
 NS_GET_USERNS, NS_GET_MNTNS_ID = 0xB701, 0x8008B705

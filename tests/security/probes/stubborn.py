@@ -2,9 +2,11 @@
 
 import os
 import signal
+import sys
 import time
+from collections.abc import Callable
 
-from tests.security.probes.prelude import call, sys
+from tests.security.probes.prelude import call
 
 CLONE_PARENT, CLONE_UNTRACED = 0x8000, 0x80_0000
 PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 36, 1, 4
@@ -22,20 +24,34 @@ def endure() -> None:
         time.sleep(1000)
 
 
-def fork(then: object) -> int:
-    pid = os.fork()
-    if pid == 0:
+def fork(then: Callable[[], object]) -> None:
+    if os.fork() == 0:
         try:
-            then()  # type: ignore[operator]
+            then()
         finally:
             os._exit(0)
-    return pid
+
+
+def leader() -> None:
+    os.setsid()
+    endure()
 
 
 def orphan() -> None:
     """A session of its own, and no parent."""
     os.setsid()
-    fork(lambda: (os.setsid(), endure()))
+    fork(leader)
+
+
+def without_death_signal() -> None:
+    call("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    endure()
+
+
+def stopper() -> None:
+    """All of the main process's group, the main process included."""
+    time.sleep(0.2)
+    os.killpg(2, signal.SIGSTOP)
 
 
 def stopped() -> None:
@@ -68,14 +84,14 @@ def main() -> None:
     call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
     for _ in range(3):
         fork(orphan)
-        fork(lambda: (call("prctl", PR_SET_PDEATHSIG, 0, 0, 0, 0), endure()))
+        fork(without_death_signal)
         fork(stopped)
         fork(phoenix)
         brother()
     print("entrenched", flush=True)
     if len(sys.argv) > 2:
         return
-    fork(lambda: (time.sleep(0.2), os.killpg(2, signal.SIGSTOP)))  # all of the main process's group, itself included
+    fork(stopper)
     endure()
 
 

@@ -1,5 +1,6 @@
 """Attacks by a job whose system call filter is gone: with all capabilities of a user namespace of its own."""
 
+import ctypes
 import fcntl
 import os
 import signal
@@ -7,7 +8,7 @@ import socket
 import stat
 import struct
 
-from tests.security.probes.prelude import Attack, address, call, ctypes, report
+from tests.security.probes.prelude import Attack, address, call, report
 
 AT_FDCWD = -100
 MS_REMOUNT_BIND = 0x1020

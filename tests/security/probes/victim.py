@@ -3,12 +3,15 @@
 Arguments: a word that names its things, and how long to wait in seconds.
 """
 
+import ctypes
+import json
 import os
 import socket
+import sys
 import time
 from pathlib import Path
 
-from tests.security.probes.prelude import LIBC, call, ctypes, json, outcome, sys
+from tests.security.probes.prelude import LIBC, call, outcome
 
 NAME = sys.argv[2]
 USER_KEYRING, SET_TIMEOUT = -4, 15
@@ -30,12 +33,17 @@ def make_queue() -> None:
         raise OSError(ctypes.get_errno(), "mq_open")
 
 
+def listen() -> None:
+    listener.bind(f"\0{NAME}")
+    listener.listen()
+
+
 listener = socket.socket(socket.AF_UNIX)
 made = {
     "key": outcome(make_key),
     "segment": outcome(make_segment),
     "queue": outcome(make_queue),
-    "abstract": outcome(lambda: (listener.bind(f"\0{NAME}"), listener.listen())),
+    "abstract": outcome(listen),
     "shm": outcome(lambda: Path(f"/dev/shm/{NAME}").write_text("secret")),
     "tmp": outcome(lambda: Path(f"/tmp/{NAME}").write_text("secret")),
 }
