@@ -99,12 +99,15 @@ def test_jobs_outlive_joblet_up(own_node: Callable[..., Node]) -> None:
     """SIGTERM ends the services and no job; the next start on the directory finds them with their true ends."""
     node = own_node()
     long = node.detached("--", "sh", "-c", "echo long; sleep 1000")
-    ends_meanwhile = node.detached("--", "sh", "-c", "echo short; sleep 2; echo last; exit 33")
+    when_told = "trap 'echo last; exit 33' USR1; echo short; while :; do sleep 0.1; done"
+    ends_meanwhile = node.detached("--", "sh", "-c", when_told)
     pid = node.wait_for_state(long, "running")["pid"]
-    node.wait_for_state(ends_meanwhile, "running")
-    services = node.processes()
+    told = node.wait_for_state(ends_meanwhile, "running")["pid"]
     journal = node.base / "jobs" / ends_meanwhile / "journal"
+    wait_for(lambda: b"short\n" in journal.read_bytes(), what="the short job to wait for its signal")
+    services = node.processes()
     assert node.stop() == 0
+    os.kill(told, signal.SIGUSR1)
     assert Path(f"/proc/{pid}").exists()
     launched = {each for each in services if Path(f"/proc/{each}").exists()}
     wait_for(lambda: b"last\n" in journal.read_bytes(), what="the short job to write its last line")

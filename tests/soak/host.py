@@ -12,14 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from common.config.settings import Jobs
 from services.executor.network import presence
 from services.executor.network.names import names_of
 from tests.e2e.node import Node
-from tests.leaks import OWN_MARK, command_of, mounts_below, own_groups
+from tests.leaks import OWN_MARK, command_of, mounts_below, own_groups, spare_ids
 from tests.waiting import NeverHappened, wait_for
 
-SPARES_MAX: Final = Jobs().spares
 UNTIL_GONE_S: Final = 30.0
 OPEN_FILES_NOISE: Final = 2_500
 """By so many the host's count of open files may differ for reasons that are not the job's."""
@@ -30,29 +28,23 @@ _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 class Occupied(NamedTuple):
     """What existed at one moment, each thing in words."""
 
-    jobs: frozenset[str]  # ids that a process, a control group or a directory of a job carries; spares are among them
+    jobs: frozenset[str]  # ids that a process, a control group or a directory carries; spare sandboxes' are not here
     mounts: frozenset[str]
     namespaces: frozenset[str]
     interfaces: frozenset[str]
     loops: frozenset[str]
 
-    def beyond(self, before: "Occupied", known: frozenset[str]) -> list[str]:
-        """One line for each thing that is here and was not `before`. `known`: ids of jobs.
-
-        An id that is no job's is a spare sandbox, of which there are so many at most.
-        """
+    def beyond(self, before: "Occupied") -> list[str]:
+        """One line for each thing that is here and was not `before`."""
         pairs = zip(self._fields, self, before, strict=True)
-        new = {kind: now - then for kind, now, then in pairs}
-        spares = new["jobs"] - known
-        new["jobs"] = new["jobs"] & known if len(spares) <= SPARES_MAX else new["jobs"]
-        return [f"{kind}: {each}" for kind, things in new.items() for each in sorted(things)]
+        return [f"{kind}: {each}" for kind, now, then in pairs for each in sorted(now - then)]
 
 
 def occupied(node: Node) -> Occupied:
     """Everything that the node's jobs hold now."""
     names = names_of(str(node.base))
     return Occupied(
-        jobs=job_ids(node),
+        jobs=job_ids(node) - spare_ids(),
         mounts=mounts_below(node.base),
         namespaces=_held_namespaces(node),
         interfaces=frozenset((*(port.name for port in presence.ports(names)), *presence.owner_bridges(names))),
@@ -110,8 +102,7 @@ def unharmed(node: Node) -> Iterator[None]:
     """After the block nothing is left of the jobs that began in it, and the host has as many open files as before."""
     before, files = occupied(node), open_files()
     yield
-    known = frozenset(job["id"] for job in node.jobs())
-    until(lambda: not occupied(node).beyond(before, known), lambda: "\n".join(occupied(node).beyond(before, known)))
+    until(lambda: not occupied(node).beyond(before), lambda: "\n".join(occupied(node).beyond(before)))
     until(lambda: open_files() < files + OPEN_FILES_NOISE, lambda: f"{open_files()} files are open, {files} were")
 
 

@@ -7,7 +7,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.security.probes.prelude import Attack, address, call, ioctl, report
@@ -17,6 +17,8 @@ NS_GET_USERNS, NS_GET_MNTNS_ID = 0xB701, 0x8008B705
 NS_MNT_GET_NEXT, NS_MNT_GET_PREV = 0x8010B70B, 0x8010B70C
 PIDFD_GET_MNT_NAMESPACE, PIDFD_GET_USER_NAMESPACE = 0xFF03, 0xFF09
 F_SETSIG = 10
+CLONE_NEWNS = 0x2_0000
+NUMBERS_AROUND = 200
 SECRETS = ("auxv", "environ", "fd", "io", "map_files", "maps", "mem", "mountstats", "pagemap", "personality", "stack")
 
 
@@ -135,29 +137,50 @@ def neighbour_namespaces() -> None:
 
 
 def foreign_mounts() -> None:
-    """The mounts of another namespace, by its number, which is one of those before one's own."""
+    """The mounts of another namespace, by its number, which is one of those around one's own."""
     number = ctypes.create_string_buffer(8)
     fcntl.ioctl(os.open("/proc/self/ns/mnt", os.O_RDONLY), NS_GET_MNTNS_ID, number)
     own = int.from_bytes(number.raw, "little")
+    with elsewhere():
+        for other in range(max(1, own - NUMBERS_AROUND), own + NUMBERS_AROUND):
+            try:
+                listed(other if other != own else 2**63)
+            except OSError as error:
+                refused = error
+                continue
+            return
+    raise refused
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """There is a process in another mount namespace, where one can be made."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with suppress(OSError):
+            call("unshare", CLONE_NEWNS)
+        os.write(writing, b"x")
+        time.sleep(10)
+        os._exit(0)
+    os.read(reading, 1)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def listed(namespace: int) -> int:
+    """How many mounts are in the namespace of that number; 0 is one's own."""
+    request = ctypes.create_string_buffer(struct.pack("IIQQQ", 32, 0, 2**64 - 1, 0, namespace))
     found = ctypes.create_string_buffer(8 * 512)
-    errors = []
-    for other in range(max(1, own - 200), own):
-        request = ctypes.create_string_buffer(struct.pack("IIQQQ", 32, 0, 2**64 - 1, 0, other))
-        try:
-            call("listmount", address(request), address(found), 512, 0)
-        except OSError as error:
-            errors.append(error)
-            continue
-        return
-    raise errors[0]
+    return call("listmount", address(request), address(found), 512, 0)
 
 
 def hidden_mounts() -> None:
     """More mounts than mountinfo tells."""
-    request = ctypes.create_string_buffer(struct.pack("IIQQ", 24, 0, 2**64 - 1, 0))
-    found = ctypes.create_string_buffer(8 * 512)
-    listed = call("listmount", address(request), address(found), 512, 0)
-    if listed <= len(Path("/proc/self/mountinfo").read_text().splitlines()):
+    if listed(0) <= len(Path("/proc/self/mountinfo").read_text().splitlines()):
         raise PermissionError(1, "no more")
 
 
