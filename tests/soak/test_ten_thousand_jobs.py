@@ -101,7 +101,7 @@ def run(node: Node, jobs: int, seed: int) -> dict[str, Any]:
 
 
 def until_only_the_remainder(node: Node) -> None:
-    """Ended jobs hold nothing of the kernel any more; a directory, as long as it is there, has journal and lock only."""
+    """Ended jobs hold nothing of the kernel any more; a directory has journal and lock only."""
     until(lambda: not processes_of(UIDS), lambda: f"processes {sorted(processes_of(UIDS))}")
     names = {"journal", "lock"}
     spares = occupied(node).jobs
