@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernel lint drift proto requirements bench clean
+.PHONY: help setup demo test test-kernel lint drift proto requirements bench soak clean
 
 PYTHON ?= python3
 LANE_TESTS ?= tests/linux
@@ -60,6 +60,9 @@ requirements: setup ## which lines of the requirements have a passing test
 
 bench: setup ## the comparisons of the architecture's budgets
 	@$(BIN)/python -m benchmarks.run
+
+soak: setup ## ten thousand short jobs, and nothing is left of them (root, some minutes; JOBLET_SOAK_JOBS=N)
+	$(BIN)/pytest -q -s tests/soak
 
 clean: ## remove what was set up and generated, but no data of a node
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ from common.config.limits import LIMIT_RANGES
 from common.config.settings import Jobs as JobSettings
 from common.errors import JobletError, Reason, invalid, precondition
 from common.identifiers import parse_name
-from common.messages.jobs import JobSpec, Limits, Network, Upload
+from common.messages.jobs import JobSpec, Limits, Upload
 from common.quantities import DURATION_MS_MAX
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
@@ -138,10 +138,6 @@ def check_stop(signal: int | None, grace_ms: int | None) -> None:
 def _check_release(spec: JobSpec) -> None:
     if spec.volumes:
         raise JobletError(Reason.UNIMPLEMENTED, f"volumes are {_LATER}", detail="run the job without volumes")
-    if spec.network is not Network.NONE:
-        raise JobletError(
-            Reason.UNIMPLEMENTED, f"network {spec.network} is {_LATER}", detail="run the job with network none"
-        )
 
 
 def _checked_limits(limits: Limits, unsupported: Unsupported, settings: JobSettings) -> Limits:

@@ -118,18 +118,20 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def on_host(body: Callable[[Host], None]) -> None:
+def on_host(body: Callable[[Host], None], *, timeout_s: float = BODY_S) -> None:
     """Run `body` on a host of its own. AssertionError with its traceback when it fails, or does not end in time."""
 
     def prepare_and_run() -> str:
         namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWNET)
         mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+        groups = mounts.open_tree("/sys/fs/cgroup", recursive=True)
         mounts.mount("sysfs", "/sys", "sysfs", 0)  # the mounted one shows the interfaces of its own namespace
+        mounts.move_mount(groups, os.open("/sys/fs/cgroup", os.O_PATH))
         with contextlib.ExitStack() as stack:
             body(Host(stack))
         return ""
 
-    failure = in_child(prepare_and_run, timeout_s=BODY_S)
+    failure = in_child(prepare_and_run, timeout_s=timeout_s)
     assert not failure, failure
 
 

@@ -24,10 +24,10 @@ from common.identifiers import new_job_id
 from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload
 from common.records import Record, RecordType, Stream
 from services.executor.cgroups.driver import CgroupPlan
+from services.executor.identity import JobIdentity
 from services.executor.launching import LauncherProcess
 from services.executor.linux.processes import pidfd_send_signal
 from services.executor.monitors import monitor_pid, open_monitor
-from services.executor.identity import JobIdentity
 from services.executor.plan import Launch, NetworkPlan, plan_launch
 from services.executor.rootfs import Rootfs
 from services.executor.seccomp.compile import compile_filter

@@ -168,16 +168,25 @@ BURN: Final = """
 began, used = time.monotonic(), time.process_time()
 while time.monotonic() - began < 2:
     pass
-say(share=(time.process_time() - used) / (time.monotonic() - began))
+hold(share=(time.process_time() - used) / (time.monotonic() - began))
 """
+
+
+def throttled(job: str) -> int:
+    """How often the kernel kept the job's group from running because its share was used up."""
+    files = [Path(group, "cpu.stat") for group in own_groups() if Path(group).name == job]
+    lines = "".join(file.read_text() for file in files if file.exists()).splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("nr_throttled "))
 
 
 @pytest.mark.threat("C10")
 def test_processor_time_is_held(node: Node) -> None:
-    """Two seconds of burning at 20 % of a core use about that; without the limit they use more."""
-    limited = probe(node, BURN, options=("--max-cpu", "20")).seen["share"]
-    assert limited < 0.3
-    assert probe(node, BURN).seen["share"] > limited
+    """Two seconds of burning at 20 % of a core use about that; without the limit nothing is held back."""
+    with holding(node, BURN, options=("--max-cpu", "20")) as limited:
+        assert limited.said["share"] < 0.3
+        assert throttled(limited.job) > 0
+    with holding(node, BURN) as free:
+        assert throttled(free.job) == 0
 
 
 PRIORITIES: Final = """

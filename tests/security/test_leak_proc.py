@@ -224,7 +224,8 @@ for name, way in ways.items():
         if way():
             open_ways.append(name)
     except OSError as error:
-        assert error.errno in (errno.EACCES, errno.EPERM, errno.ENOENT), (name, error)
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+            open_ways.append(name)  # such as EIO: page 0 is not mapped, but the rest could be read
 print(json.dumps(open_ways))
 """
     assert in_job(node, PYTHON, "-I", "-c", program).seen == []

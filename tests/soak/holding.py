@@ -4,6 +4,7 @@ Belongs here: running such a job, and asking another one whether it lives. Does 
 """
 
 import json
+import os
 import select
 import subprocess
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ class Held:
 
     def __init__(self, run: subprocess.Popen[bytes]) -> None:
         self._run = run
+        self._unread = b""
         self.said = self.next()
         self.job: str = self.said["job"]
 
@@ -49,11 +51,14 @@ class Held:
         """What it says next; AssertionError when it says nothing more."""
         assert self._run.stdout is not None
         assert self._run.stderr is not None
-        readable, _, _ = select.select([self._run.stdout], [], [], HELD_S_MAX * SLOWNESS)
-        line = self._run.stdout.readline() if readable else b""
-        if not line:
-            self._run.kill()
-            raise AssertionError(f"it said nothing: {self._run.stderr.read()!r}")
+        while b"\n" not in self._unread:
+            readable, _, _ = select.select([self._run.stdout], [], [], HELD_S_MAX * SLOWNESS)
+            more = os.read(self._run.stdout.fileno(), 65536) if readable else b""
+            if not more:
+                self._run.kill()
+                raise AssertionError(f"it said nothing: {self._run.stderr.read()!r}")
+            self._unread += more
+        line, _, self._unread = self._unread.partition(b"\n")
         said: dict[str, Any] = json.loads(line)
         return said
 

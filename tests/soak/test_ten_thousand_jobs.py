@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-from tests.e2e.node import Node, end, make_base
-from tests.leaks import own_groups
+from tests.e2e.node import SERVICES, Node, end, make_base
+from tests.leaks import command_of, own_groups
 from tests.soak.host import Occupied, occupied, processes_in_groups, processes_of, special_files, until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a node")
@@ -75,15 +75,15 @@ def node() -> Iterator[Node]:
 
 
 def sizes(node: Node) -> dict[str, Size]:
-    """Every service, and the launcher, by its command line."""
-    found = {}
-    for pid in node.processes() | {node.up_pid}:
-        name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-        if pid not in processes_in_groups():
-            found[f"{pid} {name}"] = Size(pages * os.sysconf("SC_PAGE_SIZE"), descriptors)
-    return found
+    """Every service, the launcher and the supervisor, by name and process id."""
+    pids = {name: node.service(name) for name in SERVICES} | {"up": node.up_pid}
+    pids["launcher"] = next(pid for pid in node.processes() if command_of(pid).startswith("joblet-launcher"))
+    return {f"{name} {pid}": _size(pid) for name, pid in pids.items()}
+
+
+def _size(pid: int) -> Size:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return Size(pages * os.sysconf("SC_PAGE_SIZE"), len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
 
 def run(node: Node, jobs: int, seed: int) -> dict[str, Any]:
@@ -101,18 +101,15 @@ def run(node: Node, jobs: int, seed: int) -> dict[str, Any]:
 
 
 def until_only_the_remainder(node: Node) -> None:
-    """Ended jobs hold nothing of the kernel any more; a directory has journal and lock only."""
-    until(lambda: not processes_of(UIDS), lambda: f"processes {sorted(processes_of(UIDS))}")
-    names = {"journal", "lock"}
-    spares = occupied(node).jobs
+    """Of ended jobs there is no process, and in a directory, as long as it is there, journal and lock only."""
 
-    def more() -> list[Path]:
-        ended = [directory for directory in (node.base / "jobs").iterdir() if directory.name in spares]
-        return [
-            each for directory in ended if directory.exists() for each in directory.iterdir() if each.name not in names
+    def more() -> list[str]:
+        left = [str(each) for job in occupied(node).jobs for each in (node.base / "jobs" / job).glob("*")]
+        return [f"process {pid}" for pid in processes_of(UIDS)] + [
+            each for each in left if not each.endswith(("/journal", "/lock"))
         ]
 
-    until(lambda: not more(), lambda: "\n".join(map(str, more())))
+    until(lambda: not more(), lambda: "\n".join(more()))
 
 
 def until_nothing(node: Node, before: Occupied, special: list[str]) -> None:
@@ -142,21 +139,14 @@ def test_nothing_is_left_of_ten_thousand_jobs(node: Node) -> None:
     summary = run(node, JOBS, seed + 1)
     until_nothing(node, before, special)
     large = sizes(node)
-    print(json.dumps(summary | {"rss_mib": grown(small, large)}, indent=1))  # noqa: T201
+    print(json.dumps(summary | {"rss_mib": grown(small, large)}))  # noqa: T201  # the result
     assert large.keys() == small.keys(), "no service was restarted"
     for name, size in large.items():
         assert size.descriptors <= small[name].descriptors + DESCRIPTORS_MORE_MAX, (name, small[name], size)
         assert size.rss_bytes <= small[name].rss_bytes + RSS_MORE_BYTES_MAX, (name, small[name], size)
     node.stop()
-    assert not processes_of(UIDS)
-    assert not processes_in_groups()
-    assert own_groups() == frozenset()
-    assert occupied_after_stop(node) == []
-
-
-def occupied_after_stop(node: Node) -> list[str]:
-    """What of jobs is on the disk of a node that is down."""
-    return [str(each) for each in (node.base / "jobs").rglob("*")]
+    assert (processes_of(UIDS), processes_in_groups(), own_groups()) == (frozenset(),) * 3, "nor of the spares"
+    assert list((node.base / "jobs").rglob("*")) == []
 
 
 def grown(before: dict[str, Size], after: dict[str, Size]) -> dict[str, list[int]]:

@@ -11,8 +11,8 @@ from common.errors import JobletError, Reason
 from common.identifiers import JobId
 from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload, VolumeMount
 from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
-from services.executor.launcher.operations import MountTmpfs
 from services.executor.identity import JobIdentity
+from services.executor.launcher.operations import MountTmpfs
 from services.executor.plan import Launch, NetworkPlan, plan_launch
 from services.executor.rootfs import Rootfs
 

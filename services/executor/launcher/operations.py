@@ -55,11 +55,12 @@ class LoopbackUp(NamedTuple):
 
     def describe(self) -> str:
         """The step in one line."""
-        return "bring the loopback interface up"
+        return "bring the loopback interface up, and open ports below 1024 to everybody"
 
     def execute(self, root: NewRoot) -> None:  # noqa: ARG002  # every step has the same signature
         """Do it."""
         network.loopback_up()
+        network.open_all_ports()
 
 
 class UnshareCgroups(NamedTuple):

@@ -6,6 +6,7 @@ Every function here is for a thread of its own (`threads.py`): the first one mov
 import os
 
 from services.executor.linux import namespaces
+from services.executor.linux.network import open_all_ports
 from services.executor.network import links, routing
 from services.executor.network.netlink import ROUTE, Netlink
 from services.executor.network.networks import Grant
@@ -14,6 +15,7 @@ from services.executor.network.networks import Grant
 def enter_new() -> int:
     """Move this thread into a new network namespace; a descriptor of it, which alone keeps it when the thread ends."""
     namespaces.unshare(namespaces.CLONE_NEWNET)
+    open_all_ports()
     routing.disable_ipv6("default")  # of eth0, which does not exist yet; lo keeps ::1
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 

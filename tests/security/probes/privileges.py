@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from tests.security.probes.prelude import HIGH, LIBC, Attack, address, call, ioctl, report
@@ -141,15 +142,23 @@ def supervised() -> None:
     call("unshare", 0x0400_0000)
 
 
-def change_owner() -> None:
-    open("/tmp/owned", "w").close()
-    os.chown("/tmp/owned", 0, 0)
+def with_file(act: Callable[[str], object]) -> Attack:
+    """On a file that is there as long as the attack is."""
+
+    def attack() -> None:
+        path = "/tmp/joblet-file"
+        open(path, "w").close()
+        try:
+            act(path)
+        finally:
+            os.unlink(path)
+
+    return attack
 
 
-def file_capability() -> None:
-    """CAP_SYS_ADMIN for whoever runs the file, xattr form 2 of linux/capability.h."""
-    open("/tmp/capable", "w").close()
-    os.setxattr("/tmp/capable", "security.capability", struct.pack("IIIII", 0x0200_0001, 1 << 21, 0, 0, 0))
+def file_capability(path: str) -> None:
+    """CAP_SYS_ADMIN for whoever runs it, in form 2 of linux/capability.h."""
+    os.setxattr(path, "security.capability", struct.pack("IIIII", 0x0200_0001, 1 << 21, 0, 0, 0))
 
 
 KERNEL: dict[str, Attack] = {
@@ -191,8 +200,8 @@ IDS: dict[str, Attack] = {
     "forged sender": forged_sender,
     "uid_map": lambda: open("/proc/self/uid_map", "w"),
     "oom_score_adj": lambda: open("/proc/self/oom_score_adj", "w").write("-1000"),
-    "chown to root": change_owner,
-    "file capability": file_capability,
+    "chown to root": with_file(lambda path: os.chown(path, 0, 0)),
+    "file capability": with_file(file_capability),
     "block device": node(stat.S_IFBLK, DISK),
     "memory device": node(stat.S_IFCHR, MEMORY),
     "kernel log device": node(stat.S_IFCHR, KERNEL_LOG, opened=True),

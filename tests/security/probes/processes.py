@@ -137,14 +137,13 @@ def neighbour_namespaces() -> None:
 
 
 def foreign_mounts() -> None:
-    """The mounts of another namespace, by its number, which is one of those around one's own."""
-    number = ctypes.create_string_buffer(8)
-    fcntl.ioctl(os.open("/proc/self/ns/mnt", os.O_RDONLY), NS_GET_MNTNS_ID, number)
-    own = int.from_bytes(number.raw, "little")
-    with elsewhere():
-        for other in range(max(1, own - NUMBERS_AROUND), own + NUMBERS_AROUND):
+    """The mounts of another namespace by its number: one made for it, or else the numbers around one's own."""
+    own = namespace_number()
+    with elsewhere() as other:
+        around = range(max(1, own - NUMBERS_AROUND), own + NUMBERS_AROUND)
+        for number in [other] if other != own else [number for number in around if number != own]:
             try:
-                listed(other if other != own else 2**63)
+                listed(number)
             except OSError as error:
                 refused = error
                 continue
@@ -152,20 +151,26 @@ def foreign_mounts() -> None:
     raise refused
 
 
+def namespace_number() -> int:
+    """That of one's own mount namespace."""
+    number = ctypes.create_string_buffer(8)
+    fcntl.ioctl(os.open("/proc/self/ns/mnt", os.O_RDONLY), NS_GET_MNTNS_ID, number)
+    return int.from_bytes(number.raw, "little")
+
+
 @contextmanager
-def elsewhere() -> Iterator[None]:
-    """There is a process in another mount namespace, where one can be made."""
+def elsewhere() -> Iterator[int]:
+    """The number of the mount namespace of a process that has one of its own, where one can be made."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         with suppress(OSError):
             call("unshare", CLONE_NEWNS)
-        os.write(writing, b"x")
+        os.write(writing, str(namespace_number()).encode())
         time.sleep(10)
         os._exit(0)
-    os.read(reading, 1)
     try:
-        yield
+        yield int(os.read(reading, 64))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
