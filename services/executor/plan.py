@@ -26,7 +26,8 @@ START_MS: Final = 30_000
 OPEN_FILES: Final = (1024, 4096)
 """Soft and hard, where the job does not say."""
 RESOURCES: Final = (
-    ResourceLimit("RLIMIT_CORE", 0, 0),
+    # 1, not 0: a core_pattern that is a program runs at 0 all the same, as the host's root, core(5).
+    ResourceLimit("RLIMIT_CORE", 1, 1),
     ResourceLimit("RLIMIT_MEMLOCK", 64 * 1024, 64 * 1024),
     ResourceLimit("RLIMIT_MSGQUEUE", 800 * 1024, 800 * 1024),
     ResourceLimit("RLIMIT_SIGPENDING", 1024, 1024),

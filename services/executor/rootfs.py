@@ -4,6 +4,7 @@ Here: which parts are put where, as operations of the plan. Not here: everything
 /tmp, /work), which is `plan.py`'s. The job can write to none of it. Setting: joblet.jobs.rootfs.
 """
 
+import posixpath
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import Final
 
 from common.config.settings import Jobs
 from common.errors import precondition
-from services.executor.launcher.operations import BindReadOnly, MakeDirectory, MakeSymlink, Operation
+from services.executor.cgroups import mountinfo
+from services.executor.launcher.operations import BindReadOnly, GiveOwnInodes, MakeDirectory, MakeSymlink, Operation
 
 CONFIGURATION: Final = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/ssl/certs")
 """Of the host's or the directory's /etc only what programs need to be found and to check certificates."""
 MADE_BY_JOBLET: Final = frozenset({"etc", "dev", "proc", "sys", "run", "tmp", "work", "volumes", "lost+found"})
 """Names at the top of a directory that are left out: the job has its own, or none."""
+NEVER_SEEN: Final = "/tmp"  # noqa: S108
+"""A directory of every job's root that stays empty: the job's own file system is mounted over it."""
 APPLETS_S_MAX: Final = 10.0
 
 
@@ -45,7 +49,11 @@ class Rootfs:
 
 
 def _parts(within: str, paths: tuple[str, ...], range_first: int | None) -> tuple[Operation, ...]:
-    return tuple(BindReadOnly(path, path, within, range_first) for path in paths)
+    bound = tuple(BindReadOnly(path, path, within, range_first) for path in paths)
+    # An overlay shows one file system: what is mounted below a directory would be missing from it.
+    mounted = mountinfo.present()
+    whole = [path for path in paths if not mountinfo.below(mounted, posixpath.join(within, path.lstrip("/")))]
+    return bound + tuple(GiveOwnInodes(path, NEVER_SEEN) for path in whole)
 
 
 def _top_of(directory: str) -> tuple[str, ...]:

@@ -129,7 +129,7 @@ WORKS = Outcomes(
     dict.fromkeys(
         (
             *(f"namespace.{word}" for word in NAMESPACES),
-            *("limit.open_files", "limit.file_size", "kernel.pidfd", "seccomp", "mount.idmap"),
+            *("limit.open_files", "limit.file_size", "kernel.pidfd", "seccomp", "mount.idmap", "mount.own_inodes"),
             *("cgroup.clone_into", "cgroup.kill"),
         )
     )
@@ -141,7 +141,9 @@ def findings(**changes: Any) -> Findings:
     plain: dict[str, Any] = {
         "facts": facts(),
         "uid": 0,
-        "around": Surroundings(root=True, sysctls={}, filtered=False, namespaces=frozenset(NAMESPACES)),
+        "around": Surroundings(
+            root=True, sysctls={}, filtered=False, namespaces=frozenset(NAMESPACES), core_handler=""
+        ),
         "outcomes": WORKS,
         "limits": try_limits(MemoryDriver(), frozenset({0})),
         "networks": (Capability(name="network.none", level="enforced"),),

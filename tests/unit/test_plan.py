@@ -68,7 +68,7 @@ def test_the_plan_tells_every_step_and_no_value() -> None:
         "place it by /cg1/pids/joblet/job/cgroup.procs",
         "bind /usr of the host read-only",
         "pivot_root",
-        "limit RLIMIT_CORE to 0",
+        "limit RLIMIT_CORE to 1",
         "enter a new user namespace, whose ids 0 to 65535 are 100000 and up on the host",
         "become uid 1000 gid 1000: no groups, no capabilities, no new privileges",
         "load the system call filter",

@@ -219,7 +219,7 @@ DECISIONS: Final[tuple[tuple[str, tuple[int, ...], int], ...]] = (
     *(("socket", (family, 1, 0), failing("EAFNOSUPPORT")) for family in {*range(64), ALL_BITS} - {1, 2, 10, 16}),
     *(("socketpair", (family, 1, 0), failing("EAFNOSUPPORT")) for family in {*range(64)} - {1}),
     ("socketpair", (1, 1, 0), ALLOW),
-    *(("ioctl", (0, command), failing("EPERM")) for command in (0x5412, 0x541C, 0x401C_5820)),
+    *(("ioctl", (0, command), failing("EPERM")) for command in (0x5412, 0x541C, 0x5423, 0x401C_5820)),
     *(("ioctl", (command, command ^ 1 << bit), ALLOW) for command in (0x5412, 0x401C_5820) for bit in range(32)),
     *(("ioctl", (0, command), ALLOW) for command in (0, 0x5401, 0x5411, 0x5413, 0x5421, 0x8910, ALL_BITS)),
     *(("sched_setscheduler", (0, policy), ALLOW) for policy in (0, 3, 5, 0x4000_0000, 0x4000_0003)),

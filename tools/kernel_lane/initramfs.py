@@ -25,6 +25,7 @@ MODULES: Final = (
     # What jobs' limits and networks need. The kernel cannot fetch any of them itself: the root has no modprobe.
     *("bfq", "veth", "bridge", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct"),
     *("nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_limit", "nft_log", "nft_fib_inet"),
+    *("nft_meta_bridge", "nft_reject_bridge", "nf_conntrack_bridge"),
     # What jobs must not reach: a refusal proves nothing where the kernel has not got the thing.
     *("af_alg", "algif_hash", "vsock"),
 )

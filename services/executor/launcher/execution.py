@@ -37,6 +37,8 @@ from services.executor.linux.seccomp import Filter
 UPLOAD_DIRECTORY: Final = "/work"
 _NOT_EXECUTED: Final = 127
 _TASK_READ_BYTES: Final = 2**16
+_SCRIPTS_DEEP_MAX: Final = 6  # one more than the kernel follows, exec_binprm in fs/exec.c
+_SCRIPT_HEAD_BYTES: Final = 256  # BINPRM_BUF_SIZE
 _NO_CAPABILITIES: Final = processes.CapabilitySet()
 _TO_UNSHARE: Final = processes.CapabilitySet((processes.CAP_SYS_ADMIN,))
 _CHANGED_SIGNALS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -233,9 +235,35 @@ def _execute(task: Task) -> Failure:
 
 def _execve(path: str, argv: tuple[str, ...], environment: dict[str, str]) -> OSError:
     try:
+        _refuse_magic_links(path)
         os.execve(path, argv, environment)  # noqa: S606  # that there is no shell is the point
     except OSError as cause:
         return cause
+
+
+def _refuse_magic_links(path: str) -> None:
+    """/proc/self/exe is the interpreter that runs this, on the host: neither a command nor a script's may be it."""
+    for _ in range(_SCRIPTS_DEEP_MAX):
+        os.close(openat2(-100, path, os.O_PATH, resolve=RESOLVE_NO_MAGICLINKS))
+        path = _interpreter_of(path)
+        if not path:
+            return
+
+
+def _interpreter_of(path: str) -> str:
+    """What the first line of a script names, execve(2), "Interpreter scripts"; "" where there is none to be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return ""  # a program may be executable for whom it is not readable
+    try:
+        head = os.read(descriptor, _SCRIPT_HEAD_BYTES)
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+    words = head[2:].split(b"\n", 1)[0].split() if head.startswith(b"#!") else []
+    return os.fsdecode(words[0]) if words else ""
 
 
 def _explain(task: Task, cause: OSError, path: str) -> Failure:
@@ -250,6 +278,8 @@ def _explain(task: Task, cause: OSError, path: str) -> Failure:
             text = f"command {command} is not executable: permission denied"
         case errno.ENOEXEC:
             text = f"command {command} is no program; a script needs a first line such as #!/bin/sh"
+        case errno.ELOOP:
+            text = f"command {command} leads through a link that is refused: name the program itself"
         case errno.E2BIG:
             text = f"command {command}: arguments and environment are too long"
         case _:

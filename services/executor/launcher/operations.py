@@ -8,6 +8,7 @@ mount_setattr(2), tmpfs(5), pivot_root(2).
 Only the standard library is imported: the launcher runs without site-packages.
 """
 
+import contextlib
 import errno
 import os
 import posixpath
@@ -21,6 +22,7 @@ from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 USER_IDS = 65_536
 """Of a job's user namespace."""
+_MS_RDONLY = 0x1
 _READ_ONLY = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
 
 
@@ -218,6 +220,31 @@ class BindReadOnly(NamedTuple):
             os.close(user)
 
 
+class GiveOwnInodes(NamedTuple):
+    """An overlay of a bound directory on itself: the same files, with inodes that are this job's alone.
+
+    Locks (flock(2)) and watches (inotify(7)) hang on inodes: shared with the host and other jobs they would tell who
+    opens what, and could be held against everybody. The data are the same pages in memory. An overlay needs two
+    layers; `empty` is a directory that stays empty and out of reach. Nothing where `path` is a link or missing, and the
+    bound directory itself where the kernel cannot do it.
+    """
+
+    path: str
+    empty: str
+
+    def describe(self) -> str:
+        """The step in one line."""
+        return f"mount a read-only overlay of {self.path} on itself (locks and watches of the job's own)"
+
+    def execute(self, root: NewRoot) -> None:
+        """Do it."""
+        flags = _MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
+        directory = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        with contextlib.suppress(OSError), root.at(self.path, directory) as bound, root.at(self.empty) as empty:
+            layers = f"lowerdir=/proc/self/fd/{bound}:/proc/self/fd/{empty}"
+            mounts.mount("overlay", f"/proc/self/fd/{bound}", "overlay", flags, layers)
+
+
 class MountTmpfs(NamedTuple):
     """A tmpfs for the job's own files."""
 
@@ -304,6 +331,7 @@ _KINDS: dict[str, type[Any]] = {
         MakeSymlink,
         WriteFile,
         BindReadOnly,
+        GiveOwnInodes,
         MountTmpfs,
         EnterRoot,
         GiveToRoot,

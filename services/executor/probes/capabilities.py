@@ -17,6 +17,9 @@ MISSING: Final = "missing"
 
 _NO_TREE: Final = "for more, mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
 _NO_IDMAP: Final = "a job sees the files of the host's root as nobody's; put joblet.base_dir on ext4, xfs or btrfs"
+_SHARED_INODES: Final = (
+    "jobs can see by inotify which programs of /usr others open, and lock its files: use a kernel with overlayfs"
+)
 _ROOTLESS: Final = (
     "rootless: the jobs of all owners are uid {uid} on the host and keep that user's groups, so that nothing keeps"
     " apart what they leave outside of their sandboxes: run the node as root"
@@ -49,6 +52,7 @@ def capabilities(found: Findings) -> tuple[Capability, ...]:
         _owner_range(found),
         _seccomp(found),
         _idmap(found),
+        _own_inodes(found),
         *found.networks,
         _clone_into(found),
         _kill(found),
@@ -56,6 +60,7 @@ def capabilities(found: Findings) -> tuple[Capability, ...]:
         _plain("kernel.pidfd", found),
         _pressure(found),
         _punch_hole(found.facts),
+        _core_pattern(found.around.core_handler),
     )
 
 
@@ -103,6 +108,14 @@ def _idmap(found: Findings) -> Capability:
     return Capability(name=name, level=DEGRADED, detail=f"{failure.text}; {_NO_IDMAP}")
 
 
+def _own_inodes(found: Findings) -> Capability:
+    name = "mount.own_inodes"
+    failure = found.outcomes.of(name)
+    if failure is None:
+        return Capability(name=name, level=ENFORCED)
+    return Capability(name=name, level=DEGRADED, detail=f"{failure.text}; {_SHARED_INODES}")
+
+
 def _clone_into(found: Findings) -> Capability:
     name = "cgroup.clone_into"
     return _in_tree(name, found, "a job puts itself into its groups before it executes anything") or missing(
@@ -142,6 +155,14 @@ def _pressure(found: Findings) -> Capability:
     return missing(
         "pressure", "the kernel does not tell how long jobs wait: boot with psi=1, on a host with cgroups v2"
     )
+
+
+def _core_pattern(handler: str) -> Capability:
+    name = "host.core_pattern"
+    if not handler:
+        return Capability(name=name, level=ENFORCED)
+    told = f"{handler} runs as the host's root when a job crashes: sysctl -w kernel.core_pattern=core"
+    return Capability(name=name, level=DEGRADED, detail=told)
 
 
 def _punch_hole(facts: HostFacts) -> Capability:

@@ -36,18 +36,22 @@ _MASKED_PROC: Final = (
 
 
 class Surroundings(NamedTuple):
-    """What decides over namespaces, beside the kernel's version."""
+    """What decides over namespaces, beside the kernel's version; and what runs when a job crashes."""
 
     root: bool
     sysctls: Mapping[str, str]  # those of SYSCTLS that there are
     filtered: bool  # this process lives behind a system call filter
     namespaces: frozenset[str]  # words that are in HostFacts.namespaces
+    core_handler: str  # the program that the kernel starts for a crash, as the host's root; "": none
 
 
 def read_surroundings(*, root: bool, namespaces: frozenset[str]) -> Surroundings:
     """As found now."""
     sysctls = {name: text for name in SYSCTLS if (text := _read(f"/proc/sys/{name}"))}
-    return Surroundings(root, sysctls, "\nSeccomp:\t2" in _read("/proc/self/status"), namespaces)
+    filtered = "\nSeccomp:\t2" in _read("/proc/self/status")
+    pattern = _read("/proc/sys/kernel/core_pattern")
+    handler = pattern[1:].split(" ")[0] if pattern.startswith("|") else ""
+    return Surroundings(root, sysctls, filtered, namespaces, handler)
 
 
 def namespace_repair(word: str, failure: Failure, around: Surroundings) -> str:

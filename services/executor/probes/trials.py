@@ -51,6 +51,7 @@ def trials(request: Request, seccomp: Filter | None) -> dict[str, Trial]:
         "namespace.user": lambda: (
             attempt(lambda: _become_nobody(request.range_first)) if root else attempt(_be_job, user)
         ),
+        "mount.own_inodes": lambda: attempt(_own_inodes, user | namespaces.CLONE_NEWNS),
         "limit.open_files": lambda: attempt(_open_too_many),
         "limit.file_size": lambda: attempt(_write_too_much),
         "kernel.pidfd": lambda: attempt(_kill_by_descriptor),
@@ -86,6 +87,17 @@ def _build_root() -> None:
         raise Refused(f"{path} can be written to in a root that was made read-only")
     if set(os.listdir("/")) - {"dev", "usr"}:  # noqa: PTH208  # pathlib is not loaded here
         raise Refused("the old root can still be seen after pivot_root")
+
+
+def _own_inodes() -> None:
+    before = os.stat("/usr").st_dev  # noqa: PTH116
+    _enter_root(
+        steps.MakeDirectory("/empty"),
+        steps.BindReadOnly("/usr", "/usr", "/", None),
+        steps.GiveOwnInodes("/usr", "/empty"),
+    )
+    if os.stat("/usr").st_dev == before:  # noqa: PTH116
+        raise Refused("the kernel mounts no overlay here")
 
 
 def _see_only_itself() -> None:
