@@ -4,12 +4,14 @@ Here: the range of each limit, lists of CPUs, and the section `joblet.limits`. N
 (`services/api/limit_policy.py`), and what this host can enforce (the executor).
 """
 
+import contextlib
 import re
 from typing import Final
 
 import msgspec
 
 from common.config.settings import LimitBounds, LimitPolicy, LimitValues
+from common.cpulist import parse_cpu_list
 from common.errors import invalid
 from common.quantities import DURATION_MS_MAX, SIZE_BYTES_MAX
 
@@ -34,35 +36,15 @@ LIMIT_RANGES: Final[dict[str, tuple[int, int]]] = {
 }
 """Least and most of every limit that is a number; units as in common/messages/jobs.py, Limits."""
 
-CPUS_MAX: Final = 10_000
-"""CPU numbers in a list are below it; the kernel's NR_CPUS is at most 8192."""
-
 _CPU_LIST = re.compile(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?){0,255}", re.ASCII)
 
 
-def parse_cpu_list(text: str, name: str) -> frozenset[int]:
-    """CPU numbers of a list such as `0-1,4` (cpuset(7), "List format"). Raises INVALID, with `name` in its text."""
-    if not _CPU_LIST.fullmatch(text):
-        raise invalid(f"{name}: malformed list {text[:40]!r}", "use such as 0-1,4")
-    cpus: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        low, high = int(first), int(last if dash else first)
-        if not low <= high < CPUS_MAX:
-            raise invalid(f"{name}: {part!r} is no range of CPUs", "use such as 0-1,4")
-        cpus.update(range(low, high + 1))
-    return frozenset(cpus)
-
-
-def format_cpu_list(cpus: frozenset[int]) -> str:
-    """CPU numbers as parse_cpu_list reads them, in the shortest form."""
-    ranges: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+def checked_cpu_list(text: str, name: str) -> frozenset[int]:
+    """CPU numbers of a list such as `0-1,4`. Raises INVALID, with `name` in its text."""
+    if _CPU_LIST.fullmatch(text):
+        with contextlib.suppress(ValueError):
+            return parse_cpu_list(text)
+    raise invalid(f"{name}: malformed list {text[:40]!r}", "use such as 0-1,4")
 
 
 def check_limits(policy: LimitPolicy) -> None:
@@ -80,7 +62,7 @@ def _check_bounds(bounds: LimitBounds, name: str) -> None:
         if default is not None and most is not None and default > most:
             raise invalid(f"{name}.default.{limit} is {default}", f"expected: at most {name}.max.{limit}, {most}")
     cores, most_cores = bounds.default.cpu_cores, bounds.max.cpu_cores
-    if cores and most_cores and not parse_cpu_list(cores, name) <= parse_cpu_list(most_cores, name):
+    if cores and most_cores and not checked_cpu_list(cores, name) <= checked_cpu_list(most_cores, name):
         raise invalid(f"{name}.default.cpu_cores is {cores}", f"expected: cores of {name}.max.cpu_cores, {most_cores}")
 
 
@@ -90,4 +72,4 @@ def _check_values(values: LimitValues, name: str) -> None:
         if value is not None and not least <= value <= most:
             raise invalid(f"{name}.{limit} is {value}", f"expected: {least} to {most}")
     if values.cpu_cores is not None:
-        parse_cpu_list(values.cpu_cores, f"{name}.cpu_cores")
+        checked_cpu_list(values.cpu_cores, f"{name}.cpu_cores")

@@ -17,8 +17,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from common.config.limits import LIMIT_RANGES, format_cpu_list, parse_cpu_list
+from common.config.limits import LIMIT_RANGES, checked_cpu_list
 from common.config.settings import Joblet, LimitBounds, LimitPolicy, LimitValues
+from common.cpulist import format_cpu_list
 from common.errors import JobletError, Reason
 from common.messages.jobs import Limits, Network
 from services.api.identity import Role
@@ -102,7 +103,7 @@ def _laid_over(field: str, own: LimitValues, everybody: LimitValues) -> Value:
 
 def _value(field: str, limits: Limits | LimitValues) -> Value:
     value: int | str | None = getattr(limits, field)
-    return parse_cpu_list(value, f"limits.{field}") if isinstance(value, str) else value
+    return checked_cpu_list(value, f"limits.{field}") if isinstance(value, str) else value
 
 
 def _capped(value: Value, most: Value) -> Value:

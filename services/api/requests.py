@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from common.config.limits import LIMIT_RANGES, parse_cpu_list
+from common.config.limits import LIMIT_RANGES, checked_cpu_list
 from common.errors import JobletError, Reason, invalid
 from common.identifiers import parse_name
 from common.messages import jobs
@@ -159,7 +159,7 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
             values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
     cores = message.cpu_cores if message.HasField("cpu_cores") else None
     if cores is not None:
-        parse_cpu_list(cores, "limits.cpu_cores")
+        checked_cpu_list(cores, "limits.cpu_cores")
     return jobs.Limits(cpu_cores=cores, **values)
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.limits import LIMIT_RANGES, format_cpu_list, parse_cpu_list
+from common.config.limits import LIMIT_RANGES
 from common.config.settings import Joblet, Jobs, LimitBounds, LimitPolicy, LimitValues, RoleLimits
+from common.cpulist import format_cpu_list, parse_cpu_list
 from common.errors import JobletError, Reason
 from common.messages.jobs import Limits, Network
 from services.api.identity import Role
@@ -35,7 +36,7 @@ asked = fields.map(lambda known: Limits(**known))
 def of(limits: Any, field: str) -> int | frozenset[int] | None:
     """A limit in a form that `<=` compares: a number, or the cores."""
     value = getattr(limits, field)
-    return parse_cpu_list(value, field) if field == "cpu_cores" and value is not None else value
+    return parse_cpu_list(value) if field == "cpu_cores" and value is not None else value
 
 
 def allowed(value: Any, field: str, role: Role, policy: Policy) -> bool:

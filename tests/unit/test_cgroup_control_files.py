@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.cpulist import format_cpu_list, parse_cpu_list
 from common.errors import JobletError, Reason
 from common.identifiers import new_job_id
 from common.messages.logs import StoreMetric
@@ -91,14 +92,14 @@ def test_read_table_skips_what_is_no_number(tmp_path: Path) -> None:
 @given(st.frozensets(st.integers(min_value=0, max_value=300), min_size=1))
 def test_cpu_lists_round_trip(cpus: frozenset[int]) -> None:
     """What is formatted is parsed as the same CPUs."""
-    assert control_files.parse_cpu_list(control_files.format_cpu_list(cpus)) == cpus
+    assert parse_cpu_list(format_cpu_list(cpus)) == cpus
 
 
 @pytest.mark.parametrize("text", ["", ",", "1-", "-1", "3-1", "x", "0-99999999999", "1;2", "8192"])
 def test_malformed_cpu_lists(text: str) -> None:
     """What is no list, or too large to be one, is a ValueError; nothing is allocated for it."""
     with pytest.raises(ValueError):  # noqa: PT011  # int() and ours, both mean the same here
-        control_files.parse_cpu_list(text)
+        parse_cpu_list(text)
 
 
 def sample(time_ns: int) -> StoreMetric:

@@ -8,21 +8,18 @@ altogether; so every write is one os.open and one os.write. Kernel source: kerne
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from common.cpulist import parse_cpu_list
 from common.errors import JobletError, Reason, precondition
 from services.executor.cgroups.driver import CgroupPlan, Write
 
 FILE_BYTES_MAX: Final = 1 << 20
 """Control files of one job are some hundred bytes; cgroup.procs grows with the number of processes."""
 
-CPUS_MAX: Final = 8192
-"""CONFIG_NR_CPUS of the largest x86-64 kernels."""
-
 _DEVICE: Final = re.compile(r"\d+:\d+ ")
-
 PAGE_BYTES: Final = os.sysconf("SC_PAGESIZE")
 GONE: Final = frozenset({errno.ENOENT, errno.ENODEV})
 """What a read of a removed group says: ENODEV when it went between open and read."""
@@ -112,29 +109,6 @@ def means_the_same(asked: str, present: str) -> bool:
         return bool(asked) and parse_cpu_list(asked) == parse_cpu_list(present)
     except ValueError:
         return False
-
-
-def parse_cpu_list(text: str) -> frozenset[int]:
-    """CPU numbers of a list such as `0-1,3` (cpuset(7), "List format"). Raises ValueError."""
-    cpus: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        low, high = int(first), int(last if dash else first)
-        if not 0 <= low <= high < CPUS_MAX:
-            raise ValueError(f"{part!r} is no range of CPUs")
-        cpus.update(range(low, high + 1))
-    return frozenset(cpus)
-
-
-def format_cpu_list(cpus: Iterable[int]) -> str:
-    """CPU numbers as parse_cpu_list reads them, shortest form."""
-    ranges: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if ranges and ranges[-1][1] == cpu - 1:
-            ranges[-1][1] = cpu
-        else:
-            ranges.append([cpu, cpu])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def make_groups(plan: CgroupPlan) -> None:

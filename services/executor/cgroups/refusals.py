@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from common.cpulist import format_cpu_list, parse_cpu_list
 from common.errors import JobletError
 from common.identifiers import JobId, parse_job_id
 from common.messages.jobs import Limits
-from services.executor.cgroups import control_files
 
 
 class Offer(NamedTuple):
@@ -32,13 +32,13 @@ def refusals(limits: Limits, offers: Mapping[str, Offer], *, cpus: frozenset[int
 
 
 def _not_there(cpu_cores: str, cpus: frozenset[int]) -> list[tuple[str, str]]:
-    usable = control_files.format_cpu_list(cpus)
+    usable = format_cpu_list(cpus)
     try:
-        missing = control_files.parse_cpu_list(cpu_cores) - cpus
+        missing = parse_cpu_list(cpu_cores) - cpus
     except ValueError:
         return [("cpu_cores", f"{cpu_cores[:40]!r} is no list of CPUs; use some of {usable}")]
     if missing:
-        return [("cpu_cores", f"CPU {control_files.format_cpu_list(missing)} is not usable here; use some of {usable}")]
+        return [("cpu_cores", f"CPU {format_cpu_list(missing)} is not usable here; use some of {usable}")]
     return []
 
 

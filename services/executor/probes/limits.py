@@ -6,10 +6,10 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from common.cpulist import format_cpu_list
 from common.errors import JobletError
 from common.identifiers import new_job_id
 from common.messages.jobs import Capability, Limits
-from services.executor.cgroups.control_files import format_cpu_list
 from services.executor.cgroups.driver import CgroupDriver, CgroupPlan
 
 log = structlog.get_logger(__name__)
