@@ -150,7 +150,6 @@ if HELD:
 )
 
 
-@pytest.mark.xfail(strict=True, reason="the profile allows io_setup, as Docker's does")
 @pytest.mark.threat("C16")
 def test_asynchronous_input_of_the_host_is_not_taken(node: Node) -> None:
     """fs.aio-max-nr is one number for the whole host: a job gets none of it, and the host all."""

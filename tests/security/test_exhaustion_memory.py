@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from tests.e2e.node import Node
-from tests.leaks import CGROUP_ROOT, own_groups
+from tests.leaks import own_groups
 from tests.security.attack import Attempt
 from tests.soak.holding import alive, holding, probe
 from tests.soak.host import unharmed, until
@@ -188,9 +188,6 @@ say(held=held)
 """
 
 
-@pytest.mark.xfail(
-    not (CGROUP_ROOT / "cgroup.controllers").exists(), strict=True, reason="v1 needs memory.kmem.tcp.limit_in_bytes"
-)
 @pytest.mark.threat("C16")
 def test_memory_of_the_network_counts(node: Node) -> None:
     """What waits in sockets of the job's own loopback is bounded by its limit, too."""

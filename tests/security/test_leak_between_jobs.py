@@ -1,8 +1,7 @@
 """What one job can learn of another: files, memory, IPC objects, sockets, processes. Issue 3, B15 and B20, C15.
 
 The holder leaves a secret everywhere that a job can leave one, reads it back as a control, and stays. Then a job of
-another owner and one of the same owner look for it. What can be told over files that jobs share is at the end: it is
-documented, and no promise.
+another owner and one of the same owner look for it. What could be told over the files of /usr is at the end.
 """
 
 import os

@@ -18,7 +18,6 @@ from tests.security.attack import PYTHON, in_job, python_in_job, python_unprotec
 
 VISIBLE: Final[dict[str, str]] = {
     "buddyinfo": "free memory by block size",
-    "bus": "PCI devices and input handlers",
     "cgroups": "controllers of the kernel and how many groups each has",
     "consoles": "names of the consoles",
     "cpuinfo": "model, features and bugs of the processors",
@@ -29,12 +28,7 @@ VISIBLE: Final[dict[str, str]] = {
     "execdomains": "kinds of programs",
     "fb": "frame buffers",
     "filesystems": "kinds of file systems",
-    "fs": "options and statistics of the mounted file systems, by device name",
-    "iomem": "hardware, with all addresses as zero",
-    "ioports": "hardware, with all addresses as zero",
-    "irq": "which processor serves which interrupt",
     "loadavg": "load, and how many processes the host has",
-    "locks": "of file locks of others only OFD locks: device and inode, no process",
     "mdstat": "state of software RAID",
     "meminfo": "memory of the host: size and use",
     "misc": "drivers and their numbers",

@@ -38,6 +38,8 @@ _OOM_KILLS_ONE: Final = (
     "cgroup v1 without cgroup.event_control (PREEMPT_RT): when memory runs out the kernel kills one process of the "
     "job, not all of them"
 )
+_SOCKETS: Final = "what waits in sockets is held to the same number, in addition"
+_SOCKETS_FREE: Final = "what waits in sockets is not limited (the kernel has no memory.kmem.tcp.limit_in_bytes)"
 _CAN_SWAP: Final = "a job can swap beyond its limit (boot with swapaccount=1, or without swap)"
 _BUFFERED: Final = (
     "cgroup v1: limited is what the job itself writes to the disk, by O_DIRECT, O_SYNC or fsync; what it leaves in "
@@ -113,6 +115,7 @@ class V1Driver:
     def restrictions(self) -> tuple[tuple[str, str], ...]:
         """See CgroupDriver.restrictions."""
         memory = [_OOM_KILLS_ALL if self._watches_oom else _OOM_KILLS_ONE]
+        memory.append(_SOCKETS if v1_limits.SOCKET_BYTES in self._files else _SOCKETS_FREE)
         if "memory.memsw.limit_in_bytes" not in self._files:
             memory.append(_CAN_SWAP)
         return (("memory_bytes", "; ".join(memory)), ("write_bytes_per_s", _BUFFERED), ("write_ops_per_s", _BUFFERED))

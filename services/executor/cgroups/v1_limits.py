@@ -28,6 +28,7 @@ _IO_FILES: Final = dict(
     )
 )
 IO_FILES: Final = tuple(_IO_FILES.values())
+SOCKET_BYTES: Final = "memory.kmem.tcp.limit_in_bytes"
 MOVED_BYTES: Final = "blkio.throttle.io_service_bytes"
 MOVED_OPS: Final = "blkio.throttle.io_serviced"
 
@@ -110,7 +111,9 @@ def _memory(leaves: Mapping[str, str], limits: Limits, files: frozenset[str]) ->
         if "memory.memsw.limit_in_bytes" in files
         else Write(f"{leaf}/memory.swappiness", "0")  # kernels booted with swapaccount=0
     )
-    return Write(f"{leaf}/memory.limit_in_bytes", value), without_swap
+    # What waits in sockets is a budget of its own in v1: without this file's limit it has none.
+    sockets = (Write(f"{leaf}/{SOCKET_BYTES}", value),) if SOCKET_BYTES in files else ()
+    return Write(f"{leaf}/memory.limit_in_bytes", value), without_swap, *sockets
 
 
 def _cpu(leaves: Mapping[str, str], limits: Limits) -> tuple[Write, ...]:
