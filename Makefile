@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .PHONY: help setup demo test test-kernel lint drift proto requirements bench soak clean
 
 PYTHON ?= python3
-LANE_TESTS ?= tests/linux
+LANE_TESTS ?= -n 2 --dist loadfile tests/linux
 BIN := .venv/bin
 STAMP := .venv/.set-up
 PROTOS := $(wildcard proto/joblet/v1/*.proto)

@@ -26,7 +26,8 @@ TEST_TIMEOUT_S: Final = 120
 SOFTWARE_SLOWNESS: Final = 5
 """By how much waiting is longer where the processor is software."""
 MEMORY_MIB: Final = 2048
-CPUS: Final = 2
+CPUS: Final = 4
+"""More than the tests keep busy, so that a limit of half a core is what holds a job back, not its neighbours."""
 CANNOT_RUN: Final = 3
 """Exit status when the lane itself failed: pytest uses 1, 2, 4 and 5."""
 

@@ -2,9 +2,12 @@
 
      monitor                            init                                main
         │ clone3 (namespaces, cgroup) ───▶│
-        │ makes the job's files            │ joins its v1 groups
+        │                                  │ joins its v1 groups
         │◀─ FAILED(step, path, errno) ─────│ that or the fork failed: it exits
-        │                                  │ fork ──────────────────────────▶│ operations, descriptors, limits
+        │                                  │ fork ──────────────────────────▶│ the preparation
+        │  … here a spare waits until there is a job (docs/adr/0017-spare-sandboxes.md) …
+        │── task, uploads (briefing) ──────┼─────────────────────────────────▶│
+        │ makes the job's files            │                                  │ operations, limits, user namespace
         │◀─ FAILED(step, path, errno) ─────┼──────────────────────────────────│ any of it failed: it exits
         │◀─ READY (with its pid) ──────────┼──────────────────────────────────│ is in its user namespace
         │ writes uid_map and gid_map       │                                  │
@@ -19,7 +22,8 @@
         ▼ reads the pipes to their end, EXIT record
 
 A message is one packet: kind (1 byte), number (4 bytes, little-endian), and with FAILED a JSON array of a Failure.
-Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). From GO
+Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). The briefing
+is a stream: the task's length, with the uploads' descriptors, and the task; its end without a task ends main. From there
 to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
 of the report without EXEC before it, or of init without ENDED, means that the process was killed.
 
