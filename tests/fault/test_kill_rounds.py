@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.node import SERVICES, Node, make_base, numbers
-from tests.leaks import OWN_MARK, own_groups
+from tests.leaks import OWN_MARK, own_groups, spare_ids
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a node")
@@ -67,7 +67,10 @@ def test_random_kills(fragile: Node) -> None:
         entries = fragile.entries(job)
         assert numbers(entries) == list(range(1, LINES_A_JOB + 1))
         assert [entry["sequence"] for entry in entries] == list(range(1, LINES_A_JOB + 1))
-    wait_for(lambda: not list((fragile.base / "jobs").iterdir()), what="the job directories to be gone")
+    directories = fragile.base / "jobs"
+    wait_for(
+        lambda: not {each.name for each in directories.iterdir()} - spare_ids(), what="the job directories to be gone"
+    )
     wait_for(lambda: not job_groups(jobs), what="the jobs' groups to be gone")
 
 

@@ -29,12 +29,15 @@ Answer = TypeVar("Answer", bound=Body)
 
 
 class ExecutorProcess:
-    """The service as its supervisor starts it. Killed and started again at will."""
+    """The service as its supervisor starts it. Killed and started again at will.
+
+    It keeps no spares: what is there is the jobs' own. tests/linux/test_spares.py is about spares.
+    """
 
     def __init__(self, base: Path) -> None:
         self.base = base
         self._configuration = base / "joblet-config.yml"
-        self._configuration.write_text('version: "3.0"\nserver: { nodeId: node-1 }\n')
+        self._configuration.write_text('version: "3.0"\nserver: { nodeId: node-1 }\njoblet: { jobs: { spares: 0 } }\n')
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

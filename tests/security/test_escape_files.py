@@ -16,8 +16,8 @@ from tests.security.attack import in_job
 from tests.security.probes.loading import probe_in_job, probe_unprotected
 
 REFUSED = {
-    "open a program": "EACCES",  # its mode; the mount would say EROFS
-    "own interpreter": "EACCES",
+    "open a program": "EROFS",
+    "own interpreter": "EROFS",
     "link to a program": "EXDEV",
     "set-uid": "EPERM",  # it ran, and was nobody special
     "entropy": "EPERM",
@@ -124,7 +124,7 @@ def test_mounts_lead_nowhere(node: Node, inside: dict[str, Any]) -> None:
         assert ("rw" in options) == (point in ("/tmp", "/work", "/dev/shm", "/dev/pts")), line
         assert str(node.base) not in line
         if kind not in ("tmpfs", "proc", "devpts", "devtmpfs"):
-            assert root == point, f"a path of the host: {line}"
+            assert root == ("/" if kind == "overlay" else point), f"a path of the host: {line}"
             assert point.startswith(("/usr", "/etc/", "/bin", "/lib", "/sbin")), line
 
 

@@ -110,4 +110,4 @@ def _clone(places: Places) -> namespaces.Child | None:
         finally:
             os.close(group)
     except OSError as cause:
-        raise StepFailed(failure_of("clone", cause, path=places.clone_into)) from cause
+        raise StepFailed(failure_of("clone", cause)) from cause

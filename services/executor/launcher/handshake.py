@@ -23,8 +23,8 @@
 
 A message is one packet: kind (1 byte), number (4 bytes, little-endian), and with FAILED a JSON array of a Failure.
 Two SOCK_SEQPACKET pairs: the channel (monitor, init) and the report (monitor, main; init closes its copy). The briefing
-is a stream: the task's length, with the uploads' descriptors, and the task; its end without a task ends main. From there
-to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
+is a stream: the task's length, with the uploads' descriptors, and the task; its end without a task ends main. From
+there to the end of the report the monitor waits at most the task's `start_ms_max`, then it kills the namespace. An end
 of the report without EXEC before it, or of init without ENDED, means that the process was killed.
 
 GO says that the lock is held, the journal exists, the executor took the answer and the user namespace is mapped: before
@@ -42,6 +42,7 @@ GO_MS_MAX: Final = 30_000
 MESSAGE_BYTES_MAX: Final = 16 * 1024
 _TEXT_CHARACTERS_MAX: Final = 2000
 _NUMBER_BYTES: Final = 4
+_UNTOLD: Final = ("/proc/self/", "/sys/fs/cgroup/")
 
 
 class Kind(IntEnum):
@@ -84,9 +85,13 @@ class Message(NamedTuple):
 
 
 def failure_of(step: str, cause: BaseException, *, path: str = "") -> Failure:
-    """`cause` as a Failure of `step`; an OSError brings errno and, unless `path` is given, its path."""
+    """`cause` as a Failure of `step`; an OSError brings errno and, unless `path` is given, its path.
+
+    Clients read it: places of this process and of the node's control groups are left out.
+    """
     if isinstance(cause, OSError):
-        where = path or (cause.filename if isinstance(cause.filename, str) else "")
+        found = cause.filename if isinstance(cause.filename, str) else ""
+        where = path or ("" if found.startswith(_UNTOLD) else found)
         return Failure(step, where, cause.errno or 0, cause.strerror or str(cause))
     return Failure(step, path, 0, f"{type(cause).__name__}: {cause}")
 

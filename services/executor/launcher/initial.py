@@ -112,16 +112,16 @@ def _enter(places: Places, entry: Entry) -> None:
             namespaces.setns(entry.network, namespaces.CLONE_NEWNET)
     # It moves itself, by "0", while it has one thread: moving another process waits for an RCU grace period, some ms.
     for path in places.join:
-        with _step("cgroup", path):
+        with _step("cgroup"):
             write_once(path, "0")
 
 
 @contextlib.contextmanager
-def _step(name: str, path: str = "") -> Iterator[None]:
+def _step(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as cause:
-        raise StepFailed(failure_of(name, cause, path=path)) from cause
+        raise StepFailed(failure_of(name, cause)) from cause
 
 
 def _fork_main(beginning: Beginning, ends: Ends, seccomp: Filter) -> int:
