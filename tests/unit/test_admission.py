@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from common.config.settings import Jobs
 from common.errors import JobletError, Reason
-from common.messages.jobs import JobSpec, Limits, Network, Upload, VolumeMount
+from common.messages.jobs import JobSpec, Limits, Upload, VolumeMount
 from services.executor import admission
 from services.executor.admission import admit, check_stop
 
@@ -125,7 +125,6 @@ def test_what_is_at_a_bound_is_taken(changes: dict[str, Any]) -> None:
     ("changes", "word"),
     [
         ({"volumes": (VolumeMount(name="v", path="/v"),)}, "volumes"),
-        ({"network": Network.BRIDGE}, "bridge"),
     ],
 )
 def test_what_this_release_has_not_is_refused_and_not_ignored(changes: dict[str, Any], word: str) -> None:
