@@ -31,7 +31,7 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: setup ## start the services in a temporary directory and run real jobs (root, under 2 minutes)
 	@$(BIN)/python -m tools.demo
 
-test: setup lint drift ## everything that CI runs (root, under 10 minutes)
+test: setup lint drift ## all checks and tests of this host (root, under 10 minutes)
 	$(BIN)/pytest -q -n 2 tests/unit tests/contract tests/property
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/linux tests/security tests/e2e tests/fault
 
@@ -65,4 +65,4 @@ soak: setup ## ten thousand short jobs, and nothing is left of them (root, some 
 	$(BIN)/pytest -q -s tests/soak
 
 clean: ## remove what was set up and generated, but no data of a node
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -102,7 +102,7 @@ def main() -> int:
             raise LaneError(f"the lane runs on Linux x86_64 only; this is {platform.system()} {platform.machine()}")
         status = run([each for each in arguments.tests if each != "--"], timeout_s=arguments.timeout_s)
     except LaneError as failure:
-        sys.stderr.write(f"lane: {failure}\n")
+        sys.stderr.write(f"\nlane: {failure}\n")
         return CANNOT_RUN
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
