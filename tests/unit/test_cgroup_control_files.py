@@ -46,14 +46,14 @@ def test_means_the_same(asked: str, present: str, *, same: bool) -> None:
 
 def test_a_value_that_does_not_stay_is_an_error() -> None:
     """A write that succeeds but reads back otherwise is not believed: the limit would not be enforced."""
-    with pytest.raises(JobletError, match="wrote '1' to /dev/null, but the kernel holds ''") as caught:
+    with pytest.raises(JobletError, match="null was set to '1', but the kernel holds ''") as caught:
         control_files.set_value(Write("/dev/null", "1"))
     assert caught.value.reason is Reason.INTERNAL
 
 
 def test_a_refused_write_names_path_and_value() -> None:
     """The errno of the write reaches the caller in words."""
-    with pytest.raises(JobletError, match="cannot write '1' to /dev/full: No space left on device"):
+    with pytest.raises(JobletError, match="cannot set full to '1': No space left on device"):
         control_files.set_value(Write("/dev/full", "1"))
 
 

@@ -76,19 +76,20 @@ def lift(path: str, no_limit: Callable[[str], str]) -> None:
 
 
 def set_value(write: Write) -> None:
-    """Write a limit and read it back. Raises JobletError that names path and value."""
+    """Write a limit and read it back. Raises JobletError that names file and value, not the path: clients read it."""
+    file = write.path.rpartition("/")[2]
     try:
         put(write.path, write.value)
         present = read(write.path).strip()
     except OSError as cause:
         raise precondition(
-            f"cannot write {write.value!r} to {write.path}: {os.strerror(cause.errno or 0)}",
+            f"cannot set {file} to {write.value!r}: {os.strerror(cause.errno or 0)}",
             "see `joblet doctor` for what this host can enforce",
         ) from cause
     if not means_the_same(write.value, present):
         raise JobletError(
             Reason.INTERNAL,
-            f"wrote {write.value!r} to {write.path}, but the kernel holds {present!r}",
+            f"{file} was set to {write.value!r}, but the kernel holds {present!r}",
             detail="the limit would not be enforced; see `joblet doctor`",
         )
 
@@ -136,7 +137,7 @@ def _make_group(directory: str) -> None:
         raise
     except OSError as cause:
         raise precondition(
-            f"cannot make the control group {directory}: {os.strerror(cause.errno or 0)}",
+            f"cannot make a control group for the job: {os.strerror(cause.errno or 0)}",
             "the cgroup file system must be writable for the executor; see `joblet doctor`",
         ) from cause
 

@@ -83,7 +83,7 @@ class CgroupDriver(Protocol):
         """
 
     def create(self, plan: CgroupPlan) -> None:
-        """Make the groups and write the limits, reading each back. Raises JobletError with path and value."""
+        """Make the groups and write the limits, reading each back. Raises JobletError with file and value."""
 
     def sample(self, job: JobId, *, previous: StoreMetric | None, now_ns: int) -> StoreMetric | None:
         """Usage now. None when the group is gone.
