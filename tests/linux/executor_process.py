@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from common.bus.requests import Requester
 from common.bus.zeromq import ZeroMQ
@@ -22,10 +22,13 @@ from common.messages.jobs import TERMINAL, GetJob, JobAccepted, JobFound, JobRec
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS
 from services.executor.cgroups.select import parent_name
 from tests.leaks import CGROUP_ROOT
-from tests.waiting import await_for, wait_for
+from tests.waiting import SLOWNESS, await_for, wait_for
 
 SOURCE = Path(__file__).parents[2]
 Answer = TypeVar("Answer", bound=Body)
+
+
+READY: Final = "executor ready"
 
 
 class ExecutorProcess:
@@ -41,12 +44,19 @@ class ExecutorProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; its sockets are there when this returns."""
+        """Start it; it serves, or has ended, when this returns: a request that waits too long for it is dropped."""
+        ready_before = self.log().count(READY)
         command = [sys.executable, "-m", "services.executor", "--base-dir", str(self.base)]
         with (self.base / "executor.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--config", str(self._configuration)], cwd=SOURCE, stdout=log, stderr=log
             )
+        process = self._process
+        wait_for(
+            lambda: self.log().count(READY) > ready_before or process.poll() is not None,
+            timeout_s=30,
+            what="the executor to serve",
+        )
 
     def end(self, number: int) -> int:
         """Send `number`, and wait for the end; the exit status."""
@@ -58,7 +68,8 @@ class ExecutorProcess:
 
     def log(self) -> str:
         """All that it wrote."""
-        return (self.base / "executor.log").read_text(errors="replace")
+        file = self.base / "executor.log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def close(self) -> None:
         """End it if it runs, and show what it said, for the reader of a failure."""
@@ -84,7 +95,7 @@ class Asker:
 
     async def ask(self, body: Body, answer: type[Answer]) -> Answer:
         """The answer."""
-        return await self._requester.request(body, answer, timeout_s=15)
+        return await self._requester.request(body, answer, timeout_s=15 * SLOWNESS)
 
     async def run(self, script: str, **spec: object) -> JobId:
         """Start `sh -c script`."""

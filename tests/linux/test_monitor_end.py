@@ -11,7 +11,7 @@ from common.records import RecordType
 from services.executor.control import send_stop
 from services.executor.linux.processes import pidfd_send_signal
 from tests.linux.sandboxes import Sandboxes, alive, processes_of
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -82,9 +82,10 @@ def test_a_second_stop_shortens_the_grace(sandboxes: Sandboxes) -> None:
 
 def test_the_run_time_is_limited(sandboxes: Sandboxes) -> None:
     """At its limit a job gets the stop signal, after the grace SIGKILL; its end is told as a timeout."""
-    gentle = sandboxes.run("sleep", "60", timeout_ms=150)
+    limit_ms = round(150 * SLOWNESS)
+    gentle = sandboxes.run("sleep", "60", timeout_ms=limit_ms)
     assert (gentle.exit["signal"], gentle.exit["ended_by"]) == (signal.SIGTERM, "timeout")
-    stubborn = sandboxes.shell("trap '' TERM; while :; do sleep 0.05; done", timeout_ms=150, grace_ms=150)
+    stubborn = sandboxes.shell("trap '' TERM; while :; do sleep 0.05; done", timeout_ms=limit_ms, grace_ms=150)
     assert (stubborn.exit["signal"], stubborn.exit["ended_by"]) == (9, "timeout")
 
 
