@@ -39,10 +39,18 @@ class Scale(NamedTuple):
 QUICK = Scale(starts=5, jobs=32, log_lines=100_000, query_lines=200_000, live_lines=50, sleepers=5)
 
 
+REST_S = 0.2
+"""Between two starts."""
+
+
 def start_latency(node: Node, client: Client, scale: Scale) -> list[Row]:
-    """From the call of RunJob over mutual TLS until the job's first instruction: it prints the time at once."""
+    """From the call of RunJob over mutual TLS until the job's first instruction: it prints the time at once.
+
+    On a node at rest, ours and theirs: what a start costs when there is no rest is `job_rate`'s to tell.
+    """
     ours = []
     for _ in range(scale.starts):
+        time.sleep(REST_S)
         began = time.time()
         job = client.run("date", "+%s%N")
         told = b"".join(chunk.data for chunk in client.output(job))
@@ -51,7 +59,10 @@ def start_latency(node: Node, client: Client, scale: Scale) -> list[Row]:
     theirs = None
     if peers.installed("runc"):
         with peers.bundle("date", "+%s%N") as made:
-            runs = [made.run() for _ in range(scale.starts)]
+            runs = []
+            for _ in range(scale.starts):
+                time.sleep(REST_S)
+                runs.append(made.run())
             theirs = statistics.median((int(told) / 1e9 - began) * 1e3 for began, _, told in runs)
     row = Row(
         name="job start, median",
