@@ -16,24 +16,38 @@ async def in_new_thread(work: Callable[[], T], *, name: str, undo: Callable[[T],
     """What `work` answers. When the waiting is cancelled, `undo` gets the answer as soon as there is one."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
+    lock = threading.Lock()
+    came: list[T] = []
+    given_up = threading.Event()
+
+    def undo_what_came() -> None:
+        with lock:
+            results = came[:]
+            came.clear()
+        for result in results:
+            undo(result)
 
     def run() -> None:
         try:
             result = work()
         except BaseException as cause:  # noqa: BLE001  # the thread's entry: the awaiting task raises it
             failure = cause
-            _tell(loop, lambda: None if answer.cancelled() else answer.set_exception(failure))
-        else:
-            told = _tell(loop, lambda: undo(result) if answer.cancelled() else answer.set_result(result))
-            if not told:
-                undo(result)
+            _tell(loop, lambda: None if answer.done() else answer.set_exception(failure))
+            return
+        with lock:
+            came.append(result)
+            wanted = not given_up.is_set()
+        # The loop may take the call and be closed before it makes it: so both sides may undo, and the first one does.
+        if not (wanted and _tell(loop, lambda: None if answer.done() else answer.set_result(result))):
+            undo_what_came()
 
     threading.Thread(target=run, name=name, daemon=True).start()
     try:
         return await answer
     except asyncio.CancelledError:
-        if answer.done() and not answer.cancelled() and answer.exception() is None:  # it came, and then the cancelling
-            undo(answer.result())
+        with lock:
+            given_up.set()
+        undo_what_came()
         raise
 
 
