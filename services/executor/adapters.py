@@ -95,10 +95,18 @@ class KernelLaunches:
                 self._driver.create(launch.cgroup)
                 begun = await self._begin(record, launch, grant)
             else:
-                self._driver.create(launch.cgroup._replace(directories=()))
+                self._limit(begun, launch)
             await self._launcher.finish(begun, launch.task)
         finally:
             self.spares.refill()
+
+    def _limit(self, begun: Begun, launch: Launch) -> None:
+        """The groups of a spare are there; what is missing are their limits."""
+        try:
+            self._driver.create(launch.cgroup._replace(directories=()))
+        except BaseException:
+            begun.endpoint.close()
+            raise
 
     async def _begin(self, record: JobRecord, launch: Launch, grant: Grant) -> Begun:
         network = await self._networks.connect(record.id, record.owner, grant)
