@@ -138,6 +138,7 @@ def _become_nobody(first: int) -> None:
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
+        ours.close()  # else the end of the parent would not be the end of the stream, and it would wait for ever
         os._exit(_be_mapped(theirs, first))
     with ours:
         theirs.close()
