@@ -5,7 +5,9 @@ Not here: which range an owner has (`owners.py`). docs/adr/0013-user-namespaces.
 
 from typing import Final, NamedTuple
 
-RANGE_IDS: Final = 65_536
+from services.executor.launcher.operations import USER_IDS
+
+RANGE_IDS: Final = USER_IDS
 """Of one owner, and of a job's user namespace."""
 
 JOB_UID: Final = 1000

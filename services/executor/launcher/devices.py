@@ -11,7 +11,6 @@ from typing import Final, NamedTuple
 from services.executor.launcher.newroot import NewRoot
 from services.executor.linux import mounts
 
-_MS_RDONLY: Final = 0x1
 _ATTRIBUTES: Final = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC
 
 
@@ -72,7 +71,7 @@ class MountProc(NamedTuple):
 
     def execute(self, root: NewRoot) -> None:
         """Do it."""
-        flags = _MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+        flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
         with root.at(self.path) as target:
             mounts.mount("proc", f"/proc/self/fd/{target}", "proc", flags)
 

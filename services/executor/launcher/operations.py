@@ -22,7 +22,6 @@ from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS
 
 USER_IDS = 65_536
 """Of a job's user namespace."""
-_MS_RDONLY = 0x1
 _READ_ONLY = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
 
 
@@ -238,7 +237,7 @@ class GiveOwnInodes(NamedTuple):
 
     def execute(self, root: NewRoot) -> None:
         """Do it."""
-        flags = _MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
+        flags = mounts.MS_RDONLY | mounts.MS_NOSUID | mounts.MS_NODEV
         directory = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         with contextlib.suppress(OSError), root.at(self.path, directory) as bound, root.at(self.empty) as empty:
             layers = f"lowerdir=/proc/self/fd/{bound}:/proc/self/fd/{empty}"

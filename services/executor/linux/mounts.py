@@ -10,6 +10,7 @@ from typing import Final
 
 from services.executor.linux.libc import declare, declare_syscall, failed
 
+MS_RDONLY: Final = 0x1
 MS_NOSUID: Final = 0x2
 MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
