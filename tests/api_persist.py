@@ -116,6 +116,21 @@ class FakePersist(persist_pb2_grpc.PersistServiceServicer):
         removed = self.entries.pop(request.job_id, [])
         return persist_pb2.DeleteJobDataResponse(log_bytes=sum(len(entry.data) for entry in removed))
 
+    async def ApplyRetention(self, request: Any, context: Any) -> AsyncIterator[persist_pb2.Removal]:  # noqa: N802
+        """Would remove all that is stored; with dry_run it stays."""
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        for job, entries in list(self.entries.items()):
+            yield persist_pb2.Removal(job_id=job, bytes=sum(len(entry.data) for entry in entries), why="age")
+            if not request.dry_run:
+                del self.entries[job]
+
+    async def GetStore(self, request: Any, context: Any) -> persist_pb2.StoreInfo:  # noqa: N802, ARG002
+        """How much there is."""
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        return persist_pb2.StoreInfo(jobs=len(self.entries), counters={"repeated": 3})
+
     def _entries(self, request: Any, first: int, last: int) -> list[persist_pb2.LogBatch]:
         query = request.query
         if query.filter or query.HasField("stream") or request.HasField("tail") or query.start_time or query.end_time:

@@ -34,7 +34,16 @@ UID_MAX: Final = 2**32 - 2
 PEM_MARK: Final = "-----BEGIN"
 HIDDEN: Final = "(PEM text, hidden)"
 
-_ZERO_ALLOWED: Final = frozenset({"server.port", "joblet.jobs.spares", "persist.storage.local.compression_level"})
+_RETENTION: Final = "persist.storage.local.retention."
+_ZERO_ALLOWED: Final = frozenset(
+    {
+        "server.port",
+        "joblet.jobs.spares",
+        "joblet.journal.reserve_bytes",
+        "persist.storage.local.compression_level",
+        *(_RETENTION + rule for rule in ("age_days", "job_bytes", "owner_bytes", "total_bytes", "free_bytes")),
+    }
+)
 
 
 def load_settings(path: Path | None, *, base_dir: Path | None = None, port: int | None = None) -> Settings:

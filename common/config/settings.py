@@ -87,6 +87,7 @@ class Journal(Section, frozen=True, kw_only=True):
     unacknowledged_bytes_max: int = 8 * 2**20  # of one job, on the way to persist
     unacknowledged_total_bytes_max: int = 64 * 2**20
     silence_ms: int = 100  # after which an unfinished line is passed on as PARTIAL
+    reserve_bytes: int = 64 * 2**20  # with less room on the journals' disk no new job is taken
 
 
 class Jobs(Section, frozen=True, kw_only=True):
@@ -197,6 +198,17 @@ class LocalMetrics(Section, frozen=True, kw_only=True):
     format: Literal["jsonl.gz"] = "jsonl.gz"
 
 
+class Retention(Section, frozen=True, kw_only=True):
+    """What is removed of ended jobs' logs and metrics, oldest first; of running jobs never. 0: no such rule."""
+
+    age_days: int = 0  # since the job ended
+    job_bytes: int = 0  # of one job: its oldest output goes
+    owner_bytes: int = 0  # of all jobs of one owner
+    total_bytes: int = 0
+    free_bytes: int = 0  # to keep free on the file system that holds the logs
+    interval_ms: int = 300_000
+
+
 class Local(Section, frozen=True, kw_only=True):
     """The local store: gzip JSON lines."""
 
@@ -206,6 +218,7 @@ class Local(Section, frozen=True, kw_only=True):
     compression_level: int = 1  # of isal: 0 fastest to 3 smallest
     flush_bytes: int = 256 * 2**10
     flush_ms: int = 200
+    retention: Retention = Retention()
 
 
 class CloudWatch(Section, frozen=True, kw_only=True):

@@ -39,6 +39,13 @@ class Network(StrEnum):
     HOST = "host"
 
 
+class OnFull(StrEnum):
+    """What happens to output for which there is no room."""
+
+    BLOCK = "block"
+    DROP = "drop"
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of a job; None is "not set"."""
 
@@ -89,6 +96,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     uploads: tuple[Upload, ...] = ()
     grace_ms: int = 10_000
     stop_signal: int = 15
+    on_full: OnFull | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +132,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
     last_sequence: int = 0
     stop_requested_at_ns: int = 0
+    lost_entries: int = 0  # of its output, for good: the journal has gap records in their place
+    lost_bytes: int = 0  # likewise, as far as known
 
 
 # Commands to the executor. `visible_owner`: the caller sees this owner's jobs only; None: all jobs.
@@ -165,9 +175,10 @@ class GetJob(Body, frozen=True, kw_only=True):
 
 
 class JobFound(Body, frozen=True, kw_only=True):
-    """The answer to GetJob, StopJob and CancelJob."""
+    """The answer to GetJob, StopJob and CancelJob. `delivered`: persist has had all output of the ended job."""
 
     job: JobRecord
+    delivered: bool = False
 
 
 class ListJobs(Body, frozen=True, kw_only=True):
@@ -254,6 +265,7 @@ class NodeFacts(Body, frozen=True, kw_only=True):
     memory_bytes: int
     running_jobs: int
     capabilities: tuple[Capability, ...] = ()
+    counters: dict[str, int] = msgspec.field(default_factory=dict)  # since the executor began
 
 
 # Published on `job.<id>`.

@@ -37,12 +37,17 @@ class StoreRecords(Body, frozen=True, kw_only=True):
 
 
 class EndOfJob(Body, frozen=True, kw_only=True):
-    """To persist: the job ended and `last_sequence` was its last; counts as a batch of its epoch."""
+    """To persist: the job ended and `last_sequence` was its last; counts as a batch of its epoch.
+
+    Whose the job was and when it ended (Unix nanoseconds) is what retention goes by; "" and 0: an older executor.
+    """
 
     job: JobId
     epoch: int
     batch: int
     last_sequence: int
+    owner: str = ""
+    ended_at_ns: int = 0
 
 
 class StoreMetric(Body, frozen=True, kw_only=True):

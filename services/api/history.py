@@ -41,8 +41,11 @@ class History:
         )
         self._streams: dict[str, Any] = {
             method: self._channel.unary_stream(SERVICE + method, lambda message: message.SerializeToString(), None)
-            for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics")
+            for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics", "ApplyRetention")
         }
+        self._store: Any = self._channel.unary_unary(
+            SERVICE + "GetStore", persist_pb2.GetStoreRequest.SerializeToString, persist_pb2.StoreInfo.FromString
+        )
 
     async def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
         """The answers of a query as they came. Leaving early ends the query."""
@@ -61,6 +64,14 @@ class History:
             answer: persist_pb2.DeleteJobDataResponse = await self._delete(
                 persist_pb2.DeleteJobDataRequest(job_id=job), timeout=CALL_TIMEOUT_S
             )
+        except aio.AioRpcError as error:
+            raise _as_error(error) from error
+        return answer
+
+    async def store(self) -> persist_pb2.StoreInfo:
+        """How much is stored, and what persist counted."""
+        try:
+            answer: persist_pb2.StoreInfo = await self._store(persist_pb2.GetStoreRequest(), timeout=CALL_TIMEOUT_S)
         except aio.AioRpcError as error:
             raise _as_error(error) from error
         return answer

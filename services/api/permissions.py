@@ -20,6 +20,7 @@ class Permission(StrEnum):
     LIST_VOLUMES = "see volumes"
     CHANGE_VOLUMES = "create, attach and remove volumes"
     SEE_NODE = "see the node"
+    MANAGE_NODE = "see and manage what the node stores"
 
 
 class Scope(IntEnum):
@@ -83,6 +84,8 @@ RULES: Final[dict[str, Rule]] = {
     _PERSIST + "QueryLogBatches": Rule(Permission.READ, streams=True),
     _PERSIST + "QueryMetrics": Rule(Permission.READ, streams=True),
     _PERSIST + "DeleteJobData": Rule(Permission.CONTROL),
+    _PERSIST + "ApplyRetention": Rule(Permission.MANAGE_NODE, streams=True),
+    _PERSIST + "GetStore": Rule(Permission.MANAGE_NODE),
     "/joblet.v1.NodeService/GetInfo": Rule(Permission.SEE_NODE),
     _VOLUMES + "CreateVolume": Rule(Permission.CHANGE_VOLUMES),
     _VOLUMES + "ListVolumes": Rule(Permission.LIST_VOLUMES),

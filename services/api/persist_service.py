@@ -63,6 +63,18 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
         require_ended(record)
         return await self._history.delete(record.id)
 
+    async def ApplyRetention(  # type: ignore[override]  # as above
+        self,
+        request: persist_pb2.ApplyRetentionRequest,
+        context: Context,
+    ) -> AsyncGenerator[bytes, None]:
+        """Retention, now."""
+        return self._history.raw("ApplyRetention", request)
+
+    async def GetStore(self, request: persist_pb2.GetStoreRequest, context: Context) -> persist_pb2.StoreInfo:
+        """How much is stored."""
+        return await self._history.store()
+
 
 def _check(query: persist_pb2.LogQueryRequest | persist_pb2.MetricQueryRequest) -> None:
     for field, value in (("limit", query.limit), ("offset", query.offset)):

@@ -59,6 +59,7 @@ class Outbox:
         self.readable = cursor.acknowledged_offset
         self.last_sequence: int | None = None  # of the whole job; known when no more will be readable
         self.delivered = False
+        self._owner, self._ended_at_ns = "", 0
         self._damaged_at: Position | None = None
         self._epoch = max(cursor.epoch, epoch_floor)
         self._batch = 0
@@ -95,8 +96,9 @@ class Outbox:
         if self._damaged_at is None:
             self.readable = max(self.readable, readable)
 
-    def ended(self, last_sequence: int) -> None:
-        """Nothing more will become readable."""
+    def ended(self, last_sequence: int, *, owner: str = "", ended_at_ns: int = 0) -> None:
+        """Nothing more will become readable. Whose the job was, and when it ended, is told with the end."""
+        self._owner, self._ended_at_ns = owner, ended_at_ns
         self.last_sequence = last_sequence if self._damaged_at is None else self._damaged_at.sequence
 
     def unreadable(self, at: Position) -> None:
@@ -131,7 +133,14 @@ class Outbox:
         assert self.last_sequence is not None
         if not self.waiting:
             self._progress_ns = now_ns
-        message = EndOfJob(job=self.job, epoch=self._epoch, batch=self._batch, last_sequence=self.last_sequence)
+        message = EndOfJob(
+            job=self.job,
+            epoch=self._epoch,
+            batch=self._batch,
+            last_sequence=self.last_sequence,
+            owner=self._owner,
+            ended_at_ns=self._ended_at_ns,
+        )
         self._batch += 1
         self._end_sent = True
         self._highest_sent = max(self._highest_sent, self.last_sequence)

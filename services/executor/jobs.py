@@ -13,6 +13,7 @@ import structlog
 
 from common.config.layout import Layout
 from common.errors import JobletError, exhausted
+from common.failpoints import reached
 from common.identifiers import JobId
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
 from services.executor.events import (
@@ -120,6 +121,7 @@ class Jobs:
             del self._active[record.id]
             self._launches.give_back(record.id)
             raise
+        reached("executor.recorded")
         self._apply(record.id, Recorded(at_ns=self._clock_ns()))
         return self.view(self._active[record.id].record if record.id in self._active else record), False
 
@@ -220,12 +222,13 @@ class Jobs:
         elif ends:
             job = self._last(job)
             del self._active[job_id]
+            reached("executor.ended")
             log.info("job ended", job=job_id, state=job.record.state.value, reason=job.record.reason)
         tasks: list[asyncio.Task[None]] = []
         for instruction in decision.instructions:
             tasks += self._execute(job, instruction)
         if ends:
-            self.output.finish(job_id, job.record.last_sequence)
+            self.output.finish(job.record)
         return tasks
 
     def _last(self, job: Job) -> Job:
@@ -258,7 +261,9 @@ class Jobs:
         problem = ""
         try:
             async with self._launch_slots:
+                reached("executor.launching")
                 await self._launches.launch(job)
+                reached("executor.launched")
         except (JobletError, OSError) as cause:
             problem = f"could not be started: {cause}"
             log.error("launch failed", job=job_id, why=str(cause))
@@ -281,6 +286,7 @@ class Jobs:
         self._samples.finish(job.record.id)
         self._drop_uploads(job)
         await self._cleans.end(job.record.id)
+        reached("executor.cleaned")
 
     def _drop_uploads(self, job: Job) -> None:
         """Staged archives have no use any more once the job has begun, or never will."""
@@ -300,5 +306,7 @@ class Jobs:
 
     async def _forget_journal(self, job: JobId) -> None:
         await self._writer.durable()  # the end must be known for good before its only other witness goes
+        reached("executor.delivered")
         await self._cleans.forget(job)
+        reached("executor.journal_removed")
         self._writer.remove_cursor(job)

@@ -11,7 +11,9 @@ import structlog
 from common.bus.transport import PushSocket
 from common.config.layout import Layout
 from common.config.settings import Settings
+from common.failpoints import reached
 from common.identifiers import JobId
+from common.messages.jobs import JobRecord
 from services.executor.follower import Follower
 from services.executor.job_store import Cursor
 from services.executor.journal import Journal, Note, Slice
@@ -101,8 +103,9 @@ class Output:
             return ReadSoFar(0, "", 0)
         return ReadSoFar(tail.last_sequence, tail.corrupt, tail.journal.size() - tail.offset)
 
-    def finish(self, job: JobId, last_sequence: int) -> None:
+    def finish(self, record: JobRecord) -> None:
         """The job has ended: follow no more; deliver what is left, then the end."""
+        job = record.id
         tail = self.follower.tail(job)
         torn_bytes = 0 if tail is None else tail.journal.size() - tail.offset
         if torn_bytes:
@@ -110,7 +113,7 @@ class Output:
             log.warning("journal of an ended job has a torn tail: ignored", job=job, bytes=torn_bytes)
         self.follower.leave(job)
         if self._persists:
-            self.sender.ended(job, last_sequence)
+            self.sender.ended(record)
         else:
             self._close_journal(job)
 
@@ -129,6 +132,7 @@ class Output:
     def records_read(self, job: JobId, piece: Slice) -> None:
         """See follower.Sink."""
         self._live.records(job, piece.records)
+        reached("executor.published")
         self.sender.grown(job, piece.end)
         if piece.corrupt:
             self._listener.damaged(job, piece.corrupt)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import structlog
 
+from common.failpoints import reached
 from common.identifiers import JobId
 from services.executor.events import Job, Launched
 from services.executor.job_store import Cursor, JobStore
@@ -37,11 +38,13 @@ async def recover(jobs: Jobs, store: JobStore, output: Output, sweeps: Sweeps, *
     for job in unended:
         if job.record.id not in alive:
             await jobs.settle_without_monitor(job.record.id)
+    reached("executor.settled")
     ended = [cursor for job_id, cursor in cursors.items() if job_id not in {job.record.id for job in unended}]
     if persists:
         for cursor in ended:
             jobs.in_background(_deliver_rest(output, store, cursor))
     await sweeps.sweep(alive=frozenset(alive), known=frozenset(cursors))
+    reached("executor.swept")
     log.info("jobs taken up", alive=len(alive), settled=len(unended) - len(alive), undelivered=len(ended))
 
 
@@ -53,6 +56,7 @@ def _take_up(jobs: Jobs, output: Output, job: Job, cursors: dict[JobId, Cursor],
     output.begin(cursors.setdefault(job_id, Cursor(job=job_id)))
     if alive:
         jobs.happened(job_id, Launched(at_ns=now_ns))
+    reached("executor.taken_up")
     return alive
 
 
@@ -63,4 +67,5 @@ async def _deliver_rest(output: Output, store: JobStore, cursor: Cursor) -> None
         return
     has_journal = output.begin(cursor)
     read = await output.read_all(cursor.job)
-    output.finish(cursor.job, read.last_sequence if has_journal else job.record.last_sequence)
+    last = read.last_sequence if has_journal else job.record.last_sequence
+    output.finish(job.with_record(last_sequence=last).record)

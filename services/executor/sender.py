@@ -16,8 +16,10 @@ import structlog
 from common.bus import codec
 from common.bus.transport import PushSocket
 from common.config.settings import Journal as JournalSettings
+from common.failpoints import reached
 from common.identifiers import JobId
 from common.messages.envelope import Body, Message
+from common.messages.jobs import JobRecord
 from common.messages.logs import PersistStarted, Resend, Stored
 from services.executor.durable import BATCH_BYTES, Outbox, Position
 from services.executor.job_store import Cursor
@@ -104,12 +106,12 @@ class Sender:
             parcel.outbox.grown(readable)
             self._enqueue(job)
 
-    def ended(self, job: JobId, last_sequence: int) -> None:
-        """The job has ended; `last_sequence` was its last entry that can be read."""
-        parcel = self._parcels.get(job)
+    def ended(self, record: JobRecord) -> None:
+        """The job has ended; its `last_sequence` was its last entry that can be read."""
+        parcel = self._parcels.get(record.id)
         if parcel is not None:
-            parcel.outbox.ended(last_sequence)
-            self._enqueue(job)
+            parcel.outbox.ended(record.last_sequence, owner=record.owner, ended_at_ns=record.ended_at_ns)
+            self._enqueue(record.id)
 
     def remove(self, job: JobId) -> None:
         """Deliver nothing more of a job."""
@@ -189,6 +191,7 @@ class Sender:
             self.remove(stored.job)
             self._keeper.delivered(stored.job)
             return
+        reached("executor.heard")
         self._keeper.cursor_moved(outbox.cursor)
         self._give_back(parcel)
         self._enqueue(stored.job)
@@ -199,11 +202,13 @@ class Sender:
         threshold = min(GIVE_BACK_BYTES, max(1, self._settings.bytes_max // 4))
         if parcel.journal is None or end - self._given_back[job] < threshold or not self._keeper.save_cursors():
             return
+        reached("executor.cursor_saved")
         try:
             parcel.journal.give_back(end)
         except OSError as cause:
             log.warning("journal space cannot be given back", job=job, problem=str(cause))
         self._given_back[job] = end
+        reached("executor.given_back")
         self._keeper.space_freed(job)
 
     def _went_back(self, job: JobId, outbox: Outbox) -> None:
@@ -238,6 +243,7 @@ class Sender:
         self._unheard_bytes += len(payload)
         self._enqueue(job)
         await self._push.send(payload)
+        reached("executor.sent")
 
     def _is_paused(self, job: JobId, now_ns: int) -> bool:
         parcel = self._parcels.get(job)

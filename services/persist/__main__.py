@@ -28,6 +28,7 @@ from services.persist.disk import HostDisk
 from services.persist.ingest import Ingest
 from services.persist.machine import Limits
 from services.persist.outbox import Outbox
+from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
 from services.persist.store import Store
@@ -63,7 +64,8 @@ async def serve(startup: Startup) -> None:
             maximum_concurrent_rpcs=settings.persist.server.max_connections,
             options=[("grpc.max_receive_message_length", REQUEST_BYTES_MAX)],
         )
-        servicer = PersistServer(store=store, samples=samples, changes=changes, ingest=ingest, pool=readers)
+        queries = LogQueries(store=store, changes=changes, pool=readers)
+        servicer = PersistServer(store=store, samples=samples, queries=queries, ingest=ingest, pool=readers)
         add_PersistServiceServicer_to_server(servicer, server)
         _bind(server, layout.persist_grpc, None if startup.users is None else startup.users.gid)
         startup.drop_privileges()

@@ -17,6 +17,7 @@ from typing import Final, Protocol, assert_never
 import structlog
 
 from common.errors import JobletError, invalid
+from common.failpoints import reached
 from common.identifiers import JobId, parse_job_id
 from common.messages.envelope import Body, Message
 from common.messages.logs import EndOfJob, Resend, Stored, StoreMetric, StoreRecords
@@ -126,6 +127,7 @@ class Ingest:
                 case StoreRecords():
                     parse_job_id(body.job)
                     self._handle(self._batch(body))
+                    reached("persist.taken")
                 case EndOfJob():
                     parse_job_id(body.job)
                     self._handle(_end(body))
@@ -187,6 +189,7 @@ class Ingest:
             self.counts["repeated"] += written.repeats
             if written.missing:
                 self._count("missing", f"{written.missing} entries never came", job=job)
+            reached("persist.stored")
             self._handle(Flushed(job, flush.epoch, through, end is not None, _now_ms()))
             self._changes.tell(job)
 

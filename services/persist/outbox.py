@@ -7,6 +7,7 @@ import asyncio
 
 from common.bus import codec
 from common.bus.transport import PushSocket
+from common.failpoints import reached
 from common.messages.envelope import Body
 from common.messages.logs import Resend, Stored
 
@@ -33,3 +34,4 @@ class Outbox:
             while self._waiting:
                 body = self._waiting.pop(next(iter(self._waiting)))
                 await self._socket.send(codec.encode(body))
+                reached("persist.acknowledged")

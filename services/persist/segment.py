@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from common.failpoints import reached
 from services.persist import member
 from services.persist.disk import Disk, stored_file
 from services.persist.index import Member, MemberIndex
@@ -79,12 +80,14 @@ class Segment:
             self._recognize(descriptor, disk)
             if members:
                 self._write(descriptor, b"".join(members), disk)
+                reached("persist.written")
             if durable and (members or not self.durable):
                 self._sync(descriptor, disk)
             if durable and not self._entry_durable:
                 self._sync(directory, disk, back_to=descriptor)
                 self._entry_durable = True
             self.durable = durable
+        reached("persist.synchronized")
         for content in members:
             header = member.parse_header(content)
             assert header is not None
@@ -104,6 +107,7 @@ class Segment:
             raise StaleSegment(self.name)
         if status.st_size > self.size_bytes:
             disk.truncate(descriptor, self.size_bytes)
+            reached("persist.tail_cut")
         self.torn = False
 
     def _write(self, descriptor: int, data: bytes, disk: Disk) -> None:

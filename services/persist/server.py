@@ -1,28 +1,24 @@
-"""PersistService on its unix socket: queries and deletion. Reading happens in worker threads, a step at a time.
+"""PersistService on its unix socket: one short method for each RPC.
 
-Whoever leaves is noticed between two steps; whoever does not read is held by HTTP/2 flow control with one step of
-output in memory. Who may ask at all is said by the mode of the socket: api, and operators of the group.
+Who may ask at all is said by the mode of the socket: api, and operators of the group. Not here: how logs are read
+(queries.py), what is kept (the modules of retention).
 """
 
 import asyncio
-import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import structlog
 
-from common.errors import JobletError, Reason, not_found
+from common.errors import JobletError, Reason
 from common.identifiers import parse_job_id
 from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceServicer
 from services.persist import metrics, selection
-from services.persist.changes import Changes
 from services.persist.ingest import Ingest
-from services.persist.reader import LogReader
-from services.persist.runs import Run
+from services.persist.queries import LogQueries
 from services.persist.samples import Samples
-from services.persist.selection import LogSelection
 from services.persist.status import refuse
 from services.persist.store import Store
 
@@ -38,21 +34,19 @@ class PersistServer(PersistServiceServicer):
     """Answers from the store."""
 
     def __init__(
-        self, *, store: Store, samples: Samples, changes: Changes, ingest: Ingest, pool: ThreadPoolExecutor
+        self, *, store: Store, samples: Samples, queries: LogQueries, ingest: Ingest, pool: ThreadPoolExecutor
     ) -> None:
         self._store = store
         self._samples = samples
-        self._changes = changes
+        self._queries = queries
         self._ingest = ingest
         self._pool = pool
 
     async def QueryLogs(self, request: pb.LogQueryRequest, context: Context) -> AsyncIterator[pb.LogLine]:  # noqa: N802
         """See persist.proto."""
         try:
-            wanted = selection.of_lines(request)
-            async for messages in self._logs(wanted, functools.partial(_lines, wanted.job)):
-                for message in messages:
-                    yield message
+            async for message in self._queries.lines(request):
+                yield message
         except (JobletError, OSError) as cause:
             await refuse(context, _as_error(cause))
 
@@ -61,9 +55,8 @@ class PersistServer(PersistServiceServicer):
     ) -> AsyncIterator[pb.LogBatches]:
         """See persist.proto."""
         try:
-            async for message in self._logs(selection.of_batches(request), _batches):
-                if message.batches:
-                    yield message
+            async for message in self._queries.batches(request):
+                yield message
         except (JobletError, OSError) as cause:
             await refuse(context, _as_error(cause))
 
@@ -91,54 +84,21 @@ class PersistServer(PersistServiceServicer):
         log.info("job data deleted", job=job, log_bytes=log_bytes, metric_bytes=metric_bytes)
         return pb.DeleteJobDataResponse(log_bytes=log_bytes, metric_bytes=metric_bytes)
 
-    async def _logs(self, wanted: LogSelection, convert: Callable[[list[Run]], T]) -> AsyncIterator[T]:
-        reader = LogReader(self._store, wanted)
-        with self._changes.watch(wanted.job) as watch:
-            while True:
-                watch.reset()
-                view = await self._in_pool(self._store.view, wanted.job)
-                steps = reader.steps(view)
-                while (converted := await self._in_pool(_converted, steps, convert)) is not None:
-                    yield converted
-                if reader.is_finished(view):
-                    return
-                if watch.deleted:
-                    raise not_found(f"the data of job {wanted.job} was deleted meanwhile")
-                await watch.wait()
+    async def ApplyRetention(  # noqa: N802
+        self,
+        request: pb.ApplyRetentionRequest,  # noqa: ARG002
+        context: Context,
+    ) -> AsyncIterator[pb.Removal]:
+        """See persist.proto."""
+        await refuse(context, JobletError(Reason.UNIMPLEMENTED, "there is no retention yet"))
+        yield pb.Removal()
+
+    async def GetStore(self, request: pb.GetStoreRequest, context: Context) -> pb.StoreInfo:  # noqa: N802, ARG002
+        """See persist.proto."""
+        await refuse(context, JobletError(Reason.UNIMPLEMENTED, "there are no counters yet"))
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
-
-
-def _converted(steps: Iterator[list[Run]], convert: Callable[[list[Run]], T]) -> T | None:
-    step = next(steps, None)
-    return None if step is None else convert(step)
-
-
-def _batches(step: list[Run]) -> pb.LogBatches:
-    batches = [
-        pb.LogBatch(
-            stream=run.stream,  # type: ignore[arg-type]  # the numbers are the same
-            first_sequence=run.first,
-            lines=min(run.lines, 2**32 - 1),
-            timestamp=run.time_ns,
-            data=run.data,
-            partial=run.partial,
-            gap_reason=run.gap_reason,
-            gap_bytes=run.gap_bytes,
-        )
-        for run in step
-    ]
-    return pb.LogBatches(batches=batches)
-
-
-def _lines(job: str, step: list[Run]) -> list[pb.LogLine]:
-    """Gaps have no line: this query cannot tell of them, QueryLogBatches does."""
-    return [
-        pb.LogLine(job_id=job, stream=run.stream, content=content, timestamp=run.time_ns, sequence=sequence)  # type: ignore[arg-type]
-        for run in step
-        for sequence, content in enumerate(run.contents(), run.first)
-    ]
 
 
 def _as_error(cause: JobletError | OSError) -> JobletError:

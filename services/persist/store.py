@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from common.config.settings import Local
+from common.failpoints import reached
 from common.identifiers import JobId
 from common.records import Record, Stream
 from services.persist import member, planning
@@ -152,6 +153,7 @@ class Store:
             return remove_job_directory(self._logs, job), remove_job_directory(self._metrics, job)
 
     def _write(self, job: JobId, stored: _Stored, batch: Sequence[Record], *, through: int, end: int | None) -> Written:
+        reached("persist.flush_begun")
         logs = self._loaded(job, stored)
         positions = {stream: segment.last_sequence for stream, segment in logs.items()}
         planned = planning.plan(batch, positions, level_with=end or 0)
@@ -162,6 +164,10 @@ class Store:
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))
                 if members or segment.torn or (segment.size_bytes and self._durable and not segment.durable):
                     segment.append(directory, members, self._disk, durable=self._durable)
+                if stream is Stream.STDERR:
+                    reached("persist.one_stream")
+        if end is not None:
+            reached("persist.ended")
         stored.settled = max(stored.settled, through)
         stored.live = True
         return Written(planned.repeats, planned.missing)

@@ -24,6 +24,7 @@ from services.persist.changes import Changes
 from services.persist.ingest import Ingest
 from services.persist.machine import Limits
 from services.persist.outbox import Outbox
+from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.server import PersistServer
 from tests.unit.test_persist_journal import TIME_NS, gap, make_store, output
@@ -76,7 +77,8 @@ async def running(base: Path, *, concurrent: int = 50) -> AsyncIterator[Rig]:
             pool=writers,
         )
         server = grpc.aio.server(maximum_concurrent_rpcs=concurrent)
-        servicer = PersistServer(store=store, samples=samples, changes=changes, ingest=ingest, pool=readers)
+        queries = LogQueries(store=store, changes=changes, pool=readers)
+        servicer = PersistServer(store=store, samples=samples, queries=queries, ingest=ingest, pool=readers)
         add_PersistServiceServicer_to_server(servicer, server)
         server.add_insecure_port(f"unix:{base}/grpc.sock")
         await server.start()

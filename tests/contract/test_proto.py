@@ -74,18 +74,20 @@ def test_metric() -> None:
 @pytest.mark.requirement("S0.43")
 @pytest.mark.requirement("S0.44")
 def test_persist_service() -> None:
-    """The three stated calls, and the one for bulk."""
+    """The three stated calls, the one for bulk, and two for operators."""
     assert methods(PERSIST) == {
         "QueryLogs": ("LogQueryRequest", False, "LogLine", True),
         "QueryLogBatches": ("LogBatchQueryRequest", False, "LogBatches", True),
         "QueryMetrics": ("MetricQueryRequest", False, "Metric", True),
         "DeleteJobData": ("DeleteJobDataRequest", False, "DeleteJobDataResponse", False),
+        "ApplyRetention": ("ApplyRetentionRequest", False, "Removal", True),
+        "GetStore": ("GetStoreRequest", False, "StoreInfo", False),
     }
 
 
 @pytest.mark.requirement("S0.45")
 def test_log_query() -> None:
-    """LogQueryRequest as stated; the stream is a filter that can be left out."""
+    """LogQueryRequest as stated, and a regular expression; the stream is a filter that can be left out."""
     assert fields(persist_pb2.LogQueryRequest) == {
         1: ("job_id", "string"),
         2: ("stream", "StreamType"),
@@ -94,6 +96,7 @@ def test_log_query() -> None:
         5: ("limit", "int32"),
         6: ("offset", "int32"),
         7: ("filter", "string"),
+        8: ("regex", "string"),
     }
     assert not persist_pb2.LogQueryRequest().HasField("stream")
 

@@ -17,9 +17,10 @@ from common.identifiers import JobId
 from common.messages import jobs, logs
 from common.messages.envelope import Body, Failure, kind_of
 
-EARLIER: Final = Path(__file__).with_name("messages_v1.json")
-"""Before the limits of files, the usage of disks and networks, and the pressures."""
-GOLDEN: Final = Path(__file__).with_name("messages_v1_isolation.json")
+EARLIER: Final = (Path(__file__).with_name("messages_v1.json"), Path(__file__).with_name("messages_v1_isolation.json"))
+"""Before the limits of files, the usage of disks and networks, and the pressures; before on_full, what is lost of a
+job's output, and what retention needs to know."""
+GOLDEN: Final = Path(__file__).with_name("messages_v1_logs.json")
 SENT_AT_NS: Final = 1_704_067_200_123_456_789
 JOB: Final = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 RECORD: Final = records.encode(
@@ -58,6 +59,7 @@ SPEC: Final = jobs.JobSpec(
     uploads=(jobs.Upload(id="u-1", bytes=10, entries=2),),
     grace_ms=500,
     stop_signal=2,
+    on_full=jobs.OnFull.DROP,
 )
 RECORD_OF_JOB: Final = jobs.JobRecord(
     id=JOB,
@@ -86,6 +88,8 @@ RECORD_OF_JOB: Final = jobs.JobRecord(
     ),
     last_sequence=12,
     stop_requested_at_ns=SENT_AT_NS + 3,
+    lost_entries=4,
+    lost_bytes=5,
 )
 METRIC: Final = logs.StoreMetric(
     job=JOB,
@@ -110,7 +114,7 @@ SAMPLES: Final[tuple[Body, ...]] = (
     jobs.PlanJob(owner="ann", spec=SPEC),
     jobs.JobPlan(steps=("mount /proc", "exec /bin/echo")),
     jobs.GetJob(job=JOB, visible_owner="ann"),
-    jobs.JobFound(job=RECORD_OF_JOB),
+    jobs.JobFound(job=RECORD_OF_JOB, delivered=True),
     jobs.ListJobs(
         visible_owner="ann",
         states=(jobs.State.RUNNING, jobs.State.LOST),
@@ -136,11 +140,12 @@ SAMPLES: Final[tuple[Body, ...]] = (
         memory_bytes=2**34,
         running_jobs=3,
         capabilities=(jobs.Capability(name="limit.memory", level="enforced", detail="v1"),),
+        counters={"lost_entries": 4},
     ),
     logs.LogRecords(job=JOB, records=RECORD),
     logs.LogMarker(job=JOB, marker="m", last_sequence=7),
     logs.StoreRecords(job=JOB, epoch=3, batch=4, records=RECORD * 2),
-    logs.EndOfJob(job=JOB, epoch=3, batch=5, last_sequence=7),
+    logs.EndOfJob(job=JOB, epoch=3, batch=5, last_sequence=7, owner="ann", ended_at_ns=SENT_AT_NS),
     METRIC,
     logs.Stored(job=JOB, epoch=3, last_sequence=7, ended=True),
     logs.Resend(job=JOB, epoch=3),

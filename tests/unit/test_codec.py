@@ -1,6 +1,7 @@
 """The wire format of messages: golden bytes, growth, and refusal of everything else."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -58,10 +59,12 @@ def test_golden_bytes_are_understood(kind: str) -> None:
     assert message.sent_at_ns == SENT_AT_NS
 
 
-@pytest.mark.parametrize("kind", sorted(json.loads(EARLIER.read_text())))
-def test_bytes_from_before_the_newer_fields_are_understood(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "kind"), [(file, kind) for file in EARLIER for kind in sorted(json.loads(file.read_text()))]
+)
+def test_bytes_from_before_the_newer_fields_are_understood(file: Path, kind: str) -> None:
     """What an older program of version 1 sends, or left on disk, is read whole; newer fields take their defaults."""
-    payload = bytes.fromhex(json.loads(EARLIER.read_text())[kind])
+    payload = bytes.fromhex(json.loads(file.read_text())[kind])
     earlier = msgpack.unpackb(payload)["body"]
     understood = msgpack.unpackb(codec.encode(codec.decode(payload, endpoint_of(kind)).body))["body"]
     assert without_newer_fields(understood, earlier) == earlier

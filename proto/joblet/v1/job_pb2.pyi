@@ -32,6 +32,12 @@ class NetworkMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ISOLATED: _ClassVar[NetworkMode]
     BRIDGE: _ClassVar[NetworkMode]
     HOST: _ClassVar[NetworkMode]
+
+class OnFull(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ON_FULL_UNSPECIFIED: _ClassVar[OnFull]
+    BLOCK: _ClassVar[OnFull]
+    DROP: _ClassVar[OnFull]
 JOB_STATE_UNSPECIFIED: JobState
 SCHEDULED: JobState
 PENDING: JobState
@@ -48,6 +54,9 @@ NONE: NetworkMode
 ISOLATED: NetworkMode
 BRIDGE: NetworkMode
 HOST: NetworkMode
+ON_FULL_UNSPECIFIED: OnFull
+BLOCK: OnFull
+DROP: OnFull
 
 class Limits(_message.Message):
     __slots__ = ("cpu_percent", "cpu_weight", "cpu_cores", "memory_bytes", "pids", "io_weight", "read_bytes_per_s", "write_bytes_per_s", "read_ops_per_s", "write_ops_per_s", "timeout_ms", "open_files", "file_bytes")
@@ -90,7 +99,7 @@ class VolumeMount(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("command", "args", "name", "labels", "environment", "secret_environment", "workdir", "work_bytes", "limits", "volumes", "network", "upload_ids", "grace_ms", "stop_signal", "start_at")
+    __slots__ = ("command", "args", "name", "labels", "environment", "secret_environment", "workdir", "work_bytes", "limits", "volumes", "network", "upload_ids", "grace_ms", "stop_signal", "start_at", "on_full")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +136,7 @@ class JobSpec(_message.Message):
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     STOP_SIGNAL_FIELD_NUMBER: _ClassVar[int]
     START_AT_FIELD_NUMBER: _ClassVar[int]
+    ON_FULL_FIELD_NUMBER: _ClassVar[int]
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
     name: str
@@ -142,7 +152,8 @@ class JobSpec(_message.Message):
     grace_ms: int
     stop_signal: str
     start_at: _timestamp_pb2.Timestamp
-    def __init__(self, command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secret_environment: _Optional[_Mapping[str, str]] = ..., workdir: _Optional[str] = ..., work_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., network: _Optional[_Union[NetworkMode, str]] = ..., upload_ids: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., stop_signal: _Optional[str] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    on_full: OnFull
+    def __init__(self, command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secret_environment: _Optional[_Mapping[str, str]] = ..., workdir: _Optional[str] = ..., work_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., network: _Optional[_Union[NetworkMode, str]] = ..., upload_ids: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., stop_signal: _Optional[str] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., on_full: _Optional[_Union[OnFull, str]] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("cpu_time_us", "memory_peak_bytes", "oom_kills", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "network_rx_bytes", "network_tx_bytes")
@@ -167,7 +178,7 @@ class Usage(_message.Message):
     def __init__(self, cpu_time_us: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., oom_kills: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., network_rx_bytes: _Optional[int] = ..., network_tx_bytes: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "name", "owner", "node_id", "state", "spec", "pid", "exit_code", "signal", "oom_killed", "reason", "created_at", "started_at", "ended_at", "usage", "last_sequence")
+    __slots__ = ("id", "name", "owner", "node_id", "state", "spec", "pid", "exit_code", "signal", "oom_killed", "reason", "created_at", "started_at", "ended_at", "usage", "last_sequence", "lost_entries", "lost_bytes")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +195,8 @@ class Job(_message.Message):
     ENDED_AT_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LOST_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    LOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     owner: str
@@ -200,7 +213,9 @@ class Job(_message.Message):
     ended_at: _timestamp_pb2.Timestamp
     usage: Usage
     last_sequence: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., owner: _Optional[str] = ..., node_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., oom_killed: _Optional[bool] = ..., reason: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., last_sequence: _Optional[int] = ...) -> None: ...
+    lost_entries: int
+    lost_bytes: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., owner: _Optional[str] = ..., node_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., oom_killed: _Optional[bool] = ..., reason: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., last_sequence: _Optional[int] = ..., lost_entries: _Optional[int] = ..., lost_bytes: _Optional[int] = ...) -> None: ...
 
 class RunJobRequest(_message.Message):
     __slots__ = ("spec", "idempotency_key")
@@ -348,7 +363,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class StreamLogsRequest(_message.Message):
-    __slots__ = ("job_id", "stream", "from_sequence", "tail", "start_time", "end_time", "filter", "limit", "follow")
+    __slots__ = ("job_id", "stream", "from_sequence", "tail", "start_time", "end_time", "filter", "limit", "follow", "regex", "offset")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     FROM_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -358,6 +373,8 @@ class StreamLogsRequest(_message.Message):
     FILTER_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     stream: _persist_pb2.StreamType
     from_sequence: int
@@ -367,7 +384,9 @@ class StreamLogsRequest(_message.Message):
     filter: str
     limit: int
     follow: bool
-    def __init__(self, job_id: _Optional[str] = ..., stream: _Optional[_Union[_persist_pb2.StreamType, str]] = ..., from_sequence: _Optional[int] = ..., tail: _Optional[int] = ..., start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., filter: _Optional[str] = ..., limit: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+    regex: str
+    offset: int
+    def __init__(self, job_id: _Optional[str] = ..., stream: _Optional[_Union[_persist_pb2.StreamType, str]] = ..., from_sequence: _Optional[int] = ..., tail: _Optional[int] = ..., start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., filter: _Optional[str] = ..., limit: _Optional[int] = ..., follow: _Optional[bool] = ..., regex: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class LogChunk(_message.Message):
     __slots__ = ("stream", "first_sequence", "lines", "timestamp", "data", "partial", "gap")

@@ -24,21 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aproto/joblet/v1/node.proto\x12\tjoblet.v1\"\x10\n\x0eGetInfoRequest\"\xbb\x01\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x14\n\x0crunning_jobs\x18\x07 \x01(\r\x12+\n\x0c\x63\x61pabilities\x18\x08 \x03(\x0b\x32\x15.joblet.v1.Capability\"\x9f\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05level\x18\x02 \x01(\x0e\x32\x1b.joblet.v1.Capability.Level\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NFORCED\x10\x01\x12\x0c\n\x08\x44\x45GRADED\x10\x02\x12\x0b\n\x07MISSING\x10\x03\x32H\n\x0bNodeService\x12\x39\n\x07GetInfo\x12\x19.joblet.v1.GetInfoRequest\x1a\x13.joblet.v1.NodeInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aproto/joblet/v1/node.proto\x12\tjoblet.v1\"\x10\n\x0eGetInfoRequest\"\xa1\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x14\n\x0crunning_jobs\x18\x07 \x01(\r\x12+\n\x0c\x63\x61pabilities\x18\x08 \x03(\x0b\x32\x15.joblet.v1.Capability\x12\x33\n\x08\x63ounters\x18\t \x03(\x0b\x32!.joblet.v1.NodeInfo.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9f\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05level\x18\x02 \x01(\x0e\x32\x1b.joblet.v1.Capability.Level\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NFORCED\x10\x01\x12\x0c\n\x08\x44\x45GRADED\x10\x02\x12\x0b\n\x07MISSING\x10\x03\x32H\n\x0bNodeService\x12\x39\n\x07GetInfo\x12\x19.joblet.v1.GetInfoRequest\x1a\x13.joblet.v1.NodeInfob\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.joblet.v1.node_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_NODEINFO_COUNTERSENTRY']._loaded_options = None
+  _globals['_NODEINFO_COUNTERSENTRY']._serialized_options = b'8\001'
   _globals['_GETINFOREQUEST']._serialized_start=41
   _globals['_GETINFOREQUEST']._serialized_end=57
   _globals['_NODEINFO']._serialized_start=60
-  _globals['_NODEINFO']._serialized_end=247
-  _globals['_CAPABILITY']._serialized_start=250
-  _globals['_CAPABILITY']._serialized_end=409
-  _globals['_CAPABILITY_LEVEL']._serialized_start=338
-  _globals['_CAPABILITY_LEVEL']._serialized_end=409
-  _globals['_NODESERVICE']._serialized_start=411
-  _globals['_NODESERVICE']._serialized_end=483
+  _globals['_NODEINFO']._serialized_end=349
+  _globals['_NODEINFO_COUNTERSENTRY']._serialized_start=302
+  _globals['_NODEINFO_COUNTERSENTRY']._serialized_end=349
+  _globals['_CAPABILITY']._serialized_start=352
+  _globals['_CAPABILITY']._serialized_end=511
+  _globals['_CAPABILITY_LEVEL']._serialized_start=440
+  _globals['_CAPABILITY_LEVEL']._serialized_end=511
+  _globals['_NODESERVICE']._serialized_start=513
+  _globals['_NODESERVICE']._serialized_end=585
 # @@protoc_insertion_point(module_scope)

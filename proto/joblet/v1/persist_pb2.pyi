@@ -63,7 +63,7 @@ class Metric(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., timestamp: _Optional[int] = ..., cpu_percent: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., pids: _Optional[int] = ..., network_rx_bytes: _Optional[int] = ..., network_tx_bytes: _Optional[int] = ..., cpu_pressure: _Optional[float] = ..., memory_pressure: _Optional[float] = ..., io_pressure: _Optional[float] = ...) -> None: ...
 
 class LogQueryRequest(_message.Message):
-    __slots__ = ("job_id", "stream", "start_time", "end_time", "limit", "offset", "filter")
+    __slots__ = ("job_id", "stream", "start_time", "end_time", "limit", "offset", "filter", "regex")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class LogQueryRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     stream: StreamType
     start_time: int
@@ -78,7 +79,8 @@ class LogQueryRequest(_message.Message):
     limit: int
     offset: int
     filter: str
-    def __init__(self, job_id: _Optional[str] = ..., stream: _Optional[_Union[StreamType, str]] = ..., start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ..., filter: _Optional[str] = ...) -> None: ...
+    regex: str
+    def __init__(self, job_id: _Optional[str] = ..., stream: _Optional[_Union[StreamType, str]] = ..., start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ..., filter: _Optional[str] = ..., regex: _Optional[str] = ...) -> None: ...
 
 class LogBatchQueryRequest(_message.Message):
     __slots__ = ("query", "from_sequence", "tail", "until_sequence", "wait")
@@ -149,3 +151,52 @@ class DeleteJobDataResponse(_message.Message):
     log_bytes: int
     metric_bytes: int
     def __init__(self, log_bytes: _Optional[int] = ..., metric_bytes: _Optional[int] = ...) -> None: ...
+
+class ApplyRetentionRequest(_message.Message):
+    __slots__ = ("dry_run",)
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    def __init__(self, dry_run: _Optional[bool] = ...) -> None: ...
+
+class Removal(_message.Message):
+    __slots__ = ("job_id", "owner", "ended_at", "bytes", "why", "through_sequence")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    ENDED_AT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    owner: str
+    ended_at: int
+    bytes: int
+    why: str
+    through_sequence: int
+    def __init__(self, job_id: _Optional[str] = ..., owner: _Optional[str] = ..., ended_at: _Optional[int] = ..., bytes: _Optional[int] = ..., why: _Optional[str] = ..., through_sequence: _Optional[int] = ...) -> None: ...
+
+class GetStoreRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StoreInfo(_message.Message):
+    __slots__ = ("jobs", "log_bytes", "metric_bytes", "free_bytes", "measured_at", "counters")
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    METRIC_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    jobs: int
+    log_bytes: int
+    metric_bytes: int
+    free_bytes: int
+    measured_at: int
+    counters: _containers.ScalarMap[str, int]
+    def __init__(self, jobs: _Optional[int] = ..., log_bytes: _Optional[int] = ..., metric_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., measured_at: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ...) -> None: ...

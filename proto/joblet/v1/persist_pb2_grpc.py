@@ -56,6 +56,16 @@ class PersistServiceStub:
                 request_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataRequest.SerializeToString,
                 response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataResponse.FromString,
                 _registered_method=True)
+        self.ApplyRetention = channel.unary_stream(
+                '/joblet.v1.PersistService/ApplyRetention',
+                request_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.ApplyRetentionRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.Removal.FromString,
+                _registered_method=True)
+        self.GetStore = channel.unary_unary(
+                '/joblet.v1.PersistService/GetStore',
+                request_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.FromString,
+                _registered_method=True)
 
 
 class PersistServiceServicer:
@@ -91,6 +101,20 @@ class PersistServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyRetention(self, request, context):
+        """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStore(self, request, context):
+        """How much is stored, and what was counted since the service began.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PersistServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +137,16 @@ def add_PersistServiceServicer_to_server(servicer, server):
                     servicer.DeleteJobData,
                     request_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataRequest.FromString,
                     response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataResponse.SerializeToString,
+            ),
+            'ApplyRetention': grpc.unary_stream_rpc_method_handler(
+                    servicer.ApplyRetention,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.ApplyRetentionRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.Removal.SerializeToString,
+            ),
+            'GetStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStore,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +259,60 @@ class PersistService:
             '/joblet.v1.PersistService/DeleteJobData',
             proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataRequest.SerializeToString,
             proto_dot_joblet_dot_v1_dot_persist__pb2.DeleteJobDataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/joblet.v1.PersistService/ApplyRetention',
+            proto_dot_joblet_dot_v1_dot_persist__pb2.ApplyRetentionRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_persist__pb2.Removal.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.PersistService/GetStore',
+            proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.FromString,
             options,
             channel_credentials,
             insecure,

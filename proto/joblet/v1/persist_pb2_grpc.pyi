@@ -43,6 +43,10 @@ class PersistServiceStub:
     """Stored samples, oldest first; with an aggregation, one sample."""
     DeleteJobData: _grpc.UnaryUnaryMultiCallable[_persist_pb2.DeleteJobDataRequest, _persist_pb2.DeleteJobDataResponse]
     """Removes all that is stored of a job. A job of which nothing is stored is no error."""
+    ApplyRetention: _grpc.UnaryStreamMultiCallable[_persist_pb2.ApplyRetentionRequest, _persist_pb2.Removal]
+    """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove."""
+    GetStore: _grpc.UnaryUnaryMultiCallable[_persist_pb2.GetStoreRequest, _persist_pb2.StoreInfo]
+    """How much is stored, and what was counted since the service began."""
 
 @_typing.type_check_only
 class PersistServiceAsyncStub(PersistServiceStub):
@@ -59,6 +63,10 @@ class PersistServiceAsyncStub(PersistServiceStub):
     """Stored samples, oldest first; with an aggregation, one sample."""
     DeleteJobData: _aio.UnaryUnaryMultiCallable[_persist_pb2.DeleteJobDataRequest, _persist_pb2.DeleteJobDataResponse]  # type: ignore[assignment]
     """Removes all that is stored of a job. A job of which nothing is stored is no error."""
+    ApplyRetention: _aio.UnaryStreamMultiCallable[_persist_pb2.ApplyRetentionRequest, _persist_pb2.Removal]  # type: ignore[assignment]
+    """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove."""
+    GetStore: _aio.UnaryUnaryMultiCallable[_persist_pb2.GetStoreRequest, _persist_pb2.StoreInfo]  # type: ignore[assignment]
+    """How much is stored, and what was counted since the service began."""
 
 class PersistServiceServicer(metaclass=_abc_1.ABCMeta):
     """History of jobs: what is stored durably of their output and resource usage.
@@ -96,5 +104,21 @@ class PersistServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_persist_pb2.DeleteJobDataResponse, _abc.Awaitable[_persist_pb2.DeleteJobDataResponse]]:
         """Removes all that is stored of a job. A job of which nothing is stored is no error."""
+
+    @_abc_1.abstractmethod
+    def ApplyRetention(
+        self,
+        request: _persist_pb2.ApplyRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_persist_pb2.Removal], _abc.AsyncIterator[_persist_pb2.Removal]]:
+        """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove."""
+
+    @_abc_1.abstractmethod
+    def GetStore(
+        self,
+        request: _persist_pb2.GetStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_persist_pb2.StoreInfo, _abc.Awaitable[_persist_pb2.StoreInfo]]:
+        """How much is stored, and what was counted since the service began."""
 
 def add_PersistServiceServicer_to_server(servicer: PersistServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
