@@ -4,7 +4,7 @@ Whoever reads here holds one member's output at a time. In which order and how m
 """
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -16,8 +16,9 @@ from services.persist.index import Bounds, Hole, Member, Piece
 from services.persist.member import DamagedMember
 from services.persist.runs import Run
 from services.persist.search import Search
+from services.persist.segment import Segment
 from services.persist.selection import LogSelection
-from services.persist.store import Store, View
+from services.persist.store import View
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +44,21 @@ class DamagedMembers:
             log.error("a stored member is damaged", job=job, file=file, offset=offset, why=why)
 
 
+class Source(Protocol):
+    """What is read of the store."""
+
+    def view(self, job: JobId) -> View:
+        """See Store.view."""
+
+    def read(self, job: JobId, segment: Segment, wanted: Member) -> bytes:
+        """See Store.read."""
+
+
 class Pieces:
     """What a query's job holds in one view. `search` is that of the query."""
 
     def __init__(
-        self, store: Store, selection: LogSelection, view: View, *, search: Search | None, damaged: DamagedMembers
+        self, store: Source, selection: LogSelection, view: View, *, search: Search | None, damaged: DamagedMembers
     ) -> None:
         self._store, self._view = store, view
         self._job, self._streams, self._search = selection.job, selection.streams, search

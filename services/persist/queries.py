@@ -16,11 +16,10 @@ from common.matching import RegexMatcher
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import selection
 from services.persist.changes import Changes
-from services.persist.pieces import DamagedMembers
+from services.persist.pieces import DamagedMembers, Source
 from services.persist.reader import LogReader
 from services.persist.runs import Run
 from services.persist.selection import LogSelection
-from services.persist.store import Store
 
 EXPRESSIONS_AT_ONCE_MAX: Final = 2
 """Steps of queries with a regular expression, which can be slow: they never take all threads from the others."""
@@ -31,7 +30,7 @@ T = TypeVar("T")
 class LogQueries:
     """Answers log queries from the store."""
 
-    def __init__(self, *, store: Store, changes: Changes, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, *, store: Source, changes: Changes, pool: ThreadPoolExecutor) -> None:
         self._store = store
         self._changes = changes
         self._pool = pool

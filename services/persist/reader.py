@@ -17,12 +17,12 @@ from common.errors import not_found
 from common.records import Stream
 from services.persist import tail
 from services.persist.index import Bounds, Piece
-from services.persist.pieces import DamagedMembers, Pieces
+from services.persist.pieces import DamagedMembers, Pieces, Source
 from services.persist.runs import Run
 from services.persist.search import Search
 from services.persist.segment import StaleSegment
 from services.persist.selection import LogSelection
-from services.persist.store import Store, View
+from services.persist.store import View
 
 log = structlog.get_logger(__name__)
 
@@ -34,13 +34,13 @@ RUN_OVERHEAD_BYTES: Final = 64
 
 
 class LogReader:
-    """One query. `damaged` takes members that could not be read."""
+    """One query. `damaged` takes the members that could not be read."""
 
-    def __init__(self, store: Store, selection: LogSelection, damaged: DamagedMembers | None = None) -> None:
+    def __init__(self, store: Source, selection: LogSelection, damaged: DamagedMembers | None = None) -> None:
         self._store = store
         self._selection = selection
         self._search = Search.of(selection.matcher) if selection.matcher else None
-        self._damaged = DamagedMembers() if damaged is None else damaged
+        self.damaged = DamagedMembers() if damaged is None else damaged
         self._bounds = selection.bounds
         self._skip = selection.offset
         self._left = selection.limit
@@ -72,7 +72,7 @@ class LogReader:
     def _look(self, view: View) -> Generator[list[Run], None, None]:
         """Raises `StaleSegment` and FileNotFoundError when all was given that is passed over the next time."""
         selection = self._selection
-        pieces = Pieces(self._store, selection, view, search=self._search, damaged=self._damaged)
+        pieces = Pieces(self._store, selection, view, search=self._search, damaged=self.damaged)
         bounds = self._visible(view)
         if self._tail is not None:
             first, self._skip = yield from self._start_of_tail(pieces, bounds, self._tail)
@@ -101,8 +101,9 @@ class LogReader:
         if step:
             yield step
         self._tail = None
-        if bounds.last_sequence is not None:
-            self._bounds = self._bounds._replace(first_sequence=max(bounds.first_sequence, bounds.last_sequence + 1))
+        through = bounds.last_sequence
+        passed = max(cursor.read_to for cursor in cursors) if through is None else through + 1
+        self._bounds = self._bounds._replace(first_sequence=max(bounds.first_sequence, passed))
 
     def _looked_again(self, view: View, cause: Exception) -> View:
         fresh = self._store.view(self._selection.job)
@@ -166,7 +167,8 @@ class _Cursor:
     def __init__(self, pieces: Pieces, stream: Stream, bounds: Bounds) -> None:
         self._pieces, self._stream, self._bounds = pieces, stream, bounds
         self._left: Iterator[Piece] = pieces.of(stream, bounds)
-        self._read_to = bounds.first_sequence
+        self.read_to = bounds.first_sequence
+        """What lies before was read."""
         self.runs: deque[Run] = deque()
         self.is_done = False
 
@@ -175,7 +177,7 @@ class _Cursor:
         """The first sequence that was not passed yet; None: all were."""
         if self.runs:
             return self.runs[0].first
-        return None if self.is_done else self._read_to
+        return None if self.is_done else self.read_to
 
     def fill(self) -> int:
         """Read pieces until there is a run, or the work of a step is done; about how much it was, in bytes inflated."""
@@ -186,7 +188,7 @@ class _Cursor:
                 self.is_done = True
             else:
                 self.runs.extend(self._pieces.runs(self._stream, piece, self._bounds))
-                self._read_to = piece.span.last_sequence + 1
+                self.read_to = piece.span.last_sequence + 1
                 cost += self._pieces.cost(piece)
         return cost
 

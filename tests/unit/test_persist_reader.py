@@ -208,17 +208,6 @@ def test_waiting_ends_at_the_wanted_sequence_or_the_end(tmp_path: Path) -> None:
     assert forever.is_finished(store.view(JOB))
 
 
-@pytest.mark.threat("C22")
-def test_a_search_through_much_is_done_in_small_steps(tmp_path: Path) -> None:
-    """A filter that matches nothing yields empty steps, so that whoever asked can leave."""
-    store = make_store(tmp_path, flush_bytes=4096)
-    write(store, JOB, output(b"\0" * 1000 + b"\n", 1), output((b"z" * 9 + b"\n") * 150_000, 2))
-    for fields in ({"filter": "nowhere"}, {"filter": "nowhere", "tail": 5}):
-        steps = list(LogReader(store, select(JOB, **fields)).steps(store.view(JOB)))
-        assert len(steps) > 3
-        assert not any(steps)
-
-
 def test_nothing_is_shown_before_both_streams_have_it(tmp_path: Path) -> None:
     """While a job runs, a reader sees no further than what is acknowledged."""
     store = make_store(tmp_path)
