@@ -14,6 +14,7 @@ import msgspec
 
 from common.config.settings import Local
 from common.identifiers import JobId, new_job_id
+from common.matching import matcher
 from common.records import Record, RecordType, Stream, decode_all, encode
 from services.persist import lines, member
 from services.persist.disk import HostDisk
@@ -70,7 +71,8 @@ def store_all(store: Store, records: list[Record]) -> JobId:
 
 def query(store: Store, job: JobId, needle: str) -> int:
     """Everything that contains `needle`; the runs."""
-    wanted = LogSelection(job, (Stream.STDOUT, Stream.STDERR), Bounds(), needle, None, 0, None, wait=False)
+    found = matcher(text=needle, pattern="")
+    wanted = LogSelection(job, (Stream.STDOUT, Stream.STDERR), Bounds(), found, None, 0, None, wait=False)
     return sum(len(step) for step in LogReader(store, wanted).steps(store.view(job)))
 
 

@@ -15,6 +15,9 @@ from common.errors import invalid
 PATTERN_BYTES_MAX: Final = 4096
 ENGINE_BYTES_MAX: Final = 8 * 2**20
 """Memory of one compiled expression; an expression that needs more is refused."""
+PROGRAM_SIZE_MAX: Final = 3000
+"""Instructions of one compiled expression. Where its states do not fit into memory, RE2 tries all of them at each byte:
+a mebibyte without a line end takes up to 3 ms an instruction, so a bound of memory alone would let it take a minute."""
 _TEXT_ANCHORS: Final = ("\\A", "\\z")
 """They mean the ends of an entry, and in a batch they would mean the ends of the batch."""
 
@@ -61,6 +64,12 @@ class RegexMatcher:
         self._expression = _compiled(f"(?m){pattern}")
         self._by_line = any(anchor in pattern for anchor in _TEXT_ANCHORS)
 
+    @property
+    def program_size(self) -> int:
+        """Instructions of the compiled expression: how slow it can be."""
+        size: int = self._expression.programsize
+        return size
+
     def matches(self, entry: bytes) -> bool:
         """See Matcher."""
         return self._expression.search(entry) is not None
@@ -105,9 +114,12 @@ def _compiled(pattern: str) -> re2._Regexp:
     options.log_errors = False
     options.max_mem = ENGINE_BYTES_MAX
     try:
-        return re2.compile(pattern, options)
+        compiled = re2.compile(pattern, options)
     except re2.error as cause:
         why = cause.args[0].decode(errors="replace") if isinstance(cause.args[0], bytes) else str(cause)
         raise invalid(
             f"no regular expression: {why[:200]}", "see https://github.com/google/re2/wiki/Syntax; no back references"
         ) from cause
+    if compiled.programsize > PROGRAM_SIZE_MAX:
+        raise invalid("the regular expression is too large", "repeat less, or say it with fewer classes")
+    return compiled

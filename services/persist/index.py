@@ -2,14 +2,19 @@
 
 One writer adds while readers look: a reader takes `len()` once and looks no further than that. Sequences rise from
 member to member, times may not (a clock can be set back), so a time is looked for among all.
+
+Where members do not follow each other in the file, bytes between them are unreadable: a hole. What is missing there is
+told by damage.py.
 """
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from services.persist.member import Header, Span
+
+_TIME_MAX: Final = 2**63 - 1
 
 
 class Member(NamedTuple):
@@ -17,6 +22,25 @@ class Member(NamedTuple):
 
     offset: int
     header: Header
+
+    @property
+    def span(self) -> Span:
+        """What its text stands for."""
+        return self.header.span
+
+
+class Hole(NamedTuple):
+    """Unreadable bytes in the place of members.
+
+    `span` is what they may have stood for at most, as their neighbours tell, its `lines` 0 because nobody knows;
+    `time_ns` is that of a neighbour.
+    """
+
+    span: Span
+    time_ns: int
+
+
+Piece = Member | Hole
 
 
 class Bounds(NamedTuple):
@@ -58,6 +82,8 @@ class MemberIndex:
         self._lasts = array("q")
         self._first_times = array("q")
         self._last_times = array("q")
+        self._holes: set[int] = set()
+        """Numbers of members that do not begin where the one before them ends."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -66,6 +92,9 @@ class MemberIndex:
     def add(self, member: Member) -> None:
         """Take a member behind all others."""
         header = member.header
+        last = self._count - 1
+        if member.offset != (self._offsets[last] + self._lengths[last] if self._count else 0):
+            self._holes.add(self._count)
         self._offsets.append(member.offset)
         self._lengths.append(header.member_bytes)
         self._inflated.append(header.inflated_bytes)
@@ -80,6 +109,7 @@ class MemberIndex:
         """Take the last member out."""
         member = self[self._count - 1]
         self._count -= 1
+        self._holes.discard(self._count)
         for column in (self._offsets, self._lengths, self._inflated, self._lines):
             column.pop()
         for column in (self._firsts, self._lasts, self._first_times, self._last_times):
@@ -109,6 +139,43 @@ class MemberIndex:
                 return
             if bounds.touch(member.header.span):
                 yield member
+
+    def pieces(self, bounds: Bounds, *, ended_at: int | None = None, backwards: bool = False) -> Iterator[Piece]:
+        """Members and holes that may hold something wanted, in their order or against it.
+
+        `ended_at`: what is missing behind the last member up to this sequence stood in a hole, too.
+        """
+        count = self._count
+        low = bisect_left(self._lasts, bounds.first_sequence, hi=count)
+        high = count
+        if bounds.last_sequence is not None:
+            high = bisect_right(self._firsts, bounds.last_sequence, lo=low, hi=count)
+        numbers = range(low, high + 1)
+        for number in reversed(numbers) if backwards else numbers:
+            found: list[Piece] = []
+            if number in self._holes or (number == count and ended_at is not None):
+                found.append(self._hole(number, count, ended_at or 0))
+            if number < high:
+                found.append(self[number])
+            for piece in reversed(found) if backwards else found:
+                if piece.span.first_sequence <= piece.span.last_sequence and bounds.touch(piece.span):
+                    yield piece
+
+    def _hole(self, number: int, count: int, ended_at: int) -> Hole:
+        """The one in front of member `number`, or behind the last of `count`."""
+        before = self[number - 1].span if number else None
+        after = self[number].span if number < count else None
+        times = [
+            span_time for span_time in (before and before.last_time_ns, after and after.first_time_ns) if span_time
+        ]
+        span = Span(
+            lines=0,
+            first_sequence=before.last_sequence + 1 if before else 1,
+            last_sequence=after.first_sequence - 1 if after else ended_at,
+            first_time_ns=min(times) if before and times else 0,
+            last_time_ns=max(times) if after and times else _TIME_MAX,
+        )
+        return Hole(span, times[0] if times else 0)
 
 
 def dense_until(*indexes: MemberIndex) -> int:

@@ -1,23 +1,28 @@
 """Log queries: what a request asks for, read in worker threads a step at a time, as messages.
 
 Whoever leaves is noticed between two steps; whoever does not read is held by HTTP/2 flow control with one step of
-output in memory. Not here: what is read of which file (reader.py).
+output in memory. There is no time limit here: that is the client's deadline, at which it leaves. Not here: what is read
+of which file (reader.py).
 """
 
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from common.errors import not_found
+from common.matching import RegexMatcher
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import selection
 from services.persist.changes import Changes
+from services.persist.pieces import DamagedMembers, Source
 from services.persist.reader import LogReader
 from services.persist.runs import Run
 from services.persist.selection import LogSelection
-from services.persist.store import Store
+
+EXPRESSIONS_AT_ONCE_MAX: Final = 2
+"""Steps of queries with a regular expression, which can be slow: they never take all threads from the others."""
 
 T = TypeVar("T")
 
@@ -25,10 +30,12 @@ T = TypeVar("T")
 class LogQueries:
     """Answers log queries from the store."""
 
-    def __init__(self, *, store: Store, changes: Changes, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, *, store: Source, changes: Changes, pool: ThreadPoolExecutor) -> None:
         self._store = store
         self._changes = changes
         self._pool = pool
+        self._expressions = asyncio.Semaphore(EXPRESSIONS_AT_ONCE_MAX)
+        self.damaged = DamagedMembers()
 
     async def lines(self, request: pb.LogQueryRequest) -> AsyncIterator[pb.LogLine]:
         """What QueryLogs asks for. Raises JobletError, OSError."""
@@ -44,13 +51,14 @@ class LogQueries:
                 yield message
 
     async def _logs(self, wanted: LogSelection, convert: Callable[[list[Run]], T]) -> AsyncIterator[T]:
-        reader = LogReader(self._store, wanted)
+        reader = LogReader(self._store, wanted, self.damaged)
+        run = self._in_turn if isinstance(wanted.matcher, RegexMatcher) else self._in_pool
         with self._changes.watch(wanted.job) as watch:
             while True:
                 watch.reset()
                 view = await self._in_pool(self._store.view, wanted.job)
                 steps = reader.steps(view)
-                while (converted := await self._in_pool(_converted, steps, convert)) is not None:
+                while (converted := await run(_converted, steps, convert)) is not None:
                     yield converted
                 if reader.is_finished(view):
                     return
@@ -58,13 +66,24 @@ class LogQueries:
                     raise not_found(f"the data of job {wanted.job} was deleted meanwhile")
                 await watch.wait()
 
+    async def _in_turn(self, work: Callable[..., T], *arguments: object) -> T:
+        """The turn ends with the work, not when whoever asked has left."""
+        await self._expressions.acquire()
+        running = asyncio.ensure_future(self._in_pool(work, *arguments))
+        running.add_done_callback(lambda _: self._expressions.release())
+        return await asyncio.shield(running)
+
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
 def _converted(steps: Iterator[list[Run]], convert: Callable[[list[Run]], T]) -> T | None:
     step = next(steps, None)
-    return None if step is None else convert(step)
+    if step is None:
+        return None
+    converted = convert(step)
+    step.clear()  # the reader holds it until it is asked again, which a client that does not read never does
+    return converted
 
 
 def _batches(step: list[Run]) -> pb.LogBatches:

@@ -12,6 +12,7 @@ from services.persist import lines
 from services.persist.index import Bounds
 from services.persist.lines import Entry
 from services.persist.member import Span
+from services.persist.search import Search
 
 RUN_BYTES_MAX: Final = 2**20
 
@@ -51,26 +52,47 @@ class Run(NamedTuple):
         return [self.data] if self.partial else self.data.split(b"\n")[:-1]
 
 
-def of_text(
-    text: bytes, stream: Stream, bounds: Bounds | None, needle: str, *, span: Span | None = None
-) -> Iterator[Run]:
-    """The runs in a member's text. `bounds` None: all is wanted. `needle`: only lines that contain it.
+def of_text(text: bytes, stream: Stream, bounds: Bounds | None, search: Search | None, *, span: Span) -> Iterator[Run]:
+    """The runs in the text of a member. `bounds` None: all is wanted. `search`: only what it finds.
 
-    `span`: that of the member, when it is known. Raises `msgspec.DecodeError` when the text is not ours.
+    Raises `msgspec.DecodeError` when the text is not ours.
     """
-    if span is not None and bounds is None and not needle and _is_one_run(span):
+    candidates = search.candidates(text) if search else None
+    if candidates is None and bounds is None and is_dense(span) and span.first_time_ns == span.last_time_ns:
+        # As many lines as sequences, and one time: so are the members of a job that floods.
         data = lines.decode_data(text, count=span.lines)
         if data is not None:
-            yield from _halved(Run(span.first_sequence, span.lines, stream, span.first_time_ns, data))
+            whole = Run(span.first_sequence, span.lines, stream, span.first_time_ns, data)
+            yield from _picked(whole, search.numbers(data)) if search else _halved(whole)
             return
-    if needle and lines.escaped(needle) not in text and b'"content_b64"' not in text:
-        return
-    entries = lines.decode(text)
+    entries = search.entries(text, span, candidates) if search else lines.decode(text)
     if bounds is not None:
         entries = [entry for entry in entries if _is_within(entry, bounds)]
-    if needle:
-        raw_needle = needle.encode()
-        entries = [entry for entry in entries if _contains(entry, needle, raw_needle)]
+    yield from _grouped(entries, stream, bounds)
+
+
+def is_dense(span: Span) -> bool:
+    """All sequences of `span` are its own, and there are some."""
+    return span.lines > 0 and span.lines == span.last_sequence - span.first_sequence + 1
+
+
+def _picked(whole: Run, numbers: list[int]) -> Iterator[Run]:
+    """What of a run is on the lines with these rising numbers; neighbours stay together."""
+    if len(numbers) == whole.lines:
+        yield from _halved(whole)
+        return
+    rows = whole.data.split(b"\n") if numbers else []
+    start, count = 0, len(numbers)
+    while start < count:
+        first, end = numbers[start], start + 1
+        while end < count and numbers[end] - end == first - start:
+            end += 1
+        data = b"\n".join([*rows[first : first + end - start], b""])
+        yield from _halved(Run(whole.first + first, end - start, whole.stream, whole.time_ns, data))
+        start = end
+
+
+def _grouped(entries: list[Entry], stream: Stream, bounds: Bounds | None) -> Iterator[Run]:
     start, count = 0, len(entries)
     while start < count:
         first = entries[start]
@@ -90,12 +112,6 @@ def of_text(
             Run(first.sequence, end - start, stream, first.timestamp, _data(entries, start, end), first.partial)
         )
         start = end
-
-
-def _is_one_run(span: Span) -> bool:
-    """Its header says so: as many lines as sequences, and one time. So are the members of a job that floods."""
-    dense = span.lines == span.last_sequence - span.first_sequence + 1
-    return dense and span.lines > 0 and span.first_time_ns == span.last_time_ns
 
 
 def _data(entries: list[Entry], start: int, end: int) -> bytes:
@@ -136,9 +152,3 @@ def _is_within(entry: Entry, bounds: Bounds) -> bool:
         and (bounds.first_time_ns is None or bounds.first_time_ns <= entry.timestamp)
         and (bounds.last_time_ns is None or entry.timestamp <= bounds.last_time_ns)
     )
-
-
-def _contains(entry: Entry, needle: str, raw_needle: bytes) -> bool:
-    if entry.gap:
-        return False
-    return raw_needle in entry.raw if entry.content is None else needle in entry.content

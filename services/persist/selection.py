@@ -4,23 +4,23 @@ from typing import Final, NamedTuple
 
 from common.errors import invalid
 from common.identifiers import JobId, parse_job_id
+from common.matching import Matcher, matcher
 from common.quantities import request_time_ns
 from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist.index import Bounds
 from services.persist.lines import INTEGER_MAX
 
-FILTER_BYTES_MAX: Final = 4096
 AGGREGATIONS: Final = ("", "avg", "min", "max", "sum")
 
 
 class LogSelection(NamedTuple):
-    """Which entries of a job."""
+    """Which entries of a job. Without a `matcher`, all of them."""
 
     job: JobId
     streams: tuple[Stream, ...]
     bounds: Bounds
-    needle: str
+    matcher: Matcher | None
     limit: int | None
     offset: int
     tail: int | None
@@ -64,14 +64,12 @@ def of_metrics(request: pb.MetricQueryRequest) -> MetricSelection:
 
 
 def _logs(request: pb.LogQueryRequest, bounds: Bounds, *, tail: int | None, wait: bool) -> LogSelection:
-    if len(request.filter.encode()) > FILTER_BYTES_MAX:
-        raise invalid("the filter is too long", f"at most {FILTER_BYTES_MAX} bytes")
     limit, offset = _page(request.limit, request.offset)
     return LogSelection(
         job=parse_job_id(request.job_id),
         streams=_streams(request),
         bounds=_times(bounds, request.start_time, request.end_time),
-        needle=request.filter,
+        matcher=matcher(text=request.filter, pattern=request.regex),
         limit=limit,
         offset=offset,
         tail=tail,

@@ -9,9 +9,10 @@ from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untype
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # ships no types
 
 from common.messages.logs import StoreMetric
+from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
-from tests.contract.test_persist_service import JOB, Rig, batches, run, store_records, stored
-from tests.unit.test_persist_journal import output
+from tests.contract.test_persist_service import JOB, Rig, batches, each, run, store_records, stored
+from tests.unit.test_persist_journal import TIME_NS, output
 
 
 @pytest.mark.requirement("S0.44")
@@ -85,6 +86,64 @@ def test_every_figure_of_a_sample_is_stored_and_aggregated(tmp_path: Path) -> No
     run(tmp_path, scenario)
 
 
+@pytest.mark.requirement("S0.45")
+def test_an_expression_selects_lines(tmp_path: Path) -> None:
+    """With a stream, a time, a page, a tail; as lines and as batches; and of lines that come while one waits."""
+
+    async def scenario(rig: Rig) -> None:
+        await rig.send(
+            store_records(
+                output(b"one 1\ntwo 22\n", 1),
+                output(b"three 333\n", 3, stream=Stream.STDERR, time_ns=TIME_NS + 1),
+                output(b"four 4444\nfive\n", 4, time_ns=TIME_NS + 2),
+            )
+        )
+        await rig.answered(stored(5))
+
+        async def ask(**fields: Any) -> list[bytes]:
+            request = pb.LogQueryRequest(job_id=JOB, **fields)
+            found = [line.content async for line in rig.stub.QueryLogs(request)]
+            again = [batch.data async for batch in each(batches(rig, **fields))]
+            assert b"".join(again) == b"".join(line + b"\n" for line in found)
+            return found
+
+        assert await ask(regex="[0-9]{2,}$") == [b"two 22", b"three 333", b"four 4444"]
+        assert await ask(regex="[0-9]{2,}$", limit=1, offset=1) == [b"three 333"]
+        assert await ask(regex="[0-9]{2,}$", stream=pb.STDERR) == [b"three 333"]
+        assert await ask(regex="[0-9]{2,}$", start_time=TIME_NS + 2) == [b"four 4444"]
+        assert await ask(regex="^(?i)F") == [b"four 4444", b"five"]
+        assert await ask(regex="timestamp|stdout") == []
+        assert [batch.data async for batch in each(batches(rig, regex="e", tail=2))] == [b"three 333\n", b"five\n"]
+        waiting = each(batches(rig, regex="^f", wait=True, from_sequence=5, until_sequence=7))
+        assert (await anext(waiting)).data == b"five\n"
+        await rig.send(store_records(output(b"six\nfifty\n", 6), batch=1))
+        assert [batch.data async for batch in waiting] == [b"fifty\n"]
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.threat("C22")
+@pytest.mark.threat("C23")
+def test_a_deadline_ends_a_search(tmp_path: Path) -> None:
+    """A search that finds nothing for longer than the client's deadline is cut off; others are served meanwhile."""
+
+    async def scenario(rig: Rig) -> None:
+        payload = b"".join(b"%08d" % n * 12 + b"\n" for n in range(10_000))
+        for number in range(30):
+            await rig.send(store_records(output(payload, number * 10_000 + 1), batch=number))
+        await rig.answered(stored(300_000))
+        query = pb.LogQueryRequest(job_id=JOB, regex="(a|b)*[01].{0,200}c")
+        slow = [rig.stub.QueryLogBatches(pb.LogBatchQueryRequest(query=query), timeout=0.1) for _ in range(6)]
+        assert [batch.lines async for batch in each(batches(rig, tail=1))] == [1]
+        for call in slow:
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await anext(aiter(call))
+            assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert [batch.lines async for batch in each(batches(rig, limit=1))] == [1]
+
+    run(tmp_path, scenario)
+
+
 @pytest.mark.threat("B21")
 def test_refusals_carry_reason_and_detail(tmp_path: Path) -> None:
     """INVALID_ARGUMENT with ErrorInfo for each query that cannot be meant; no path and no traceback in it."""
@@ -94,6 +153,10 @@ def test_refusals_carry_reason_and_detail(tmp_path: Path) -> None:
             rig.stub.QueryLogs(pb.LogQueryRequest(job_id="../../etc/passwd")),
             rig.stub.QueryLogs(pb.LogQueryRequest(job_id=JOB, limit=-1)),
             rig.stub.QueryLogBatches(pb.LogBatchQueryRequest()),
+            rig.stub.QueryLogs(pb.LogQueryRequest(job_id=JOB, regex="(a)\\1")),
+            rig.stub.QueryLogBatches(
+                pb.LogBatchQueryRequest(query=pb.LogQueryRequest(job_id=JOB, regex="a", filter="a"))
+            ),
             rig.stub.QueryMetrics(pb.MetricQueryRequest(job_id=JOB, aggregation="median")),
         ]
         errors = []

@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import JobletError, Reason
 from common.identifiers import new_job_id
+from common.matching import RegexMatcher, TextMatcher
 from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import selection
@@ -21,6 +22,12 @@ JOB = new_job_id()
         {"end_time": -(2**63)},
         {"start_time": 200, "end_time": 100},
         {"filter": "x" * 5000},
+        {"regex": "x" * 5000},
+        {"filter": "a", "regex": "a"},
+        {"regex": "("},
+        {"regex": r"(a)\1"},
+        {"regex": "a{1001}"},
+        {"regex": "(.{0,1000}){3}"},
         {"stream": 7},
         {"job_id": ""},
         {"job_id": "../../etc/passwd\0"},
@@ -70,6 +77,20 @@ def test_times_are_seconds_or_nanoseconds() -> None:
     assert (bounds.first_time_ns, bounds.last_time_ns) == (1_700_000_000 * 10**9, 2 * 10**18 - 1)
     bounds = selection.of_lines(pb.LogQueryRequest(job_id=JOB)).bounds
     assert (bounds.first_time_ns, bounds.last_time_ns) == (None, None)
+
+
+@pytest.mark.requirement("S0.45")
+def test_a_text_or_an_expression_is_looked_for() -> None:
+    """Each is given to its matcher, and neither is no matcher; in batches as in lines."""
+    for query, kind in (
+        (pb.LogQueryRequest(job_id=JOB, filter="a.b"), TextMatcher),
+        (pb.LogQueryRequest(job_id=JOB, regex="a.b"), RegexMatcher),
+    ):
+        for found in (selection.of_lines(query), selection.of_batches(pb.LogBatchQueryRequest(query=query))):
+            assert isinstance(found.matcher, kind)
+            assert found.matcher.matches(b"a.b")
+            assert found.matcher.matches(b"axb") == (kind is RegexMatcher)
+    assert selection.of_lines(pb.LogQueryRequest(job_id=JOB)).matcher is None
 
 
 def test_no_stream_means_both() -> None:
