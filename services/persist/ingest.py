@@ -46,15 +46,6 @@ log = structlog.get_logger(__name__)
 
 HELD_BYTES_MAX: Final = 128 * 2**20
 """Beyond, no message is taken until some of it is written: twice what the executor has on the way."""
-COUNTERS: Final = (
-    "entries_repeated",
-    "entries_missing",
-    "records_corrupt",
-    "messages_refused",
-    "flushes_failed",
-    "resends_asked",
-)
-"""What is counted here. `records_corrupt` counts messages whose records are unreadable or make no sense."""
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _TICK_S_MAX: Final = 0.05
 _SAMPLES_S: Final = 1.0
@@ -92,8 +83,8 @@ class Ingest:
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.counts: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        """How often what of `COUNTERS` happened since the start."""
+        self.counts: Counter[str] = Counter()
+        """By the names of docs/operations.md, counters."""
 
     async def run(self) -> None:
         """Take messages for ever."""
@@ -197,7 +188,7 @@ class Ingest:
         else:
             self.counts["entries_repeated"] += written.repeats
             if written.missing:
-                self._count("entries_missing", "entries never came", times=written.missing, job=job)
+                self._count("entries_missing", f"{written.missing} entries never came", times=written.missing, job=job)
             reached("persist.stored")
             self._handle(Flushed(job, flush.epoch, through, end is not None, _now_ms()))
             self._changes.tell(job)
@@ -219,8 +210,9 @@ class Ingest:
         task.add_done_callback(self._tasks.discard)
 
     def _count(self, what: str, why: str, *, times: int = 1, **context: str) -> None:
-        before, self.counts[what] = self.counts[what], self.counts[what] + times
-        if before.bit_length() < self.counts[what].bit_length():  # at 1, 2, 4, 8 …: a flood does not fill the log
+        before = self.counts[what]
+        self.counts[what] += times
+        if self.counts[what].bit_length() > before.bit_length():  # at 1, 2, 4, 8 …: a flood does not fill the log
             log.warning("ingest", what=what, why=why[:300], times=self.counts[what], **context)
 
 
