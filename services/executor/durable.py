@@ -19,7 +19,6 @@ from common.messages.logs import EndOfJob, StoreRecords
 from services.executor.job_store import Cursor
 from services.executor.journal import Slice
 
-BATCH_BYTES: Final = 1024 * 1024
 PATIENCE_NS: Final = 5_000_000_000
 """Without progress for so long, what is unacknowledged is sent again; twice as long after each time in vain."""
 PATIENCE_DOUBLINGS_MAX: Final = 4
@@ -64,6 +63,8 @@ class Outbox:
         self._epoch = max(cursor.epoch, epoch_floor)
         self._batch = 0
         self._in_flight: deque[InFlight] = deque()
+        self.in_flight_bytes = 0
+        """Bytes that are sent and not acknowledged."""
         self._end_sent = False
         self._progress_ns = now_ns
         self._in_vain = 0
@@ -80,11 +81,6 @@ class Outbox:
             acknowledged_offset=self.acknowledged.offset,
             acknowledged_sequence=self.acknowledged.sequence,
         )
-
-    @property
-    def in_flight_bytes(self) -> int:
-        """Bytes that are sent and not acknowledged."""
-        return sum(batch.bytes for batch in self._in_flight)
 
     @property
     def waiting(self) -> bool:
@@ -123,6 +119,7 @@ class Outbox:
         self.sent = Position(piece.end, piece.last_sequence)
         self._highest_sent = max(self._highest_sent, self.sent.sequence)
         self._in_flight.append(InFlight(self.sent, len(piece.records)))
+        self.in_flight_bytes += len(piece.records)
         message = StoreRecords(job=self.job, epoch=self._epoch, batch=self._batch, records=piece.records)
         self._batch += 1
         self._settle()
@@ -156,7 +153,7 @@ class Outbox:
         self._settle()
         if ended and self.last_sequence is not None and self._stored_sequence >= self.last_sequence:
             self.delivered = True
-            self._in_flight.clear()
+            self._forget_in_flight()
         progress = before != (self._stored_sequence, self.acknowledged, self.delivered)
         if progress:
             self._progress_ns, self._in_vain, self._resends, self.paused_until_ns = now_ns, 0, 0, 0
@@ -187,7 +184,7 @@ class Outbox:
         """Begin again behind what was acknowledged, in an epoch higher than any before."""
         self._epoch += 1
         self._batch = 0
-        self._in_flight.clear()
+        self._forget_in_flight()
         self._end_sent = False
         self.sent = self.acknowledged
         self._progress_ns = now_ns
@@ -195,4 +192,10 @@ class Outbox:
     def _settle(self) -> None:
         """Take off what is acknowledged. A batch without a new entry (START, EXIT) waits for nothing."""
         while self._in_flight and self._in_flight[0].end.sequence <= self._stored_sequence:
-            self.acknowledged = self._in_flight.popleft().end
+            batch = self._in_flight.popleft()
+            self.acknowledged = batch.end
+            self.in_flight_bytes -= batch.bytes
+
+    def _forget_in_flight(self) -> None:
+        self._in_flight.clear()
+        self.in_flight_bytes = 0

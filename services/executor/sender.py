@@ -1,13 +1,13 @@
 """Sends what the outboxes of all jobs hold to persist, and hears its acknowledgements. The effects around durable.py.
 
-Jobs take turns, a batch each. Bounded three ways: bytes unacknowledged of one job, of all jobs, and bytes sent since
-persist was last heard of; while persist is silent, one batch goes out from time to time to find out whether it lives
-(it announces itself when it starts, so this matters only when that word was lost).
+Jobs take turns, a batch each, as turns.py has it. Bounded three ways: bytes unacknowledged of one job, of all jobs, and
+bytes sent since persist was last heard of; while persist is silent, one batch goes out from time to time to find out
+whether it lives (it announces itself when it starts, so this matters only when that word was lost).
 """
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final, NamedTuple, Protocol
 
@@ -21,9 +21,10 @@ from common.identifiers import JobId
 from common.messages.envelope import Body, Message
 from common.messages.jobs import JobRecord
 from common.messages.logs import PersistStarted, Resend, Stored
-from services.executor.durable import BATCH_BYTES, Outbox, Position
+from services.executor.durable import Outbox, Position
 from services.executor.job_store import Cursor
 from services.executor.journal import Journal, Slice
+from services.executor.turns import Turn, Turns
 
 log = structlog.get_logger(__name__)
 
@@ -85,12 +86,15 @@ class Sender:
         self._wall_ns = wall_ns
         self._parcels: dict[JobId, _Parcel] = {}
         self._given_back: dict[JobId, int] = {}
-        self._ready: deque[JobId] = deque()
-        self._queued: set[JobId] = set()
+        self._turns = Turns(
+            job_bytes_max=settings.unacknowledged_bytes_max, total_bytes_max=settings.unacknowledged_total_bytes_max
+        )
         self._wake = asyncio.Event()
         self._paused: set[JobId] = set()
         self._unheard_bytes = 0
         self._probe_ns = 0
+        self.counts: Counter[str] = Counter(resends=0)
+        """`resends`: how often what was on the way of a job was sent again."""
 
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
@@ -116,22 +120,21 @@ class Sender:
     def remove(self, job: JobId) -> None:
         """Deliver nothing more of a job."""
         self._parcels.pop(job, None)
+        self._turns.forget(job)
         self._given_back.pop(job, None)
 
     @property
     def unacknowledged_bytes(self) -> int:
         """Bytes of all jobs that are sent and not acknowledged."""
-        return sum(parcel.outbox.in_flight_bytes for parcel in self._parcels.values())
+        return self._turns.total_bytes
 
     async def run(self) -> None:
         """Send what there is to send, for ever."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._ready and self._may_send():
-                job = self._ready.popleft()
-                self._queued.discard(job)
-                await self._turn(job)
+            while self._turns.any_may_send and self._may_send() and (turn := self._turns.next()) is not None:
+                await self._turn(turn)
                 await asyncio.sleep(0)  # the live cursor's turn
 
     async def watch(self) -> None:
@@ -152,8 +155,9 @@ class Sender:
         for job in overdue:
             outbox = self._parcels[job].outbox
             outbox.give_up_waiting(now_ns=now_ns)
+            self.counts["resends"] += 1
             self._went_back(job, outbox)
-        if self._ready:
+        if self._turns.any_may_send:
             self._wake.set()
 
     async def hear(self, messages: Messages) -> None:
@@ -170,10 +174,12 @@ class Sender:
             case Resend():
                 parcel = self._parcels.get(body.job)
                 if parcel is not None and parcel.outbox.missing(body.epoch, now_ns=self._now_ns()):
+                    self.counts["resends"] += 1
                     self._went_back(body.job, parcel.outbox)
             case PersistStarted():
                 log.info("persist started: sending again what it has not acknowledged", instance=body.instance[:64])
                 for job, started in self._parcels.items():
+                    self.counts["resends"] += started.outbox.waiting
                     started.outbox.go_back(now_ns=self._now_ns())
                     self._went_back(job, started.outbox)
             case _:
@@ -187,6 +193,7 @@ class Sender:
         outbox = parcel.outbox
         if not outbox.stored(stored.last_sequence, ended=stored.ended, now_ns=self._now_ns()):
             return
+        self._turns.on_the_way(stored.job, outbox.in_flight_bytes)
         if outbox.delivered:
             self.remove(stored.job)
             self._keeper.delivered(stored.job)
@@ -213,35 +220,36 @@ class Sender:
 
     def _went_back(self, job: JobId, outbox: Outbox) -> None:
         self._keeper.cursor_moved(outbox.cursor)
+        self._turns.on_the_way(job, outbox.in_flight_bytes)
         self._enqueue(job)
 
     def _enqueue(self, job: JobId) -> None:
-        if job not in self._queued:
-            self._queued.add(job)
-            self._ready.append(job)
-        self._wake.set()
+        parcel = self._parcels.get(job)
+        if parcel is None:
+            return
+        outbox = parcel.outbox
+        if outbox.has_records() or outbox.end_is_due():
+            self._turns.line_up(job, outbox.readable - outbox.sent.offset)
+            self._wake.set()
 
     def _may_send(self) -> bool:
-        total = self._settings.unacknowledged_total_bytes_max
-        if self.unacknowledged_bytes >= total:
-            return False
-        if self._unheard_bytes < total:
+        """Whether persist was heard of lately, or it is time for a probe: one turn."""
+        if self._unheard_bytes < self._settings.unacknowledged_total_bytes_max:
             return True
         if self._now_ns() - self._probe_ns < PROBE_NS:
             return False
         self._probe_ns = self._now_ns()
         return True
 
-    async def _turn(self, job: JobId) -> None:
-        parcel = self._parcels.get(job)
-        if parcel is None:
-            return
-        message = self._next(parcel)
+    async def _turn(self, turn: Turn) -> None:
+        parcel = self._parcels[turn.job]
+        message = self._next(parcel, turn.bytes_max)
         if message is None:
             return
         payload = codec.encode(message)
         self._unheard_bytes += len(payload)
-        self._enqueue(job)
+        self._turns.on_the_way(turn.job, parcel.outbox.in_flight_bytes)
+        self._enqueue(turn.job)
         await self._push.send(payload)
         reached("executor.sent")
 
@@ -249,21 +257,19 @@ class Sender:
         parcel = self._parcels.get(job)
         return parcel is not None and parcel.outbox.paused_until_ns > now_ns
 
-    def _next(self, parcel: _Parcel) -> Body | None:
+    def _next(self, parcel: _Parcel, bytes_max: int) -> Body | None:
         outbox = parcel.outbox
         if self._is_paused(outbox.job, self._now_ns()):
             self._paused.add(outbox.job)
             return None
         if outbox.has_records() and parcel.journal is not None:
-            piece = self._read(outbox, parcel.journal)
+            piece = self._read(outbox, parcel.journal, bytes_max)
             return None if piece is None else outbox.send_records(piece, now_ns=self._now_ns())
         return outbox.send_end(now_ns=self._now_ns()) if outbox.end_is_due() else None
 
-    def _read(self, outbox: Outbox, journal: Journal) -> Slice | None:
-        """The next batch, or None when the job's window has no room for it."""
-        room = self._settings.unacknowledged_bytes_max - outbox.in_flight_bytes
-        unsent = outbox.readable - outbox.sent.offset
-        wanted = min(BATCH_BYTES, unsent, max(room, 1))
+    def _read(self, outbox: Outbox, journal: Journal, bytes_max: int) -> Slice | None:
+        """The next batch, or None when the first record does not fit and something is on the way: that comes first."""
+        wanted = min(bytes_max, outbox.readable - outbox.sent.offset)
         try:
             piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True)
         except OSError as cause:
@@ -275,6 +281,6 @@ class Sender:
             outbox.unreadable(Position(piece.end, piece.last_sequence))
         if not piece.records:
             return None
-        if len(piece.records) > room and outbox.in_flight_bytes:
+        if len(piece.records) > bytes_max and outbox.in_flight_bytes:
             return None
         return piece

@@ -33,8 +33,9 @@ from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
 from services.persist.store import Store
 
-WRITERS: Final = 2
 READERS: Final = 4
+COMPRESSORS: Final = 2
+"""More would wait: encoding, which feeds them, is not parallel."""
 STOP_GRACE_S: Final = 1.0
 LEVELS: Final = (0, 3)
 FLUSH_BYTES: Final = (4096, 8 * 2**20)
@@ -48,16 +49,24 @@ async def serve(startup: Startup) -> None:
     local = settings.persist.storage.local
     receiver = Receiver(startup.transport, PERSIST_IPC)
     outbox = Outbox(startup.transport.push(PERSIST_ACKS))
-    store = Store(logs=layout.logs, metrics=layout.metrics, settings=local, disk=HostDisk())
-    samples, changes = Samples(store), Changes()
-    with ThreadPoolExecutor(WRITERS, "write") as writers, ThreadPoolExecutor(READERS, "read") as readers:
+    limits = Limits(local.flush_bytes, local.flush_ms)
+    writing = limits.places + 1  # and one for samples
+    with (
+        ThreadPoolExecutor(COMPRESSORS, "compress") as compressors,
+        ThreadPoolExecutor(writing, "write") as writers,
+        ThreadPoolExecutor(READERS, "read") as readers,
+    ):
+        store = Store(
+            logs=layout.logs, metrics=layout.metrics, settings=local, disk=HostDisk(), compressors=compressors
+        )
+        samples, changes = Samples(store), Changes()
         ingest = Ingest(
             source=receiver,
             answer=outbox.put,
             store=store,
             samples=samples,
             changes=changes,
-            limits=Limits(local.flush_bytes, local.flush_ms),
+            limits=limits,
             pool=writers,
         )
         server = grpc.aio.server(

@@ -8,6 +8,7 @@ A line ends at b"\n" and nowhere else; the content is without it, a b"\r" before
 batch: this is where persist spends its time. Not here: members (member.py) and how readers get runs (runs.py).
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -20,8 +21,9 @@ from services.persist.member import Span
 STREAM_NAMES: Final = {Stream.NONE: "none", Stream.STDOUT: "stdout", Stream.STDERR: "stderr"}
 """A gap may be of no stream: nobody knows which of them the missing entries were of."""
 CHUNK_LINES: Final = 4096
-CHUNK_BYTES: Final = 256 * 1024
-"""Lines are encoded in chunks of about so much output: it stays in the cache, and a member in bounds."""
+CHUNK_BYTES: Final = 128 * 1024
+"""Lines are encoded in chunks of at most about so much of what the job wrote: it stays in the cache, and a member in
+bounds."""
 INTEGER_MAX: Final = 2**63 - 1
 BINARY_MARK: Final = '_b64":'
 """In a text of ours only where the content of a line is not UTF-8: a quotation mark inside of content is escaped."""
@@ -103,6 +105,9 @@ _surely_not_utf8: Final = re.compile(
     rb"[\xc0\xc1\xf5-\xff]|^[\x80-\xbf]|[\x00-\x7f][\x80-\xbf]|[\xc2-\xf4][\x00-\x7f\xc2-\xf4]"
 ).search
 """Bytes that are never in UTF-8, and in the wrong order (RFC 3629, section 4). Not every order: decoding decides."""
+_OFTEN_ESCAPED: Final = (b'"', b"\\", b"\t", b"\x1b")
+"""Looked for first, each at the speed of memchr(3). What is rarer is found by comparing lengths."""
+_BLOCK: Final = 1000
 _gap_decoder: Final = msgspec.json.Decoder(_GapDetail)
 
 
@@ -146,19 +151,11 @@ def encode(record: Record, *, skip: int = 0) -> Iterator[Chunk]:
     if record.flags & Flags.PARTIAL:
         yield _chunk(_piece(payload, record.time_ns, record.sequence, name), record, 0, 1)
         return
-    step = max(1, min(CHUNK_LINES, record.lines * CHUNK_BYTES // (len(payload) or 1)))
-    try:
-        lines = payload.decode().split("\n")
-    except UnicodeDecodeError:
-        raw_lines = payload.split(b"\n")
-        for first in range(skip, record.lines, step):
-            last = min(first + step, record.lines)
-            text = _mixed_text(raw_lines[first:last], record.time_ns, record.sequence + first, name)
-            yield _chunk(text, record, first, last)
-        return
-    for first in range(skip, record.lines, step):
-        last = min(first + step, record.lines)
-        yield _chunk(_text(lines[first:last], record.time_ns, record.sequence + first, name), record, first, last)
+    first = skip
+    for piece in _pieces(payload.split(b"\n", skip)[skip], CHUNK_LINES * len(payload) // record.lines):
+        text, lines = _lines_text(piece, record.time_ns, record.sequence + first, name)
+        yield _chunk(text, record, first, first + lines)
+        first += lines
 
 
 def gap_chunk(name: str, *, time_ns: int, sequence: int, lines: int, gap_bytes: int, reason: str) -> Chunk:
@@ -218,6 +215,67 @@ def escaped(text: str) -> bytes:
 def _chunk(text: bytes, record: Record, first: int, last: int) -> Chunk:
     sequence = record.sequence + first
     return Chunk(text, Span(last - first, sequence, record.sequence + last - 1, record.time_ns, record.time_ns))
+
+
+def _pieces(payload: bytes, bytes_max: int) -> Iterator[bytes]:
+    """Whole lines of about `bytes_max` or CHUNK_BYTES, at least one."""
+    start, size = 0, max(1, min(bytes_max, CHUNK_BYTES))
+    while start < len(payload):
+        end = payload.rfind(b"\n", start, start + size) + 1 or payload.index(b"\n", start) + 1
+        yield payload[start:end]
+        start = end
+
+
+def _lines_text(piece: bytes, time_ns: int, sequence: int, name: str) -> tuple[bytes, int]:
+    """The JSON lines of the lines in `piece`, and how many they are."""
+    raw_lines = piece.split(b"\n")
+    raw_lines.pop()
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return _mixed_text(raw_lines, time_ns, sequence, name), len(raw_lines)
+    if _is_plain(piece, text, len(raw_lines)):
+        return _plain_text(raw_lines, time_ns, sequence, name), len(raw_lines)
+    lines = text.split("\n")
+    lines.pop()
+    return _text(lines, time_ns, sequence, name), len(lines)
+
+
+def _is_plain(piece: bytes, text: str, lines: int) -> bool:
+    """True when nothing but the line ends is escaped in JSON: each of them is two characters there."""
+    if any(often in piece for often in _OFTEN_ESCAPED):
+        return False
+    return len(_encoder.encode(text)) == len(piece) + lines + len('""')
+
+
+def _plain_text(lines: list[bytes], time_ns: int, sequence: int, name: str) -> bytes:
+    """The same as `_text` for lines that stand in JSON as they are, in half the time: without an object for each.
+
+    All between two contents is the same but for the sequence. Of that all but the last three digits change once in a
+    block, and those with what follows them are in a table.
+    """
+    between = b'"}\n{"timestamp":%d,"sequence":' % time_ns
+    parts: list[bytes] = []
+    first = 0
+    while first < len(lines):
+        block, number = divmod(sequence + first, _BLOCK)
+        count = min(_BLOCK - number, len(lines) - first)
+        three = [between + b"%d" % block if block else between] * (3 * count)
+        three[1::3] = _last_digits(name, padded=block > 0)[number : number + count]
+        three[2::3] = lines[first : first + count]
+        parts += three
+        first += count
+    parts[0] = parts[0].removeprefix(b'"}\n')
+    parts.append(b'"}\n')
+    return b"".join(parts)
+
+
+@functools.cache
+def _last_digits(name: str, *, padded: bool) -> list[bytes]:
+    return [
+        b'%b,"stream":"%b","content":"' % ((b"%03d" if padded else b"%d") % number, name.encode())
+        for number in range(_BLOCK)
+    ]
 
 
 def _text(lines: list[str], time_ns: int, sequence: int, name: str) -> bytes:

@@ -9,8 +9,17 @@ One job, go-back-N as common/messages/logs.py says:
           └─▶ FlushFailed: nothing is answered, what waits is dropped, AskResend after `retry_ms`: the sender
               comes back with all that was not acknowledged. Abandoned: nothing of the job is taken any more.
 
-A job has at most one Flush under way, of at most `turn_bytes`, and goes to the end of the line for its next one: so a
-job that floods does not hold up the others. No clock and no I/O: times come in as `now_ms`, on any steady clock.
+A job has at most one Flush under way, so its output stays in order. What is due waits in one of two lines, each first
+in, first out, each with places of its own for the Flushes that are under way:
+
+    small   jobs of which `small_bytes` or less wait. Writing that is mostly waiting for the disk, which synchronizes
+            several files in hardly more time than one: so there are many places.
+    large   the others. Work for the processors: so there are few places. A turn is at most `turn_bytes`, and less
+            when many wait, so that a round through all of them stays at about `round_bytes`.
+
+So a job that writes a line now and then never stands behind one that floods, a flood stands behind each other flood
+once, and while something is due no place that it may take is empty. No clock and no I/O: times come in as `now_ms`, on
+any steady clock.
 """
 
 from collections import deque
@@ -42,6 +51,23 @@ class Limits(NamedTuple):
     flush_ms: int
     turn_bytes: int = 4 * 2**20
     retry_ms: int = 1000
+    small_bytes: int = 64 * 2**10
+    small_places: int = 8
+    large_places: int = 2
+    round_bytes: int = 32 * 2**20
+
+    @property
+    def places(self) -> int:
+        """Flushes that may be under way at once."""
+        return self.small_places + self.large_places
+
+
+class _Line:
+    """Jobs that are due, and how many may be written at once."""
+
+    def __init__(self, places: int) -> None:
+        self.waiting: dict[JobId, _Job] = {}
+        self.free = places
 
 
 class _Job:
@@ -51,15 +77,11 @@ class _Job:
         self.waiting: deque[BatchArrived] = deque()
         self.waiting_bytes = 0
         self.waiting_since_ms = 0
-        self.flushing = False
+        self.line: _Line | None = None  # the one it waits in
+        self.flushing: _Line | None = None  # the one whose place its Flush has
         self.flushing_bytes = 0
         self.resend_at_ms: int | None = None
         self.abandoned = False
-
-    def drop_waiting(self) -> int:
-        dropped, self.waiting_bytes = self.waiting_bytes, 0
-        self.waiting.clear()
-        return dropped
 
 
 class Machine:
@@ -67,6 +89,7 @@ class Machine:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._small, self._large = _Line(limits.small_places), _Line(limits.large_places)
         self._jobs: dict[JobId, _Job] = {}
         self._timed: dict[JobId, _Job] = {}
         """Those of `_jobs` for which time matters: a batch waits, or a Resend does."""
@@ -104,7 +127,7 @@ class Machine:
         if job.abandoned:
             return []
         if event.batch == 0 and event.epoch > job.epoch:
-            self.held_bytes -= job.drop_waiting()
+            self._drop_waiting(event.job, job)
             job.epoch, job.next_batch, job.resend_at_ms = event.epoch, 0, None
         if event.epoch != job.epoch or event.batch != job.next_batch:
             return [] if job.resend_at_ms is not None else [AskResend(event.job, event.epoch)]
@@ -115,7 +138,8 @@ class Machine:
         job.waiting_bytes += event.size_bytes
         self.held_bytes += event.size_bytes
         self._timed[event.job] = job
-        return self._flush_if_due(event.job, job, event.now_ms)
+        self._line_up_if_due(event.job, job, event.now_ms)
+        return self._begin()
 
     def _flushed(self, event: Flushed) -> list[Instruction]:
         answer = Answer(event.job, event.epoch, event.through, ended=event.ended)
@@ -125,26 +149,27 @@ class Machine:
         self._end_flush(job)
         if event.ended and not job.waiting:
             self._forget(event.job)
-            return [answer]
-        return [answer, *self._flush_if_due(event.job, job, event.now_ms)]
+        else:
+            self._line_up_if_due(event.job, job, event.now_ms)
+        return [answer, *self._begin()]
 
     def _failed(self, event: FlushFailed) -> list[Instruction]:
         job = self._jobs.get(event.job)
         if job is None:
             return []
         self._end_flush(job)
-        self.held_bytes -= job.drop_waiting()
+        self._drop_waiting(event.job, job)
         job.abandoned = event.abandoned
         job.next_batch = None
         if not event.abandoned:
             job.resend_at_ms = event.now_ms + self._limits.retry_ms
             self._timed[event.job] = job
-        return []
+        return list(self._begin())
 
     def _deleted(self, job_id: JobId) -> list[Instruction]:
         job = self._jobs.get(job_id)
         if job is not None:  # it stays known while a Flush may be under way
-            self.held_bytes -= job.drop_waiting()
+            self._drop_waiting(job_id, job)
             job.next_batch, job.resend_at_ms, job.abandoned = None, None, False
         return []
 
@@ -154,27 +179,60 @@ class Machine:
             if job.resend_at_ms is not None and job.resend_at_ms <= now_ms:
                 job.resend_at_ms = None
                 found.append(AskResend(job_id, job.epoch))
-            found += self._flush_if_due(job_id, job, now_ms)
-            if not job.waiting and job.resend_at_ms is None:
+            self._line_up_if_due(job_id, job, now_ms)
+            if job.resend_at_ms is None and (not job.waiting or job.line is not None):
                 del self._timed[job_id]
+        return [*found, *self._begin()]
+
+    def _line_up_if_due(self, job_id: JobId, job: _Job, now_ms: int) -> None:
+        if job.flushing or job.line or not job.waiting or now_ms < self._due_ms(job):
+            return
+        job.line = self._small if job.waiting_bytes <= self._limits.small_bytes else self._large
+        job.line.waiting[job_id] = job
+
+    def _begin(self) -> list[Instruction]:
+        """Fill the free places with those who wait longest."""
+        found: list[Instruction] = []
+        for line in (self._small, self._large):
+            while line.free and line.waiting:
+                turn_bytes = self._turn_bytes(line)
+                job_id = next(iter(line.waiting))
+                found.append(self._flush(job_id, line.waiting.pop(job_id), line, turn_bytes))
         return found
 
-    def _flush_if_due(self, job_id: JobId, job: _Job, now_ms: int) -> list[Instruction]:
-        if job.flushing or not job.waiting or now_ms < self._due_ms(job):
-            return []
+    def _turn_bytes(self, line: _Line) -> int:
+        limits = self._limits
+        if line is self._small:
+            return limits.small_bytes
+        return max(limits.flush_bytes, min(limits.turn_bytes, limits.round_bytes // len(line.waiting)))
+
+    def _flush(self, job_id: JobId, job: _Job, line: _Line, turn_bytes: int) -> Flush:
         taken: list[BatchArrived] = []
         size_bytes = 0
-        while job.waiting and (not taken or size_bytes + job.waiting[0].size_bytes <= self._limits.turn_bytes):
+        while job.waiting and (not taken or size_bytes + job.waiting[0].size_bytes <= turn_bytes):
             batch = job.waiting.popleft()
             taken.append(batch)
             size_bytes += batch.size_bytes
         job.waiting_bytes -= size_bytes
-        job.flushing, job.flushing_bytes = True, size_bytes
-        return [Flush(job_id, job.epoch, tuple(taken))]
+        job.line, job.flushing, job.flushing_bytes = None, line, size_bytes
+        line.free -= 1
+        if job.waiting:
+            self._timed[job_id] = job
+        return Flush(job_id, job.epoch, tuple(taken))
 
     def _end_flush(self, job: _Job) -> None:
+        if job.flushing is not None:
+            job.flushing.free += 1
         self.held_bytes -= job.flushing_bytes
-        job.flushing, job.flushing_bytes = False, 0
+        job.flushing, job.flushing_bytes = None, 0
+
+    def _drop_waiting(self, job_id: JobId, job: _Job) -> None:
+        self.held_bytes -= job.waiting_bytes
+        job.waiting_bytes = 0
+        job.waiting.clear()
+        if job.line is not None:
+            del job.line.waiting[job_id]
+            job.line = None
 
     def _due_ms(self, job: _Job) -> int:
         """Now (0) when there is enough or the job ended, else when its oldest batch has waited for long enough."""

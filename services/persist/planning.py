@@ -1,11 +1,13 @@
 """What of a batch is new and what is missing before it: records and positions in, chunks per stream out. Pure.
 
+Chunks are encoded while they are iterated: whoever compresses them can do so while the next ones are made.
+
 A record that is stored is refused as a repeat by the last sequence of its stream; sequences that neither stream has
 and nobody sent are a hole, which gets a gap line of its own, so that readers see it. Gaps of no stream stand in the
 file of stdout. What is written then is the business of store.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from common.records import Record, RecordType, Stream
@@ -15,10 +17,33 @@ from services.persist.lines import Chunk
 HOLE_REASON: Final = "never_received"
 
 
+class Chunks:
+    """What is to be appended to one stream."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Record, int] | Chunk] = []
+
+    def add(self, record: Record, *, skip: int) -> None:
+        """The entries of `record` without the first `skip`."""
+        self._parts.append((record, skip))
+
+    def add_chunk(self, chunk: Chunk) -> None:
+        """One that is encoded already."""
+        self._parts.append(chunk)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for part in self._parts:
+            if isinstance(part, Chunk):
+                yield part
+            else:
+                record, skip = part
+                yield from lines.encode(record, skip=skip)
+
+
 class Plan(NamedTuple):
     """Chunks by stream, and what was counted on the way."""
 
-    chunks: dict[Stream, list[Chunk]]
+    chunks: dict[Stream, Chunks]
     repeats: int  # entries that were stored already
     missing: int  # entries that nobody sent
 
@@ -29,7 +54,7 @@ def plan(records: Iterable[Record], positions: dict[Stream, int], *, level_with:
     `level_with` is the sequence that the job is known to have reached by the end of `records`; 0: not known. Entries
     up to there that did not come are missing, too.
     """
-    chunks: dict[Stream, list[Chunk]] = {Stream.STDOUT: [], Stream.STDERR: []}
+    chunks = {Stream.STDOUT: Chunks(), Stream.STDERR: Chunks()}
     last = dict(positions)
     repeats = missing = time_ns = 0
     for record in records:
@@ -39,19 +64,19 @@ def plan(records: Iterable[Record], positions: dict[Stream, int], *, level_with:
         stream, expected = Stream(record.stream) or Stream.STDOUT, max(last.values()) + 1
         if record.sequence > expected:
             missing += record.sequence - expected
-            chunks[Stream.STDOUT].append(_hole(expected, record.sequence, record.time_ns))
+            chunks[Stream.STDOUT].add_chunk(_hole(expected, record.sequence, record.time_ns))
             last[Stream.STDOUT] = record.sequence - 1
         skip = max(0, last[stream] - record.sequence + 1)
         if skip >= record.lines:
             repeats += record.lines
             continue
         repeats += skip
-        chunks[stream].extend(lines.encode(record, skip=skip))
+        chunks[stream].add(record, skip=skip)
         last[stream] = record.last_sequence
     expected = max(last.values()) + 1
     if level_with >= expected:
         missing += level_with + 1 - expected
-        chunks[Stream.STDOUT].append(_hole(expected, level_with + 1, time_ns))
+        chunks[Stream.STDOUT].add_chunk(_hole(expected, level_with + 1, time_ns))
     return Plan(chunks, repeats, missing)
 
 

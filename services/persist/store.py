@@ -8,6 +8,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ from common.config.settings import Local
 from common.failpoints import reached
 from common.identifiers import JobId
 from common.records import Record, Stream
-from services.persist import member, planning
+from services.persist import building, member, planning
 from services.persist.disk import Disk, job_directory, made_job_directory, remove_job_directory
 from services.persist.index import Member, dense_until
 from services.persist.lines import Chunk
@@ -76,7 +77,11 @@ class _Stored:
 class Store:
     """The local store."""
 
-    def __init__(self, *, logs: Path, metrics: Path, settings: Local, disk: Disk) -> None:
+    def __init__(
+        self, *, logs: Path, metrics: Path, settings: Local, disk: Disk, compressors: Executor | None = None
+    ) -> None:
+        """`compressors` compress what is large while more of it is encoded; None: one after the other."""
+        self._compressors = compressors
         self._logs, self._metrics = logs, metrics
         self._disk = disk
         self._durable = settings.durability == "fsync"
@@ -172,18 +177,10 @@ class Store:
         stored.live = True
         return Written(planned.repeats, planned.missing)
 
-    def _members(self, chunks: Sequence[Chunk]) -> list[bytes]:
-        members, texts, size = [], [], 0
-        first = 0
-        for number, chunk in enumerate(chunks, 1):
-            texts.append(chunk.text)
-            size += len(chunk.text)
-            if size >= self._member_text_bytes or number == len(chunks):
-                span = _joined([part.span for part in chunks[first:number]])
-                members.append(member.build(b"".join(texts), span, level=self._level))
-                first, size = number, 0
-                texts.clear()
-        return members
+    def _members(self, chunks: Iterable[Chunk]) -> list[bytes]:
+        return building.members(
+            chunks, text_bytes=self._member_text_bytes, level=self._level, compressors=self._compressors
+        )
 
     def _loaded(self, job: JobId, stored: _Stored) -> dict[Stream, Segment]:
         if stored.logs is None:
@@ -227,13 +224,3 @@ def _load(root: Path, job: JobId, name: str) -> Segment:
 
 def _wants_mark(stream: Stream, segment: Segment, members: Sequence[bytes]) -> bool:
     return stream is Stream.STDOUT or bool(members) or segment.size_bytes > 0
-
-
-def _joined(spans: Sequence[Span]) -> Span:
-    return Span(
-        sum(span.lines for span in spans),
-        spans[0].first_sequence,
-        spans[-1].last_sequence,
-        min(span.first_time_ns for span in spans),
-        max(span.last_time_ns for span in spans),
-    )

@@ -21,7 +21,7 @@ from services.persist.events import (
 from services.persist.machine import Limits, Machine
 
 JOB, OTHER = new_job_id(), new_job_id()
-LIMITS = Limits(flush_bytes=100, flush_ms=200, turn_bytes=1000, retry_ms=1000)
+LIMITS = Limits(flush_bytes=100, flush_ms=200, turn_bytes=1000, retry_ms=1000, small_bytes=50)
 
 
 def batch(
