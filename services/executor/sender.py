@@ -265,7 +265,7 @@ class Sender:
         unsent = outbox.readable - outbox.sent.offset
         wanted = min(BATCH_BYTES, unsent, max(room, 1))
         try:
-            piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True)
+            piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted)
         except OSError as cause:
             piece = Slice(outbox.sent.offset, outbox.sent.offset, b"", outbox.sent.sequence, (), str(cause))
         if piece.corrupt:

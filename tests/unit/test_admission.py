@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.config.settings import Jobs
+from common.config.settings import Joblet
 from common.errors import JobletError, Reason
 from common.messages.jobs import JobSpec, Limits, Upload, VolumeMount
 from services.executor import admission
@@ -19,7 +19,7 @@ def admitted(spec: JobSpec, **ports: Any) -> JobSpec:
     """The spec on a host that can do everything, with every upload staged."""
     return admit(
         spec,
-        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Jobs(), **ports},
+        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Joblet(), **ports},
     )
 
 
