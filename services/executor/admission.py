@@ -47,9 +47,9 @@ Staged = Callable[[str], bool]
 
 
 class Room(NamedTuple):
-    """What a file system has left for everybody, root or not. `files` None: it has no fixed number of them."""
+    """What a file system has left for everybody, root or not. None: it has no bound, or does not tell."""
 
-    bytes: int
+    bytes: int | None
     files: int | None
 
 
@@ -61,7 +61,7 @@ def check_room(room: Room, *, reserve_bytes: int) -> None:
     if not reserve_bytes:
         return
     repair = "free some below the base directory's jobs, or set joblet.journal.reserve_bytes; running jobs go on"
-    if room.bytes < reserve_bytes:
+    if room.bytes is not None and room.bytes < reserve_bytes:
         raise exhausted(
             f"{room.bytes} bytes are free on the disk of the jobs' output, below the reserve of {reserve_bytes}", repair
         )

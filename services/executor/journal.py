@@ -84,7 +84,7 @@ class Journal:
         self.path = path
         self.sealed = False
         self._tell = tell
-        self._passages: dict[int, _Passage] = {}
+        self._passages: dict[tuple[int, int], _Passage] = {}  # by offset and last sequence: a gap may skip no byte
         self._awaited: tuple[int, Unfinished] | None = None  # a damaged place, and what may follow it
         self._gives_back = True
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -98,7 +98,7 @@ class Journal:
 
         Records behind damage come when it is known where they begin: as soon as one of them is whole. Raises OSError.
         """
-        passage = self._passages.get(offset)
+        passage = self._passages.get((offset, last_sequence))
         if passage is not None:
             return self._passed(offset, passage, last_sequence, bytes_max)
         run = self._run(offset, last_sequence, bytes_max)
@@ -114,7 +114,7 @@ class Journal:
 
         Raises OSError. That the file system cannot do it at all is said once; then nothing is tried any more.
         """
-        self._passages = {offset: passage for offset, passage in self._passages.items() if offset >= end}
+        self._passages = {place: passage for place, passage in self._passages.items() if place[0] >= end}
         if not self._gives_back:
             return
         try:
@@ -186,7 +186,8 @@ class Journal:
             gap = _gap(first, missing, skipped_bytes=found.offset - offset, time_ns=found.header.time_ns)
         if not given_back:  # what was given back is with persist: a cursor of before is behind, and nothing is lost
             self._tell(Damage(offset, found.offset, first, missing, run.corrupt))
-        passage = self._passages[offset] = _Passage(found.offset, gap, found.header.sequence)
+        passage = _Passage(found.offset, gap, found.header.sequence)
+        self._passages[offset, run.last_sequence] = passage
         return self._passed(offset, passage, run.last_sequence, bytes_max)
 
     def _first_kept(self) -> int:

@@ -187,7 +187,8 @@ class Output:
             entries=damage.entries,
             problem=damage.problem,
         )
-        self._listener.damaged(job, f"{damage.problem}; {damage.entries} entries are lost")
+        what = f"{damage.entries} entries are" if damage.entries else "no output is"
+        self._listener.damaged(job, f"{damage.problem}; {what} lost")
 
     def _count_damaged(self, job: JobId) -> None:
         self._journals_damaged += job not in self._damaged

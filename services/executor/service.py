@@ -177,7 +177,10 @@ class Executor:
             found = os.statvfs(self.layout.jobs)
         except OSError as cause:
             raise exhausted(f"the disk of the jobs' output cannot be used: {cause.strerror}", "repair it") from cause
-        room = Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
+        room = Room(
+            bytes=found.f_bavail * found.f_frsize if found.f_blocks else None,
+            files=found.f_favail if found.f_files else None,
+        )
         check_room(room, reserve_bytes=self.settings.joblet.journal.reserve_bytes)
 
     def _node(self, running_jobs: int) -> NodeFacts:

@@ -147,7 +147,6 @@ def test_a_job_whose_start_or_exit_is_damaged_has_an_end(tmp_path: Path, which: 
     asyncio.run(scenario())
 
 
-@pytest.mark.requirement("S0.45")
 @pytest.mark.threat("F13")
 def test_what_was_dropped_is_counted_once(tmp_path: Path) -> None:
     """GAPs of a full journal count in record and node; a journal that is read again after a restart counts nothing."""
