@@ -78,7 +78,7 @@ def gap_of(job: Launched) -> tuple[int, int, int]:
 def test_each_job_waits_or_drops_as_it_chose(tmp_path: Path, default: OnFull) -> None:
     """Two jobs of one node, whatever the node's default: one waits in write(2), the other ends and tells its loss."""
     with Sandboxes(tmp_path, bytes_max=MIB // 2, on_full=default.value) as sandboxes:
-        waits = sandboxes.start("seq", "300000", on_full=OnFull.BLOCK)
+        waits = sandboxes.start("seq", "2000000", on_full=OnFull.BLOCK)
         drops = sandboxes.start("seq", "300000", on_full=OnFull.DROP)
         result = drops.result()
         first, lines, lost_bytes = gap_of(drops)
@@ -94,7 +94,7 @@ def test_each_job_waits_or_drops_as_it_chose(tmp_path: Path, default: OnFull) ->
 
 @pytest.mark.threat("F13")
 def test_a_full_disk_drops_exactly_what_it_says(tmp_path: Path) -> None:
-    """ENOSPC with on_full drop: the job is through without waiting; when there is space, the GAP tells all of it."""
+    """ENOSPC with on_full drop: the job is through without waiting, and the GAP tells all of what is missing."""
     with Sandboxes(tmp_path) as sandboxes:
         launch = sandboxes.plan("seq", "300000", on_full=OnFull.DROP)
         directory = Path(launch.task.job_dir)
@@ -103,7 +103,6 @@ def test_a_full_disk_drops_exactly_what_it_says(tmp_path: Path) -> None:
             filler.write_bytes(bytes(MIB * 5 // 2))
             job = sandboxes.start_launch(launch)
             wait_for(lambda: not alive(job.main_pid()), what="the job to be through")
-            assert not job.ended(0.3), "its EXIT waits for space"
             kept = job.output()
             assert 0 < len(kept) < len(NUMBERS)
             filler.unlink()
