@@ -1,20 +1,22 @@
 """Whether a job may run here: its spec against the limits of the wire and against what this host can enforce.
 
-What is refused is refused with a name and a repair; nothing that was asked for is ever ignored. Pure but for looking
-at staged uploads through `stage`. The spec that comes out has every default of the node filled in.
+And whether the node has the room for another one. What is refused is refused with a name and a repair; nothing that was
+asked for is ever ignored. Pure but for looking at staged uploads through `staged`. The spec that comes out has every
+default of the node filled in.
 """
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from common.config.limits import LIMIT_RANGES
+from common.config.settings import Joblet as NodeSettings
 from common.config.settings import Jobs as JobSettings
-from common.errors import JobletError, Reason, invalid, precondition
+from common.errors import JobletError, Reason, exhausted, invalid, precondition
 from common.identifiers import parse_name
-from common.messages.jobs import JobSpec, Limits, Upload
+from common.messages.jobs import JobSpec, Limits, OnFull, Upload
 from common.quantities import DURATION_MS_MAX
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
@@ -28,6 +30,8 @@ LABEL_VALUE_CHARACTERS_MAX: Final = 256
 UPLOADS_MAX: Final = 64
 WORKDIR_BYTES_MAX: Final = 4095
 SIGNAL_MAX: Final = 64
+RESERVE_FILES: Final = 64
+"""With fewer free inodes on the journals' disk no new job is taken: a job's directory takes five."""
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9_./:@+ -]*")
@@ -42,21 +46,52 @@ Staged = Callable[[str], bool]
 """Whether the upload of this id is staged."""
 
 
-def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: JobSettings) -> JobSpec:
+class Room(NamedTuple):
+    """What a file system has left for everybody, root or not. None: it has no bound, or does not tell."""
+
+    bytes: int | None
+    files: int | None
+
+
+def check_room(room: Room, *, reserve_bytes: int) -> None:
+    """Refuse a new job when the disk of the journals is nearly full: EXHAUSTED. `reserve_bytes` 0: never.
+
+    Those that run go on: what is left is for what they print.
+    """
+    if not reserve_bytes:
+        return
+    repair = "free some below the base directory's jobs, or set joblet.journal.reserve_bytes; running jobs go on"
+    if room.bytes is not None and room.bytes < reserve_bytes:
+        raise exhausted(
+            f"{room.bytes} bytes are free on the disk of the jobs' output, below the reserve of {reserve_bytes}", repair
+        )
+    if room.files is not None and room.files < RESERVE_FILES:
+        raise exhausted(
+            f"{room.files} inodes are free on the disk of the jobs' output, below the reserve of {RESERVE_FILES}",
+            repair,
+        )
+
+
+def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: NodeSettings) -> JobSpec:
     """The spec as it will run. Raises INVALID, PRECONDITION or UNIMPLEMENTED with what to change."""
     _check_strings(spec)
     _check_names(spec)
     _check_workdir(spec.workdir)
     _check_end(spec)
     _check_release(spec)
-    limits = _checked_limits(spec.limits, unsupported, settings)
+    limits = _checked_limits(spec.limits, unsupported, settings.jobs)
     refused = unsupported(limits)
     if refused:
         names = ", ".join(name for name, _ in refused)
         raise precondition(f"this node cannot enforce {names}", "; ".join(repair for _, repair in refused))
     for upload in spec.uploads:
         _check_upload(upload, staged)
-    return msgspec.structs.replace(spec, limits=limits, work_bytes=_work_bytes(spec, settings))
+    return msgspec.structs.replace(
+        spec,
+        limits=limits,
+        work_bytes=_work_bytes(spec, settings.jobs),
+        on_full=spec.on_full or OnFull(settings.journal.on_full),
+    )
 
 
 def _check_strings(spec: JobSpec) -> None:

@@ -9,6 +9,7 @@ from common.errors import invalid
 from common.identifiers import new_job_id, parse_job_id, parse_job_reference, parse_key
 from common.messages.envelope import Body
 from common.messages.jobs import (
+    TERMINAL,
     CancelJob,
     DeleteJob,
     GetJob,
@@ -53,6 +54,7 @@ class Commands:
     live: Live
     launches: Launches
     admit: Callable[[JobSpec], JobSpec]
+    check_room: Callable[[], None]
     node: Callable[[int], NodeFacts]
     clock_ns: Callable[[], int]
 
@@ -79,6 +81,7 @@ class Commands:
             if known is not None:  # before admission: its uploads are used up by now, and that is right
                 return JobAccepted(job=self.jobs.view(known.record), existing=True)
         spec = self.admit(request.spec)
+        self.check_room()
         record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key)
         return JobAccepted(job=record, existing=existing)
 
@@ -98,7 +101,10 @@ class Commands:
     async def get_job(self, request: GetJob) -> Body:
         """One job."""
         job = self.registry.find(parse_job_reference(request.job), visible_owner=request.visible_owner)
-        return JobFound(job=self.jobs.view(job.record))
+        record = self.jobs.view(job.record)
+        # The cursor goes when the end of the job is with persist; a running job that has none yet is not delivered.
+        delivered = record.state in TERMINAL and not self.store.has_cursor(record.id)
+        return JobFound(job=record, delivered=delivered)
 
     async def list_jobs(self, request: ListJobs) -> Body:
         """One page of jobs."""

@@ -30,8 +30,12 @@ def settle(job: Job, event: Ended) -> Job:
 def lose(job: Job, event: MonitorLost) -> Job:
     """The job whose monitor died without telling its end."""
     what = event.reason or "its monitor ended without recording how the job ended"
+    told = job.record.reason
     return job.with_record(
-        **_common(job, event.at_ns, event.last_sequence), state=State.LOST, reason=_joined(what, job.record.reason)
+        **_common(job, event.at_ns, event.last_sequence),
+        state=State.LOST,
+        reason=told if what in told else _joined(what, told),
+        lost_bytes=job.record.lost_bytes + event.lost_bytes,
     )
 
 

@@ -22,10 +22,11 @@ class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as the executor keeps it."""
+    """A job as the executor keeps it. Gaps of its output up to `lost_through` are counted in its record."""
 
     record: JobRecord
     stop: StopOrder | None = None
+    lost_through: int = 0
 
     def with_record(self, **changes: Any) -> "Job":
         """The same job with fields of its record changed."""
@@ -84,16 +85,31 @@ class Ended(Event, frozen=True, kw_only=True):
 
 
 class MonitorLost(Event, frozen=True, kw_only=True):
-    """The monitor is gone and its journal has no EXIT that can be read. `reason` says more, when there is more."""
+    """The monitor is gone and its journal has no EXIT that can be read. `reason` says more, when there is more.
+
+    `lost_bytes` at the end of the journal are no records.
+    """
 
     last_sequence: int = 0
     reason: str = ""
+    lost_bytes: int = 0
 
 
 class JournalDamaged(Event, frozen=True, kw_only=True):
-    """Output behind some place of the journal cannot be read any more. The job itself goes on."""
+    """Some bytes of the journal are no records. The job itself goes on."""
 
     problem: str
+
+
+class OutputLost(Event, frozen=True, kw_only=True):
+    """A GAP of the journal: `entries` entries from `first` on are lost for good, `bytes` as far as known.
+
+    It comes again when a journal is read again.
+    """
+
+    first: int
+    entries: int
+    bytes: int = 0
 
 
 class StopRequested(Event, frozen=True, kw_only=True):
@@ -128,6 +144,7 @@ AnyEvent = (
     | Ended
     | MonitorLost
     | JournalDamaged
+    | OutputLost
     | StopRequested
     | StopDelivered
     | StopUndelivered

@@ -24,7 +24,7 @@ class Sink(Protocol):
     """Takes what was read."""
 
     def records_read(self, job: JobId, piece: Slice) -> None:
-        """Whole records, in order, each once. `piece.corrupt` set: they are the last that can be read."""
+        """Records, in order, each once. `piece.corrupt` set: they are the last that can be read."""
 
 
 class Tail:
@@ -40,10 +40,10 @@ class Tail:
         self.waiters: list[asyncio.Future[None]] = []
 
     def read(self) -> Slice | None:
-        """The next whole records, or None when there are none now."""
+        """The next records, or None when there are none now."""
         if self.corrupt:
             return None
-        piece = self.journal.read(self.offset, last_sequence=self.last_sequence, bytes_max=SLICE_BYTES, checked=False)
+        piece = self.journal.read(self.offset, last_sequence=self.last_sequence, bytes_max=SLICE_BYTES)
         self.offset, self.last_sequence, self.corrupt = piece.end, piece.last_sequence, piece.corrupt
         return piece if piece.records or piece.corrupt else None
 
@@ -59,7 +59,6 @@ class Follower:
         self._ready: deque[JobId] = deque()
         self._queued: set[JobId] = set()
         self._wake = asyncio.Event()
-        self.corrupt_journals = 0
         asyncio.get_running_loop().add_reader(self._inotify.fd, self._fired)
 
     def follow(self, job: JobId, journal: Journal, *, offset: int, last_sequence: int) -> None:
@@ -119,9 +118,6 @@ class Follower:
         if piece is None:
             _resolve(tail)
             return
-        if piece.corrupt:
-            self.corrupt_journals += 1
-            log.error("journal damaged", job=job, path=str(tail.journal.path), problem=piece.corrupt)
         self._sink.records_read(job, piece)
         self._enqueue(job)
 

@@ -110,6 +110,10 @@ class JobStore:
             for row in rows
         ]
 
+    def has_cursor(self, job: JobId) -> bool:
+        """Whether persist does not have all of the job yet."""
+        return self.connection.execute("SELECT 1 FROM cursors WHERE id = ?", (job,)).fetchone() is not None
+
     def insert(self, job: Job, key: str) -> None:
         """Add a job, its labels and its cursor. Raises sqlite3.IntegrityError for a known id or key."""
         record = job.record

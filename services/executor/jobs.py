@@ -89,11 +89,17 @@ class Jobs:
         self._active = registry.active
         self._tasks = Tasks()
         self._launch_slots = asyncio.Semaphore(LAUNCHES_AT_ONCE_MAX)
+        self._lost_entries = self._lost_bytes = 0
 
     @property
     def active(self) -> frozenset[JobId]:
         """Jobs that have not ended."""
         return frozenset(self._active)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Output that was lost since this process began, by the names of NodeFacts.counters."""
+        return {"lost_entries": self._lost_entries, "lost_bytes": self._lost_bytes}
 
     async def submit(self, owner: str, spec: JobSpec, key: str) -> tuple[JobRecord, bool]:
         """Record a job durably and begin to launch it; True: `key` was known and nothing was done.
@@ -195,8 +201,11 @@ class Jobs:
             return
         state = self._active[job].record.state
         now_ns = self._clock_ns()
-        if state is State.RUNNING or read.last_sequence or read.torn_bytes or read.corrupt:
-            self._apply(job, MonitorLost(at_ns=now_ns, last_sequence=read.last_sequence, reason=read.corrupt))
+        if state is State.RUNNING or read.last_sequence or read.rest_bytes or read.corrupt:
+            lost = MonitorLost(
+                at_ns=now_ns, last_sequence=read.last_sequence, reason=read.corrupt, lost_bytes=read.rest_bytes
+            )
+            self._apply(job, lost)
         else:
             reason = "could not be started: its monitor ended, or the executor did, before its command ran"
             self._apply(job, LaunchFailed(at_ns=now_ns, reason=reason))
@@ -216,6 +225,8 @@ class Jobs:
             log.debug("event ignored", job=job_id, what=type(event).__name__, why=decision.why)
             return []
         job = decision.job
+        self._lost_entries += job.record.lost_entries - before.record.lost_entries
+        self._lost_bytes += job.record.lost_bytes - before.record.lost_bytes
         ends = job.record.state in TERMINAL and before.record.state not in TERMINAL
         if job.record.state not in TERMINAL:
             self._active[job_id] = job

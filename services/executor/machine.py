@@ -34,6 +34,7 @@ from services.executor.events import (
     Launched,
     LaunchFailed,
     MonitorLost,
+    OutputLost,
     Recorded,
     Refused,
     Save,
@@ -113,8 +114,19 @@ def _lose(job: Job, event: MonitorLost) -> Decision:
 def _damaged(job: Job, event: JournalDamaged) -> Decision:
     if job.record.reason:
         return Ignored(why="told already")
+    return Transition(job=job.with_record(reason=f"its journal is damaged: {event.problem}"), instructions=(Save(),))
+
+
+def _count_loss(job: Job, event: OutputLost) -> Decision:
+    last = event.first + event.entries - 1
+    new = last - max(event.first - 1, job.lost_through)
+    if new <= 0:
+        return Ignored(why="counted when it was read before")
+    record = job.record
+    lost_bytes = record.lost_bytes + (event.bytes if event.first > job.lost_through else 0)
+    counted = replace(job, lost_through=last)
     return Transition(
-        job=job.with_record(reason=f"part of its output is lost: {event.problem}"), instructions=(Save(),)
+        job=counted.with_record(lost_entries=record.lost_entries + new, lost_bytes=lost_bytes), instructions=(Save(),)
     )
 
 
@@ -151,6 +163,17 @@ _OVER: Final = _ignored("the job has ended: its first end counts")
 _LATE_STOP: Final = _ignored("the job has ended meanwhile")
 _WAITS: Final = (State.SCHEDULED, State.PENDING)
 _ALIVE: Final = (State.STARTING, State.RUNNING)
+_PASSIVE: Final = (
+    Submitted,
+    Recorded,
+    Launched,
+    LaunchFailed,
+    Started,
+    Ended,
+    MonitorLost,
+    JournalDamaged,
+    OutputLost,
+)
 
 
 def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
@@ -164,6 +187,7 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, Ended] = _end
         table[state, MonitorLost] = _lose
         table[state, JournalDamaged] = _damaged
+        table[state, OutputLost] = _count_loss
         table[state, StopRequested] = _withdraw
         table[state, StopDelivered] = _EARLY
         table[state, StopUndelivered] = _EARLY
@@ -182,6 +206,7 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, Ended] = _end
         table[state, MonitorLost] = _lose
         table[state, JournalDamaged] = _damaged
+        table[state, OutputLost] = _count_loss
         table[state, StopRequested] = _stop
         table[state, StopDelivered] = _delivered
         table[state, StopUndelivered] = _ignored("sent again at its start, or its end comes")
@@ -190,7 +215,7 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
     table[State.RUNNING, Started] = _ignored("the start is known")
     table[State.RUNNING, LaunchFailed] = _ignored("the journal has its START: it was launched")
     for state in TERMINAL:
-        for event in (Submitted, Recorded, Launched, LaunchFailed, Started, Ended, MonitorLost, JournalDamaged):
+        for event in _PASSIVE:
             table[state, event] = _OVER
         table[state, StopRequested] = _refused("only running jobs can be stopped", "it needs no stop")
         table[state, StopDelivered] = _LATE_STOP

@@ -1,4 +1,4 @@
-"""What START and EXIT of a journal say, parsed once into events. The JSON is drawn in docs/protocol.md."""
+"""What START, EXIT and GAP of a journal say, parsed once into events. The JSON is drawn in docs/protocol.md."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ import msgspec
 
 from common.messages.jobs import Usage
 from common.records import RecordType
-from services.executor.events import Ended, Failure, Started
+from services.executor.events import Ended, Failure, OutputLost, Started
 from services.executor.journal import Note
 
 NOTE_VERSION = 1
@@ -26,12 +26,18 @@ class _Exit(Usage, frozen=True, kw_only=True):
     failure: Failure | None = None
 
 
+class _Gap(msgspec.Struct, frozen=True, kw_only=True):
+    bytes: int = 0
+
+
 class UnreadableNote(Exception):
     """A START or EXIT whose checksum is right and whose JSON is not what this version knows."""
 
 
-def parse_note(note: Note) -> Started | Ended:
-    """The event in a START or EXIT record. Raises UnreadableNote."""
+def parse_note(note: Note) -> Started | Ended | OutputLost:
+    """The event in a START, EXIT or GAP record. Raises UnreadableNote."""
+    if note.type is RecordType.GAP:
+        return _lost(note)
     try:
         if note.type is RecordType.START:
             start = msgspec.json.decode(note.payload, type=_Start)
@@ -51,6 +57,15 @@ def parse_note(note: Note) -> Started | Ended:
         failure=end.failure,
         last_sequence=note.last_sequence,
     )
+
+
+def _lost(note: Note) -> OutputLost:
+    try:
+        lost_bytes = max(0, msgspec.json.decode(note.payload, type=_Gap).bytes)
+    except msgspec.MsgspecError:
+        lost_bytes = 0  # what matters, which entries, is in the header
+    first = note.last_sequence - note.lines + 1
+    return OutputLost(at_ns=note.time_ns, first=first, entries=note.lines, bytes=lost_bytes)
 
 
 def _check_version(version: int) -> None:

@@ -4,6 +4,7 @@ Joins `follower.py`, `live.py` and `sender.py`, owns the open journals and keeps
 is decided elsewhere: they are handed to `listener`.
 """
 
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -16,7 +17,7 @@ from common.identifiers import JobId
 from common.messages.jobs import JobRecord
 from services.executor.follower import Follower
 from services.executor.job_store import Cursor
-from services.executor.journal import Journal, Note, Slice
+from services.executor.journal import Damage, Journal, Note, Slice
 from services.executor.live import Live
 from services.executor.sender import Sender
 from services.executor.writer import RecordWriter
@@ -30,10 +31,10 @@ class Listener(Protocol):
     """Is told what output says about the jobs themselves."""
 
     def noted(self, job: JobId, note: Note) -> None:
-        """The job's START or EXIT; all output before it was handed on."""
+        """The job's START or EXIT, or a GAP; all output before it was handed on."""
 
     def damaged(self, job: JobId, problem: str) -> None:
-        """The job's journal cannot be read behind some place."""
+        """Part of the job's journal cannot be read."""
 
     def delivered(self, job: JobId) -> None:
         """Persist has all of an ended job's output: its journal may go."""
@@ -43,11 +44,11 @@ class Listener(Protocol):
 
 
 class ReadSoFar(NamedTuple):
-    """How far a journal was read: the last entry's sequence, what is wrong behind it, and bytes that are no record."""
+    """How far a journal was read: the last entry's sequence, what is wrong behind it, and how many bytes are there."""
 
     last_sequence: int
     corrupt: str
-    torn_bytes: int
+    rest_bytes: int
 
 
 class Output:
@@ -71,13 +72,20 @@ class Output:
         self._journals: dict[JobId, Journal] = {}
         self.follower = Follower(self)
         self.sender = Sender(push, self, settings.joblet.journal)
-        self.torn_journals = 0
+        self._damaged: set[JobId] = set()
+        self._journals_damaged = self._journals_torn = 0
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Since this process began, by the names of NodeFacts.counters."""
+        return {"journals_damaged": self._journals_damaged, "journals_torn": self._journals_torn}
 
     def begin(self, cursor: Cursor) -> bool:
         """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
         journal: Journal | None = None
+        path = self._layout.job_dir(cursor.job) / JOURNAL_FILE
         try:
-            journal = Journal(self._layout.job_dir(cursor.job) / JOURNAL_FILE)
+            journal = Journal(path, partial(self._damage_found, cursor.job, str(path)))
         except FileNotFoundError:
             log.info("a job has no journal", job=cursor.job)
         if self._persists:
@@ -96,7 +104,10 @@ class Output:
         return None if tail is None else tail.last_sequence
 
     async def read_all(self, job: JobId) -> ReadSoFar:
-        """Wait until all that the journal holds now was handed on."""
+        """Wait until all that the journal of a job without a monitor holds was handed on: nobody adds to it."""
+        journal = self._journals.get(job)
+        if journal is not None:
+            journal.sealed = True
         await self.follower.caught_up(job)
         tail = self.follower.tail(job)
         if tail is None:
@@ -107,10 +118,10 @@ class Output:
         """The job has ended: follow no more; deliver what is left, then the end."""
         job = record.id
         tail = self.follower.tail(job)
-        torn_bytes = 0 if tail is None else tail.journal.size() - tail.offset
-        if torn_bytes:
-            self.torn_journals += 1
-            log.warning("journal of an ended job has a torn tail: ignored", job=job, bytes=torn_bytes)
+        rest_bytes = 0 if tail is None or tail.corrupt else tail.journal.size() - tail.offset
+        if rest_bytes:
+            self._journals_torn += 1
+            log.warning("journal of an ended job has a torn tail: ignored", job=job, bytes=rest_bytes)
         self.follower.leave(job)
         if self._persists:
             self.sender.ended(record)
@@ -135,6 +146,9 @@ class Output:
         reached("executor.published")
         self.sender.grown(job, piece.end)
         if piece.corrupt:
+            self._count_damaged(job)
+            path = str(self._layout.job_dir(job) / JOURNAL_FILE)
+            log.error("journal damaged", job=job, path=path, offset=piece.end, problem=piece.corrupt, readable=False)
             self._listener.damaged(job, piece.corrupt)
         for note in piece.notes:
             self._listener.noted(job, note)
@@ -160,7 +174,28 @@ class Output:
         self._close_journal(job)
         self._listener.delivered(job)
 
+    def _damage_found(self, job: JobId, path: str, damage: Damage) -> None:
+        """Part of a journal is passed over, by the live cursor or, when it was damaged since, by the durable one."""
+        self._count_damaged(job)
+        log.error(
+            "journal damaged",
+            job=job,
+            path=path,
+            offset=damage.offset,
+            bytes=damage.end - damage.offset,
+            first=damage.first,
+            entries=damage.entries,
+            problem=damage.problem,
+        )
+        what = f"{damage.entries} entries are" if damage.entries else "no output is"
+        self._listener.damaged(job, f"{damage.problem}; {what} lost")
+
+    def _count_damaged(self, job: JobId) -> None:
+        self._journals_damaged += job not in self._damaged
+        self._damaged.add(job)
+
     def _close_journal(self, job: JobId) -> None:
+        self._damaged.discard(job)
         journal = self._journals.pop(job, None)
         if journal is not None:
             journal.close()

@@ -9,9 +9,9 @@ import posixpath
 from typing import Final, NamedTuple
 
 from common.config.layout import Layout
-from common.config.settings import Jobs, Settings
+from common.config.settings import Jobs, Journal, Settings
 from common.errors import JobletError, Reason, invalid
-from common.messages.jobs import JobRecord, JobSpec, Limits
+from common.messages.jobs import JobRecord, JobSpec, Limits, OnFull
 from services.executor.cgroups.driver import CgroupPlan, Meter
 from services.executor.identity import JOB_UID, JobIdentity
 from services.executor.launcher.operations import Operation
@@ -120,7 +120,7 @@ def plan_launch(
             shape,
         ),
         uploads=tuple(str(layout.upload(upload.id)) for upload in spec.uploads),
-        journal=JournalLimits(journal.bytes_max, journal.on_full == "drop", journal.silence_ms),
+        journal=JournalLimits(journal.bytes_max, _on_full(spec, journal) is OnFull.DROP, journal.silence_ms),
         groups=_groups(cgroup, network),
         start_ms_max=START_MS + sum(upload.bytes for upload in spec.uploads) // UPLOAD_BYTES_PER_MS,
         timeout_ms=spec.limits.timeout_ms,
@@ -156,6 +156,10 @@ def _is_plain_directory(path: str) -> bool:
     """Absolute, without '..' or NUL, and not in a file system of links to other places."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return path.startswith("/") and "\0" not in path and ".." not in parts and parts[:1] not in (["proc"], ["dev"])
+
+
+def _on_full(spec: JobSpec, journal: Journal) -> OnFull:
+    return spec.on_full or OnFull(journal.on_full)  # a job that an older release admitted has none
 
 
 def _default_environment(job: JobRecord) -> dict[str, str]:

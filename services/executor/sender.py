@@ -271,7 +271,7 @@ class Sender:
         """The next batch, or None when the first record does not fit and something is on the way: that comes first."""
         wanted = min(bytes_max, outbox.readable - outbox.sent.offset)
         try:
-            piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted, checked=True)
+            piece = journal.read(outbox.sent.offset, last_sequence=outbox.sent.sequence, bytes_max=wanted)
         except OSError as cause:
             piece = Slice(outbox.sent.offset, outbox.sent.offset, b"", outbox.sent.sequence, (), str(cause))
         if piece.corrupt:

@@ -4,6 +4,7 @@ Here: the order of start and end. Not here: which ports are real (`__main__.py`;
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
@@ -17,11 +18,11 @@ from common.bus.requests import Receiver, Responder
 from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
-from common.errors import precondition
+from common.errors import exhausted, precondition
 from common.messages.jobs import JobSpec, Network, NodeFacts
 from common.messages.logs import StoreMetric
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC, metrics_topic
-from services.executor.admission import Unsupported, admit
+from services.executor.admission import Room, Unsupported, admit, check_room
 from services.executor.commands import Commands
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
@@ -117,6 +118,7 @@ class Executor:
             live=live,
             launches=ports.launches,
             admit=self._admit,
+            check_room=self._check_room,
             node=self._node,
             clock_ns=clock_ns,
         )
@@ -167,8 +169,20 @@ class Executor:
             spec,
             unsupported=self._ports.unsupported,
             staged=lambda upload: self.layout.upload(upload).is_file(),
-            settings=self.settings.joblet.jobs,
+            settings=self.settings.joblet,
         )
 
+    def _check_room(self) -> None:
+        try:
+            found = os.statvfs(self.layout.jobs)
+        except OSError as cause:
+            raise exhausted(f"the disk of the jobs' output cannot be used: {cause.strerror}", "repair it") from cause
+        room = Room(
+            bytes=found.f_bavail * found.f_frsize if found.f_blocks else None,
+            files=found.f_favail if found.f_files else None,
+        )
+        check_room(room, reserve_bytes=self.settings.joblet.journal.reserve_bytes)
+
     def _node(self, running_jobs: int) -> NodeFacts:
-        return msgspec.structs.replace(self._ports.node, running_jobs=running_jobs)
+        counters = {**self.jobs.counters, **self.output.counters}
+        return msgspec.structs.replace(self._ports.node, running_jobs=running_jobs, counters=counters)

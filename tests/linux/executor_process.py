@@ -37,10 +37,14 @@ class ExecutorProcess:
     It keeps no spares: what is there is the jobs' own. tests/linux/test_spares.py is about spares.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, journal: str = "") -> None:
+        """`journal`: settings of that section, as YAML between braces."""
         self.base = base
         self._configuration = base / "joblet-config.yml"
-        self._configuration.write_text('version: "3.0"\nserver: { nodeId: node-1 }\njoblet: { jobs: { spares: 0 } }\n')
+        self._configuration.write_text(
+            'version: "3.0"\nserver: { nodeId: node-1 }\n'
+            f"joblet: {{ jobs: {{ spares: 0 }}, journal: {{ {journal} }} }}\n"
+        )
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

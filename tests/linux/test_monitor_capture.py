@@ -4,6 +4,8 @@ import json
 import random
 from typing import Final
 
+import pytest
+
 from common import records
 from common.records import Record, RecordType, Stream
 from services.executor.launcher.capture import LineSplitter, Piece
@@ -162,6 +164,37 @@ def test_dropping_at_enospc_counts_on() -> None:
     assert_whole(found)
     assert sum(record.lines for record in found) == 7
     assert sum(json.loads(bytes(r.payload))["bytes"] for r in found if r.type == RecordType.GAP) == 5 * 7
+
+
+@pytest.mark.threat("F29")
+def test_order_is_by_sequence_whatever_the_clock_does() -> None:
+    """Back an hour, to 1970, ahead a year: sequences and bytes are in the order of the writing, times as they were."""
+    journal = FakeJournal(10_000)
+    recorder = Recorder(journal, JournalLimits(10_000, drop_when_full=False, silence_ms=100))
+    times = [7200 * 10**9, 3600 * 10**9, 0, 10**18, 1]
+    recorder.event(RecordType.START, b"{}", 7200 * 10**9)
+    for number, time_ns in enumerate(times):
+        recorder.output(Stream.STDOUT, line(b"%d" % number), time_ns)
+    recorder.event(RecordType.EXIT, b"{}", 5)
+    found = journal.records()
+    assert_whole(found)
+    assert [record.time_ns for record in found[1:-1]] == times
+    assert b"".join(record.payload for record in found[1:-1]) == b"0\n1\n2\n3\n4\n"
+
+
+def test_what_is_left_when_all_writers_are_dead_is_read_over_the_bound() -> None:
+    """The end of a job that filled its journal waits for the disk only, not for persist."""
+    journal = FakeJournal(10_000)
+    recorder = Recorder(journal, JournalLimits(100, drop_when_full=False, silence_ms=100))
+    recorder.output(Stream.STDOUT, line(b"x" * 200), 1)
+    assert not recorder.accepts_output()
+    assert recorder.accepts_rest()
+    recorder.output(Stream.STDOUT, line(b"rest"), 2)
+    recorder.event(RecordType.EXIT, b"{}", 3)
+    assert recorder.settled
+    journal.room_bytes = 0
+    recorder.output(Stream.STDOUT, line(b"more"), 4)
+    assert not recorder.accepts_rest()
 
 
 def test_commands_survive_the_wire() -> None:

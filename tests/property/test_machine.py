@@ -19,6 +19,7 @@ from services.executor.events import (
     Launched,
     LaunchFailed,
     MonitorLost,
+    OutputLost,
     Recorded,
     Save,
     SignalStop,
@@ -51,6 +52,7 @@ events: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(Started, at_ns=times, pid=st.integers(1, 2**22)),
     ends,
     st.builds(MonitorLost, at_ns=times, last_sequence=st.integers(0, 10)),
+    st.builds(OutputLost, at_ns=times, first=st.integers(1, 30), entries=st.integers(1, 9), bytes=small),
     st.builds(JournalDamaged, at_ns=times, problem=st.text(max_size=5)),
     st.builds(StopRequested, at_ns=times, signal=st.none() | small, grace_ms=st.none() | small),
     st.builds(StopDelivered, at_ns=times),
@@ -81,6 +83,7 @@ def test_one_end_one_launch_and_consistent_fields(first: State, sequence: list[A
             continue
         if job != before:
             assert any(isinstance(i, Save) for i in decision.instructions), "a change that is not saved is lost"
+        assert job.record.lost_entries <= job.lost_through, "an entry was counted as lost twice"
         if job.record.state in TERMINAL:
             final_announcements += sum(isinstance(i, Announce) for i in decision.instructions)
             assert Save(durable=True) in decision.instructions

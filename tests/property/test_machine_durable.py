@@ -107,7 +107,6 @@ class World:
                 self.journal[self.outbox.sent.offset : cut],
                 self.outbox.sent.offset,
                 last_sequence=self.outbox.sent.sequence,
-                checked=True,
             )
             assert not piece.corrupt
             if piece.records:

@@ -44,6 +44,11 @@ async def in_state(node: Node, job: JobId, state: State) -> JobRecord:
     return found
 
 
+def flipped(data: bytes, position: int) -> bytes:
+    """The same with one bit of one byte changed."""
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
 def numbered(first: int, last: int) -> bytes:
     """Lines of numbers."""
     return b"".join(b"%d\n" % n for n in range(first, last + 1))

@@ -73,6 +73,13 @@ class FakeMonitor:
         """Lines of output."""
         self.append(self.record(data))
 
+    def gap(self, lines: int, *, lost_bytes: int) -> None:
+        """A GAP record, as of a full journal."""
+        payload = json.dumps({"reason": "journal_full", "bytes": lost_bytes}).encode()
+        sequence = self.next_sequence
+        self.append(encode(RecordType.GAP, payload, time_ns=time.time_ns(), sequence=sequence, lines=lines))
+        self.next_sequence += lines
+
     def exit_record(self, **fields: Any) -> bytes:
         """The EXIT record, of an exit with code 0 unless told otherwise."""
         payload = {

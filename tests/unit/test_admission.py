@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.config.settings import Jobs
+from common.config.settings import Joblet, Journal
 from common.errors import JobletError, Reason
-from common.messages.jobs import JobSpec, Limits, Upload, VolumeMount
+from common.messages.jobs import JobSpec, Limits, OnFull, Upload, VolumeMount
 from services.executor import admission
-from services.executor.admission import admit, check_stop
+from services.executor.admission import RESERVE_FILES, Room, admit, check_room, check_stop
 
 SPEC = JobSpec(command="true")
 UPLOAD = Upload(id="6fa459ea-ee8a-4ca4-894e-db77e160355e", bytes=10_000, entries=3)
@@ -19,7 +19,7 @@ def admitted(spec: JobSpec, **ports: Any) -> JobSpec:
     """The spec on a host that can do everything, with every upload staged."""
     return admit(
         spec,
-        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Jobs(), **ports},
+        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Joblet(), **ports},
     )
 
 
@@ -37,6 +37,39 @@ def test_the_nodes_defaults_are_filled_in() -> None:
     assert (spec.limits.pids, spec.work_bytes) == (4096, 2**20)
     assert admitted(replace(SPEC, uploads=(UPLOAD,))).work_bytes == 2**20 + 10_000 + 4 * 4096
     assert admitted(replace(SPEC, work_bytes=8192, limits=Limits(pids=7))).limits.pids == 7
+
+
+@pytest.mark.parametrize("default", list(OnFull))
+def test_what_happens_without_room_is_the_jobs_choice_or_the_nodes(default: OnFull) -> None:
+    """And the record says which holds."""
+    settings = Joblet(journal=Journal(on_full=default.value))
+    assert admitted(SPEC, settings=settings).on_full is default
+    for chosen in OnFull:
+        assert admitted(replace(SPEC, on_full=chosen), settings=settings).on_full is chosen
+
+
+@pytest.mark.threat("F13")
+@pytest.mark.threat("F17")
+@pytest.mark.parametrize(
+    ("room", "reserve_bytes", "refused"),
+    [
+        (Room(bytes=1000, files=RESERVE_FILES), 1000, ""),
+        (Room(bytes=1000, files=None), 1000, ""),
+        (Room(bytes=999, files=None), 1000, "999 bytes are free"),
+        (Room(bytes=2000, files=RESERVE_FILES - 1), 1000, "63 inodes are free"),
+        (Room(bytes=0, files=0), 0, ""),
+        (Room(bytes=None, files=None), 1000, ""),
+    ],
+)
+def test_below_the_reserve_no_job_is_taken(room: Room, reserve_bytes: int, refused: str) -> None:
+    """EXHAUSTED, retryable, saying what to free; a reserve of 0 asks for nothing."""
+    if not refused:
+        check_room(room, reserve_bytes=reserve_bytes)
+        return
+    with pytest.raises(JobletError, match=refused) as caught:
+        check_room(room, reserve_bytes=reserve_bytes)
+    assert (caught.value.reason, caught.value.retryable) == (Reason.EXHAUSTED, True)
+    assert "free some" in caught.value.detail
 
 
 @pytest.mark.threat("D25")

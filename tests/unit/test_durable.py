@@ -164,7 +164,7 @@ def test_a_slice_ends_at_the_last_whole_record(tmp_path: Path) -> None:
     for cut in range(len(line(3))):
         path.write_bytes(whole + line(3)[:cut])
         journal = Journal(path)
-        piece = journal.read(0, last_sequence=0, bytes_max=10_000, checked=True)
+        piece = journal.read(0, last_sequence=0, bytes_max=10_000)
         assert (piece.records, piece.end, piece.last_sequence, piece.corrupt) == (whole, len(whole), 2, "")
         journal.close()
 
@@ -175,7 +175,7 @@ def test_a_record_larger_than_the_slice_is_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(record + line(2))
     journal = Journal(path)
-    assert journal.read(0, last_sequence=0, bytes_max=64, checked=True).records == record
+    assert journal.read(0, last_sequence=0, bytes_max=64).records == record
     journal.close()
 
 
@@ -192,7 +192,7 @@ def test_a_record_larger_than_the_slice_is_read_whole(tmp_path: Path) -> None:
 def test_damage_ends_a_slice_before_it_and_is_named(damage: object, word: str) -> None:
     """What is before is whole; the text says where and what."""
     assert callable(damage)
-    piece = scan(line(1) + damage(line(2)), 1000, last_sequence=0, checked=True)
+    piece = scan(line(1) + damage(line(2)), 1000, last_sequence=0)
     assert piece.records == line(1)
     assert word in piece.corrupt
     assert "sequence" in word or f"byte {1000 + len(line(1))}" in piece.corrupt
@@ -207,7 +207,7 @@ def test_give_back_frees_disk_and_keeps_offsets(tmp_path: Path) -> None:
     before = path.stat().st_blocks
     journal.give_back(len(first))
     assert path.stat().st_blocks * 512 < 16 * 1024 < before * 512
-    assert journal.read(len(first), last_sequence=1, bytes_max=1000, checked=True).records == line(2)
+    assert journal.read(len(first), last_sequence=1, bytes_max=1000).records == line(2)
     journal.close()
 
 

@@ -55,6 +55,7 @@ def test_a_job_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     assert again.find_by_key("bob", "key") is None
     assert list(again.unended()) == [job]
     assert again.cursors() == [Cursor(job=job.record.id)]
+    assert again.has_cursor(job.record.id)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     again.close()
 

@@ -1,6 +1,7 @@
 """Output on its two ways: live to followers, durably to a persist that may be slow, deaf or absent."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,45 @@ from common.bus.memory import Memory
 from common.config.settings import Journal as JournalSettings
 from common.config.settings import Persist
 from common.errors import JobletError
-from common.identifiers import new_job_id
+from common.identifiers import JobId, new_job_id
 from common.messages.jobs import (
+    GetJob,
+    GetNode,
+    JobFound,
+    JobPage,
+    ListJobs,
     LogSynced,
+    NodeFacts,
     State,
     SyncLog,
 )
 from common.messages.logs import LogMarker, LogRecords, PersistStarted
-from common.records import decode_all
-from tests.unit.executor_asking import got, in_state, launched, numbered
-from tests.unit.executor_fakes import FakePersist, node_settings, running_node
+from common.records import Record, RecordType, decode_all
+from tests.unit.executor_asking import flipped, got, in_state, launched, numbered
+from tests.unit.executor_fakes import FakePersist, Node, node_settings, running_node
 from tests.waiting import await_for
 
 
-def test_a_damaged_journal_ends_the_output_and_not_the_job(tmp_path: Path) -> None:
-    """What is before the damage is live and durable; the record says what is missing; the executor goes on."""
+def lost(persist: FakePersist, job: JobId) -> list[tuple[int, int, str, int]]:
+    """First, lines, reason and bytes of each stored gap."""
+    gaps = [record for record in persist.stored.get(job, []) if record.type == RecordType.GAP]
+    told = [json.loads(bytes(gap.payload)) for gap in gaps]
+    return [(gap.sequence, gap.lines, each["reason"], each["bytes"]) for gap, each in zip(gaps, told, strict=True)]
+
+
+def lines_of(persist: FakePersist, job: JobId) -> bytes:
+    """All stored output of the job."""
+    return b"".join(bytes(r.payload) for r in persist.stored.get(job, []) if r.type == RecordType.OUTPUT)
+
+
+async def counters(node: Node) -> dict[str, int]:
+    """What the node has counted."""
+    return (await node.ask.request(GetNode(), NodeFacts)).counters
+
+
+@pytest.mark.threat("F12")
+def test_a_damaged_stretch_is_a_gap_and_the_rest_is_read(tmp_path: Path) -> None:
+    """Live and durable readers get what is behind it as soon as it is there; record and node count what is missing."""
 
     async def scenario() -> None:
         transport = Memory()
@@ -35,29 +60,41 @@ def test_a_damaged_journal_ends_the_output_and_not_the_job(tmp_path: Path) -> No
             job, monitor = await launched(node)
             monitor.start()
             monitor.output(numbered(1, 3))
-            monitor.append(b"garbage" * 100)
-            monitor.output(numbered(4, 5))
-            await await_for(lambda: node.executor.output.follower.corrupt_journals == 1, what="the damage")
-            assert "part of its output is lost" in (await in_state(node, job, State.RUNNING)).reason
-            monitor.exit()
-            record = await in_state(node, job, State.LOST)
-            assert "magic" in record.reason
-            await await_for(lambda: persist.ended.get(job) == 3, what="the end with persist")
-            assert persist.output(job) == numbered(1, 3)
-            other, _ = await launched(node)
-            assert (await got(node, other)).state is State.STARTING
+            record = monitor.record(numbered(4, 6))
+            monitor.append(b"garbage" + record[7:])
+            await in_state(node, job, State.RUNNING)
+            assert (await counters(node))["journals_damaged"] == 0, "it may still be being written"
+            monitor.output(numbered(7, 8))
+            await await_for(lambda: persist.last.get(job) == 8, what="what is behind the damage")
+            running = await in_state(node, job, State.RUNNING)
+            assert (running.lost_entries, running.lost_bytes, running.last_sequence) == (3, len(record), 8)
+            assert "its journal is damaged: corrupt record at byte" in running.reason
+            page = await node.ask.request(ListJobs(visible_owner=None), JobPage)
+            assert [(each.lost_entries, each.lost_bytes) for each in page.jobs] == [(3, len(record))]
+            monitor.exit(exit_code=4)
+            ended = await in_state(node, job, State.FAILED)
+            assert (ended.exit_code, ended.last_sequence, ended.lost_entries) == (4, 8, 3)
+            await await_for(lambda: persist.ended.get(job) == 8, what="the end with persist")
+            assert lost(persist, job) == [(4, 3, "journal_damaged", len(record))]
+            assert lines_of(persist, job) == numbered(1, 3) + numbered(7, 8)
+            counts = await counters(node)
+            assert (counts["journals_damaged"], counts["journals_torn"]) == (1, 0)
+            assert (counts["lost_entries"], counts["lost_bytes"]) == (3, len(record))
         storing.cancel()
 
     asyncio.run(scenario())
 
 
-def test_output_with_a_wrong_checksum_is_kept_from_persist(tmp_path: Path) -> None:
-    """The durable cursor stops before it; the job has its true end."""
+@pytest.mark.threat("F12")
+def test_live_and_stored_agree_about_a_wrong_checksum(tmp_path: Path) -> None:
+    """One flipped byte of the output: nobody sees it, both see the same gap, and the job has its true end."""
 
     async def scenario() -> None:
         transport = Memory()
         persist = FakePersist(transport)
         storing = asyncio.create_task(persist.run())
+        followed = Subscriber(transport)
+        followed.subscribe("log.")
         async with running_node(node_settings(tmp_path), transport) as node:
             job, monitor = await launched(node)
             monitor.start()
@@ -66,10 +103,108 @@ def test_output_with_a_wrong_checksum_is_kept_from_persist(tmp_path: Path) -> No
             monitor.output(numbered(5, 6))
             monitor.exit()
             record = await in_state(node, job, State.COMPLETED)
-            assert record.last_sequence == 6
+            assert (record.last_sequence, record.lost_entries) == (6, 1)
+            await await_for(lambda: persist.ended.get(job) == 6, what="the end with persist")
+            assert lines_of(persist, job) == numbered(1, 3) + numbered(5, 6)
+            live: list[Record] = []
+            async for _, message in followed.messages():
+                assert isinstance(message.body, LogRecords)
+                live += [each for each in decode_all(message.body.records) if each.lines]
+                if live and live[-1].last_sequence == 6:
+                    break
+            assert live == persist.stored[job]
+        storing.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("F12")
+@pytest.mark.parametrize("which", ["start", "exit"])
+def test_a_job_whose_start_or_exit_is_damaged_has_an_end(tmp_path: Path, which: str) -> None:
+    """Without its START it ends as its EXIT says; without its EXIT it is LOST, with a reason. No output is missing."""
+
+    async def scenario() -> None:
+        transport = Memory()
+        persist = FakePersist(transport)
+        storing = asyncio.create_task(persist.run())
+        async with running_node(node_settings(tmp_path), transport) as node:
+            job, monitor = await launched(node)
+            monitor.start()
+            if which == "start":
+                monitor.journal.write_bytes(flipped(monitor.journal.read_bytes(), 40))
+            monitor.output(numbered(1, 3))
+            monitor.append(flipped(monitor.exit_record(), 40) if which == "exit" else monitor.exit_record())
+            monitor.die()
+            record = await in_state(node, job, State.COMPLETED if which == "start" else State.LOST)
+            assert "checksum does not match" in record.reason
+            assert (record.last_sequence, record.lost_entries) == (3, 0)
+            assert record.lost_bytes == (0 if which == "start" else len(monitor.exit_record()))
             await await_for(lambda: persist.ended.get(job) == 3, what="the end with persist")
             assert persist.output(job) == numbered(1, 3)
+            assert (await counters(node))["journals_damaged"] == 1
         storing.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("F13")
+def test_what_was_dropped_is_counted_once(tmp_path: Path) -> None:
+    """GAPs of a full journal count in record and node; a journal that is read again after a restart counts nothing."""
+
+    async def scenario() -> None:
+        transport, settings = Memory(), node_settings(tmp_path)
+        async with running_node(settings, transport) as first:  # nobody acknowledges: all of it is read again
+            job, monitor = await launched(first)
+            monitor.start()
+            monitor.output(numbered(1, 3))
+            monitor.gap(7, lost_bytes=70)
+            monitor.output(numbered(11, 12))
+            monitor.gap(2, lost_bytes=20)
+
+            async def counted() -> bool:
+                return (await got(first, job)).lost_entries == 9
+
+            await await_for(counted, what="both gaps")
+            assert (await got(first, job)).lost_bytes == 90
+        async with running_node(settings, transport, first.host) as second:
+            assert (await in_state(second, job, State.RUNNING)).lost_entries == 9
+            monitor.gap(1, lost_bytes=5)
+            monitor.exit()
+            ended = await in_state(second, job, State.COMPLETED)
+            assert (ended.lost_entries, ended.lost_bytes, ended.last_sequence) == (10, 95, 15)
+            assert (await counters(second))["lost_entries"] == 1, "since this executor began"
+        async with running_node(settings, transport, first.host) as third:
+            assert (await got(third, job)).lost_entries == 10
+            assert (await counters(third))["lost_bytes"] == 0
+
+    asyncio.run(scenario())
+
+
+def test_delivered_means_that_persist_has_the_end(tmp_path: Path) -> None:
+    """Not while the job runs, not while its end is on the way; also after a restart."""
+
+    async def scenario() -> None:
+        transport, settings = Memory(), node_settings(tmp_path)
+        async with running_node(settings, transport) as node:
+            job, monitor = await launched(node)
+
+            async def delivered() -> bool:
+                return (await node.ask.request(GetJob(job=job, visible_owner=None), JobFound)).delivered
+
+            monitor.start()
+            monitor.output(numbered(1, 3))
+            await in_state(node, job, State.RUNNING)
+            assert not await delivered()
+            monitor.exit()
+            await in_state(node, job, State.COMPLETED)
+            assert not await delivered()
+            persist = FakePersist(transport)
+            storing = asyncio.create_task(persist.run())
+            await persist.say(PersistStarted(instance="new"))
+            await await_for(delivered, what="the end with persist")
+            storing.cancel()
+        async with running_node(settings, transport, node.host) as again:
+            assert (await again.ask.request(GetJob(job=job, visible_owner=None), JobFound)).delivered
 
     asyncio.run(scenario())
 

@@ -23,6 +23,7 @@ from services.executor.events import (
     Launched,
     LaunchFailed,
     MonitorLost,
+    OutputLost,
     Recorded,
     Refused,
     Save,
@@ -228,7 +229,31 @@ def test_damage_to_the_journal_stays_told_when_the_job_ends_well() -> None:
     damaged = moved(job_in(State.RUNNING), JournalDamaged(at_ns=3, problem="byte 9")).job
     assert isinstance(handle(damaged, JournalDamaged(at_ns=3, problem="byte 9")), Ignored)
     ended = moved(damaged, Ended(at_ns=4, outcome="exited", exit_code=0)).job.record
-    assert (ended.state, ended.reason) == (State.COMPLETED, "part of its output is lost: byte 9")
+    assert (ended.state, ended.reason) == (State.COMPLETED, "its journal is damaged: byte 9")
+
+
+@pytest.mark.threat("F13")
+def test_a_loss_is_counted_once_however_often_its_gap_is_read() -> None:
+    """By sequence: what is known counts nothing, what is new counts as far as it is new. An ended job's is final."""
+    job = moved(job_in(State.RUNNING), OutputLost(at_ns=2, first=5, entries=6, bytes=60)).job
+    assert (job.record.lost_entries, job.record.lost_bytes, job.lost_through) == (6, 60, 10)
+    assert isinstance(handle(job, OutputLost(at_ns=3, first=5, entries=6, bytes=60)), Ignored)
+    assert isinstance(handle(job, OutputLost(at_ns=3, first=1, entries=2, bytes=9)), Ignored)
+    further = moved(job, OutputLost(at_ns=4, first=8, entries=5, bytes=50))
+    assert (further.job.record.lost_entries, further.job.record.lost_bytes) == (8, 60)
+    assert further.instructions == (Save(),)
+    ended = moved(further.job, Ended(at_ns=5, outcome="exited", exit_code=0)).job
+    assert isinstance(handle(ended, OutputLost(at_ns=6, first=90, entries=1)), Ignored)
+    assert ended.record.lost_entries == 8
+
+
+def test_what_a_lost_monitor_left_unfinished_is_counted() -> None:
+    """In bytes: how many entries it would have been, nobody knows. What was told before is not told twice."""
+    job = moved(job_in(State.RUNNING), OutputLost(at_ns=2, first=5, entries=6, bytes=60)).job
+    lost = moved(job, MonitorLost(at_ns=3, last_sequence=10, lost_bytes=7)).job.record
+    assert (lost.state, lost.lost_entries, lost.lost_bytes) == (State.LOST, 6, 67)
+    damaged = moved(job, JournalDamaged(at_ns=3, problem="byte 9")).job
+    assert moved(damaged, MonitorLost(at_ns=4, reason="byte 9")).job.record.reason == "its journal is damaged: byte 9"
 
 
 def test_a_failed_launch_is_the_end() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from common.messages.jobs import Usage
 from common.records import RecordType
-from services.executor.events import Ended, Failure, Started
+from services.executor.events import Ended, Failure, OutputLost, Started
 from services.executor.journal import Note
 from services.executor.notes import UnreadableNote, parse_note
 
@@ -43,6 +43,21 @@ def test_an_exit_of_an_older_monitor_is_understood() -> None:
 def test_a_start_tells_the_pid() -> None:
     """Of the host."""
     assert parse_note(note(RecordType.START, pid=7, monitor_pid=6)) == Started(at_ns=9, pid=7)
+
+
+@pytest.mark.parametrize(
+    ("payload", "lost_bytes"),
+    [
+        (b'{"reason":"journal_full","bytes":70}', 70),
+        (b'{"reason":"journal_full"}', 0),
+        (b'{"bytes":-4}', 0),
+        (b"\xff", 0),
+    ],
+)
+def test_a_gap_tells_what_is_missing(payload: bytes, lost_bytes: int) -> None:
+    """Which entries is in its header; its bytes are known or not."""
+    gap = Note(RecordType.GAP, 9, payload, last_sequence=14, lines=10)
+    assert parse_note(gap) == OutputLost(at_ns=9, first=5, entries=10, bytes=lost_bytes)
 
 
 @pytest.mark.parametrize(

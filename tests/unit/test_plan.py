@@ -9,7 +9,7 @@ from common.config.layout import layout_of
 from common.config.settings import Joblet, Jobs, Journal, Settings
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload, VolumeMount
+from common.messages.jobs import JobRecord, JobSpec, Limits, OnFull, State, Upload, VolumeMount
 from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
 from services.executor.identity import JobIdentity
 from services.executor.launcher.operations import MountTmpfs
@@ -96,6 +96,21 @@ def test_work_grows_with_uploads_only_by_default() -> None:
     assert tmpfs(plan(uploads=(upload,), work_bytes=5), "/work").size_bytes == 5
     assert tmpfs(plan(), "/work")[4:6] == (101_000, 101_000)
     assert plan(uploads=(upload,)).task.uploads == ("/base/uploads/u.tar",)
+
+
+def test_what_happens_without_room_is_in_the_plan() -> None:
+    """As the job says, else as the node does; the description says which."""
+    dropping = Settings(joblet=Joblet(base_dir="/base", journal=Journal(on_full="drop")))
+    for settings, on_full, drops in [
+        (None, None, False),
+        (dropping, None, True),
+        (None, OnFull.DROP, True),
+        (dropping, OnFull.BLOCK, False),
+    ]:
+        launch = plan(settings, on_full=on_full)
+        assert launch.task.journal.drop_when_full is drops
+        words = "(drops output when full)" if drops else "(makes the job wait when full)"
+        assert any(words in line for line in launch.describe())
 
 
 def test_settings_reach_the_plan() -> None:

@@ -3,7 +3,8 @@
 The format is common/records.py. Full means: the file occupies `bytes_max` on disk (what the executor gave back by
 punching holes does not count), or the file system takes no more. Then, as the task says, the monitor either stops
 reading (the job waits), or output is dropped, counted, and told by a GAP record when space is back.
-The bound is looked at before a read, so the file may exceed it by what one read of each stream brings.
+The bound is looked at before a read, so the file may exceed it by what one read of each stream brings; and when all
+writers are dead by what is left in their pipes, so that the end of a job waits for nobody but the disk.
 """
 
 import json
@@ -86,6 +87,10 @@ class Recorder:
     def accepts_output(self) -> bool:
         """Whether the pipes may be read now. When dropping: always."""
         return self._limits.drop_when_full or (not self._waiting and not self._full())
+
+    def accepts_rest(self) -> bool:
+        """Whether the pipes may be read to their end, whose writers are dead."""
+        return self._limits.drop_when_full or not self._waiting
 
     def output(self, stream: Stream, pieces: list[Piece], time_ns: int) -> None:
         """Record entries of a stream, written at `time_ns` (wall clock)."""

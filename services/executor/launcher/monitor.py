@@ -275,9 +275,9 @@ class Monitor:
         self._timers.clear()
 
     def _drain(self) -> None:
-        """All writers are dead: read what is in the pipes, as far as there is space for it."""
+        """All writers are dead: read what is in the pipes, as far as the disk has space for it."""
         for output in self._outputs:
-            while output.open and self._recorder.accepts_output():
+            while output.open and self._recorder.accepts_rest():
                 self._read(output)
         if not any(output.open for output in self._outputs):
             self._finish()
