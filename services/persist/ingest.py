@@ -84,7 +84,7 @@ class Ingest:
         self._room = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
-        """Entries repeated and missing, records corrupt, messages refused, flushes failed."""
+        """By the names of docs/operations.md, counters."""
 
     async def run(self) -> None:
         """Take messages for ever."""
@@ -137,7 +137,7 @@ class Ingest:
                 case _:
                     raise AssertionError(f"{type(body).__name__} is not of this endpoint")
         except JobletError as refused:
-            self._count("refused", str(refused))
+            self._count("messages_refused", str(refused))
         self._wake.set()
 
     def _batch(self, body: StoreRecords) -> BatchArrived | BatchRefused:
@@ -146,7 +146,7 @@ class Ingest:
             for record in records:
                 lines.check(record)
         except (CorruptRecord, RefusedRecord) as cause:
-            self._count("corrupt", str(cause), job=body.job)
+            self._count("records_corrupt", str(cause), job=body.job)
             return BatchRefused(body.job, body.epoch)
         through = max((record.last_sequence for record in records), default=0)
         return BatchArrived(
@@ -161,16 +161,19 @@ class Ingest:
                 case Answer(job=job, epoch=epoch, last_sequence=last, ended=ended):
                     self._answer(Stored(job=job, epoch=epoch, last_sequence=last, ended=ended))
                 case AskResend(job=job, epoch=epoch):
-                    self._count("resend", "a batch did not follow the one before", job=job)
+                    self._count("resends_asked", "a batch did not follow the one before", job=job)
                     self._answer(Resend(job=job, epoch=epoch))
                 case _:
                     assert_never(instruction)
         self._room.set()
 
     async def _flush(self, flush: Flush) -> None:
-        job, through, end = flush.job, _through(flush.batches), flush.batches[-1].end
+        job, through, last = flush.job, _through(flush.batches), flush.batches[-1]
+        end = last.end
         records = [record for batch in flush.batches for record in batch.records]
         write = partial(self._store.write, job, records, through=through, end=end)
+        if end is not None:
+            write = partial(write, owner=last.owner, ended_at_ns=last.ended_at_ns)
         try:
             written = await asyncio.get_running_loop().run_in_executor(self._pool, write)
         except AbandonedSegment:
@@ -186,9 +189,9 @@ class Ingest:
             log.exception("storing failed", job=job)
             self._failed(job, "internal error", abandoned=False)
         else:
-            self.counts["repeated"] += written.repeats
+            self.counts["entries_repeated"] += written.repeats
             if written.missing:
-                self._count("missing", f"{written.missing} entries never came", job=job)
+                self._count("entries_missing", f"{written.missing} entries never came", times=written.missing, job=job)
             reached("persist.stored")
             self._handle(Flushed(job, flush.epoch, through, end is not None, _now_ms()))
             self._changes.tell(job)
@@ -200,7 +203,7 @@ class Ingest:
                 await asyncio.get_running_loop().run_in_executor(self._pool, self._samples.flush_due, _now_ms())
 
     def _failed(self, job: JobId, why: str, *, abandoned: bool) -> None:
-        self._count("failed", why, job=job)
+        self._count("flushes_failed", why, job=job)
         self._handle(FlushFailed(job, abandoned, _now_ms()))
         self._wake.set()
 
@@ -209,16 +212,20 @@ class Ingest:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _count(self, what: str, why: str, **context: str) -> None:
-        self.counts[what] += 1
-        if self.counts[what].bit_count() == 1:  # 1, 2, 4, 8 …: a flood does not fill the log
+    def _count(self, what: str, why: str, *, times: int = 1, **context: str) -> None:
+        before = self.counts[what]
+        self.counts[what] += times
+        if self.counts[what].bit_length() > before.bit_length():  # at 1, 2, 4, 8 …: a flood does not fill the log
             log.warning("ingest", what=what, why=why[:300], times=self.counts[what], **context)
 
 
 def _end(body: EndOfJob) -> BatchArrived:
     if not 0 <= body.last_sequence < INTEGER_MAX:
         raise invalid(f"last sequence {body.last_sequence} is out of range")
-    return BatchArrived(body.job, body.epoch, body.batch, (), 0, body.last_sequence, body.last_sequence, _now_ms())
+    last = body.last_sequence
+    return BatchArrived(
+        body.job, body.epoch, body.batch, (), 0, last, last, _now_ms(), owner=body.owner, ended_at_ns=body.ended_at_ns
+    )
 
 
 def _through(batches: Iterable[BatchArrived]) -> int:

@@ -175,7 +175,7 @@ def test_batches_out_of_turn_are_asked_for_again(tmp_path: Path) -> None:
         await rig.send(store_records(output(b"a\n", 1), output(b"b\nc\n", 2), epoch=2))
         await rig.answered(stored(3, epoch=2))
         assert b"".join([b.data async for b in each(batches(rig))]) == b"a\nb\nc\n"
-        assert rig.ingest.counts["repeated"] in (0, 1)
+        assert rig.ingest.counts["entries_repeated"] in (0, 1)
 
     run(tmp_path, scenario)
 
@@ -199,8 +199,8 @@ def test_garbage_is_counted_and_refused(tmp_path: Path) -> None:
         await rig.send(StoreMetric(job=JOB, time_ns=-1, cpu_percent=float("nan"), memory_bytes=1))
         await rig.send(store_records(good, epoch=9))
         await rig.answered(stored(1, epoch=9))
-        assert rig.ingest.counts["corrupt"] == 3
-        assert rig.ingest.counts["refused"] == 2
+        assert rig.ingest.counts["records_corrupt"] == 3
+        assert rig.ingest.counts["messages_refused"] == 2
         assert [path.name for path in (tmp_path / "logs").iterdir()] == [JOB]
 
     run(tmp_path, scenario)
