@@ -194,11 +194,15 @@ class Store:
                 files.remove_file(directory, summary.UNFINISHED)
                 self._recover(directory, stored)
 
-    def find_cut(self, job: JobId, bytes_max: int) -> Cut | None:
-        """Where to trim an ended job so that its logs have at most `bytes_max`. None: not at all. Raises OSError."""
+    def find_cut(self, job: JobId, log_bytes: int, bytes_max: int) -> Cut | None:
+        """Where to trim an ended job, whose directory of logs has `log_bytes`, so that it has at most `bytes_max`.
+
+        None: nothing can be gained. Raises OSError.
+        """
         with self._jobs.using(job) as stored, stored.lock:
             logs = self._current(job, stored)
-            return trimming.find_cut(logs, bytes_max) if _can_be_trimmed(logs) else None
+            other_bytes = log_bytes - sum(segment.size_bytes for segment in logs.values())
+            return trimming.find_cut(logs, bytes_max - other_bytes) if _can_be_trimmed(logs) else None
 
     def trim(self, job: JobId, cut: Cut, *, stopped: Callable[[], bool]) -> int:
         """Take the output before `cut` out of an ended job's files; how many bytes they are smaller.

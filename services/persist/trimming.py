@@ -50,8 +50,9 @@ class Cut(NamedTuple):
     """Highest time of an entry that goes."""
     starts: dict[Stream, int]
     members: dict[Stream, int]
+    bytes_before: int
     bytes_after: int
-    """Of both files together, at most."""
+    """Of both files together; afterwards at most."""
 
 
 def find_cut(logs: Logs, bytes_max: int) -> Cut | None:
@@ -73,7 +74,7 @@ def find_cut(logs: Logs, bytes_max: int) -> Cut | None:
         through = max(through, found.header.span.last_sequence)
         time_ns = max(time_ns, found.header.span.last_time_ns)
     after = _after(logs, starts)
-    return Cut(through, time_ns, starts, members, after) if through and after < size else None
+    return Cut(through, time_ns, starts, members, size, after) if through and after < size else None
 
 
 def count_bytes(directory: int, logs: Logs, cut: Cut, *, stopped: Callable[[], bool]) -> int:
