@@ -262,6 +262,8 @@ class Store:
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))
                 if members or segment.torn or (segment.size_bytes and self._durable and not segment.durable):
                     segment.append(directory, members, self._disk, durable=self._durable)
+                elif not segment.is_in(directory):
+                    raise StaleSegment(segment.name)
                 if stream is Stream.STDERR:
                     reached("persist.one_stream")
             if end is not None:
