@@ -30,6 +30,7 @@ PLACES: Final[dict[str, str]] = {
     "persist.chosen": "retention has chosen a job, nothing is removed",
     "persist.logs_removed": "its logs are removed, its metrics are not",
     "persist.trimmed": "a shorter file is written, it has not taken the place of the longer one",
+    "persist.half_trimmed": "the shorter file of stdout is in its place, that of stderr is not",
     # executor: a job begins
     "executor.recorded": "the record is durable, its client is not answered",
     "executor.launching": "the job is STARTING, the launcher is not asked",

@@ -108,6 +108,8 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
         _Directory(layout.certs, 0o700, me, gid),
         _Directory(layout.uploads, 0o700, api, gid),
         _Directory(layout.audit, 0o700, api, gid),
+        # persist has no way through api's directory: it keeps a descriptor from before it gives root up.
+        _Directory(layout.audit_persist, 0o700, persist, gid),
         _Directory(layout.logs, 0o700, persist, gid),
         _Directory(layout.metrics, 0o700, persist, gid),
     ):

@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "doctor": ("cli.joblet.doctor", "doctor", "Tell what this host can enforce."),
     "tap": ("cli.joblet.tap", "tap", "Print what passes over the event topics."),
     "verify": ("cli.joblet.verify", "verify", "Check the stored log files."),
+    "retention": ("cli.joblet.retention", "retention", "Remove old logs and metrics as the configuration says."),
     "completion": ("cli.joblet.completion", "completion", "Print the shell's completion script."),
 }
 """Name → module, object, what `joblet --help` says. gRPC and cryptography load only for those who need them."""

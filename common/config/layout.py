@@ -21,6 +21,7 @@ class Layout(NamedTuple):
     metrics: Path  # 0700 persist
     persist_grpc: Path
     audit: Path  # written by api, 0700 api
+    audit_persist: Path  # in it, written by persist, 0700 persist
 
     def from_base(self) -> "Layout":
         """The same paths for a process whose working directory is `base`: relative where they lie below it.
@@ -58,4 +59,5 @@ def layout_of(settings: Settings) -> Layout:
         metrics=Path(local.metrics.directory) if local.metrics.directory else store_base / "metrics",
         persist_grpc=Path(grpc_socket) if grpc_socket else run / PERSIST_GRPC_FILE,
         audit=base / "audit",
+        audit_persist=base / "audit" / "persist",
     )

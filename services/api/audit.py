@@ -1,24 +1,14 @@
-"""The audit log: one JSON line for every decision about a call, appended to `{base}/audit/audit.jsonl`.
+"""The audit log of calls: one line for every decision about one, in `{base}/audit/audit.jsonl`.
 
-Belongs here: the line, the file and its bound. Does not belong here: deciding (`gate.py`, `access.py`).
-A line is one write(2) on an O_APPEND descriptor, so lines are never mixed. When the file cannot be written the line
-goes to the service's log instead, and the service goes on: a full disk must not lock the operator out.
+Belongs here: the line. Does not belong here: deciding (`gate.py`, `access.py`), the file (common/audit.py).
 """
 
-import os
 import time
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
-import structlog
 
 from common.quantities import format_time_ns
-
-log = structlog.get_logger(__name__)
-
-FILE_BYTES_MAX: Final = 64 * 2**20
-FILES_KEPT: Final = 8
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,47 +31,6 @@ class Audit(Protocol):
 
     def record(self, decision: Decision) -> None:
         """Keep `decision`. Never raises."""
-
-
-class AuditFile:
-    """The file. At FILE_BYTES_MAX it becomes `audit.jsonl.1`, and so on; FILES_KEPT of them stay."""
-
-    def __init__(self, directory: Path) -> None:
-        self._path = directory / "audit.jsonl"
-        self._descriptor: int | None = None
-        self._size_bytes = 0
-
-    def record(self, decision: Decision) -> None:
-        """Append the line; on failure log it and go on."""
-        line = msgspec.json.encode(decision) + b"\n"
-        try:
-            if self._descriptor is None or self._size_bytes + len(line) > FILE_BYTES_MAX:
-                self._open()
-            assert self._descriptor is not None
-            self._size_bytes += os.write(self._descriptor, line)
-        except OSError as error:
-            self.close()
-            log.error("audit line not written", error=str(error), line=line.decode())
-
-    def close(self) -> None:
-        """Close the file; the next record opens it again."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _open(self) -> None:
-        self.close()
-        if self._path.exists() and self._path.stat().st_size >= FILE_BYTES_MAX - 4096:
-            for number in range(FILES_KEPT - 1, 0, -1):
-                older = self._numbered(number)
-                if older.exists():
-                    older.replace(self._numbered(number + 1))
-            self._path.replace(self._numbered(1))
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._size_bytes = os.fstat(self._descriptor).st_size
-
-    def _numbered(self, number: int) -> Path:
-        return self._path.with_name(f"{self._path.name}.{number}")
 
 
 def now() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
 
+from common.audit import AuditFile
 from common.bus.events import Subscriber
 from common.bus.requests import Requester
 from common.bus.transport import Transport
@@ -18,7 +19,6 @@ from common.config.settings import Settings
 from common.messages import topics
 from common.tls import ServerMaterial
 from services.api.access import Access
-from services.api.audit import AuditFile
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
 from services.api.followers.follower import LogStreams

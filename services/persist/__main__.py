@@ -8,12 +8,14 @@ import asyncio
 import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import grpc
 
+from common.audit import AuditFile
 from common.bus.requests import Receiver
 from common.bus.zeromq import IPC_PATH_BYTES_MAX
 from common.config.layout import Layout
@@ -26,6 +28,7 @@ from proto.joblet.v1.persist_pb2_grpc import add_PersistServiceServicer_to_serve
 from services.persist.changes import Changes
 from services.persist.disk import HostDisk
 from services.persist.ingest import Ingest
+from services.persist.keeping import Keeper
 from services.persist.machine import Limits
 from services.persist.outbox import Outbox
 from services.persist.queries import LogQueries
@@ -40,6 +43,9 @@ STOP_GRACE_S: Final = 1.0
 LEVELS: Final = (0, 3)
 FLUSH_BYTES: Final = (4096, 8 * 2**20)
 FLUSH_MS: Final = (1, 10_000)
+JOB_BYTES_MIN: Final = 4096
+"""Of retention: a gap, two end marks and the summary fit into it."""
+INTERVAL_MS: Final = (100, 24 * 3600 * 1000)
 
 
 async def serve(startup: Startup) -> None:
@@ -52,9 +58,11 @@ async def serve(startup: Startup) -> None:
     limits = Limits(local.flush_bytes, local.flush_ms)
     writing = limits.places + 1  # and one for samples
     with (
+        _audit_file(layout.audit_persist) as audit,
         ThreadPoolExecutor(COMPRESSORS, "compress") as compressors,
         ThreadPoolExecutor(writing, "write") as writers,
         ThreadPoolExecutor(READERS, "read") as readers,
+        ThreadPoolExecutor(1, "keep") as keepers,
     ):
         store = Store(
             logs=layout.logs, metrics=layout.metrics, settings=local, disk=HostDisk(), compressors=compressors
@@ -74,28 +82,54 @@ async def serve(startup: Startup) -> None:
             options=[("grpc.max_receive_message_length", REQUEST_BYTES_MAX)],
         )
         queries = LogQueries(store=store, changes=changes, pool=readers)
-        servicer = PersistServer(store=store, samples=samples, queries=queries, ingest=ingest, pool=readers)
+        keeper = Keeper(
+            store=store,
+            logs=layout.logs,
+            metrics=layout.metrics,
+            settings=local.retention,
+            audit=audit,
+            removed=ingest.deleted,
+            pool=keepers,
+        )
+        store.when_full = keeper.hurry
+        servicer = PersistServer(
+            store=store, samples=samples, queries=queries, ingest=ingest, keeper=keeper, pool=readers
+        )
         add_PersistServiceServicer_to_server(servicer, server)
         _bind(server, layout.persist_grpc, None if startup.users is None else startup.users.gid)
         startup.drop_privileges()
         await server.start()
         outbox.put(PersistStarted(instance=uuid.uuid4().hex))
-        running = asyncio.create_task(_run(ingest, outbox))
+        running = asyncio.create_task(_run(ingest, outbox, keeper))
         stopping = asyncio.create_task(startup.stopped())
         startup.ready()
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (running, stopping):
             task.cancel()
+        keeper.stop()
         await server.stop(STOP_GRACE_S)
         await ingest.settle()
         with contextlib.suppress(asyncio.CancelledError):
             await running
 
 
-async def _run(ingest: Ingest, outbox: Outbox) -> None:
+async def _run(ingest: Ingest, outbox: Outbox, keeper: Keeper) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(ingest.run())
         group.create_task(outbox.run())
+        group.create_task(keeper.run())
+
+
+@contextlib.contextmanager
+def _audit_file(directory: Path) -> Iterator[AuditFile]:
+    """The file in `directory`, by a descriptor: what is above it belongs to api and is closed to persist."""
+    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    audit = AuditFile(Path(f"/proc/self/fd/{descriptor}"))
+    try:
+        yield audit
+    finally:
+        audit.close()
+        os.close(descriptor)
 
 
 def main() -> None:
@@ -118,9 +152,15 @@ def _check(settings: Settings, layout: Layout) -> None:
         ("compression_level", local.compression_level, LEVELS),
         ("flush_bytes", local.flush_bytes, FLUSH_BYTES),
         ("flush_ms", local.flush_ms, FLUSH_MS),
+        ("retention.interval_ms", local.retention.interval_ms, INTERVAL_MS),
     ):
         if not low <= value <= high:
             raise invalid(f"persist.storage.local.{name} is {value}", f"use {low} to {high}")
+    if 0 < local.retention.job_bytes < JOB_BYTES_MIN:
+        raise invalid(
+            f"persist.storage.local.retention.job_bytes is {local.retention.job_bytes}",
+            f"use 0 for no such rule, or at least {JOB_BYTES_MIN}",
+        )
     socket = settings.persist.ipc.socket
     if socket and not _is_ours(Path(socket), layout):
         raise precondition(

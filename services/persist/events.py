@@ -17,6 +17,8 @@ class BatchArrived(NamedTuple):
     through: int  # last sequence of the records
     end: int | None  # EndOfJob: the job's last sequence
     now_ms: int
+    owner: str = ""  # EndOfJob: whose the job was
+    ended_at_ns: int = 0  # EndOfJob: Unix nanoseconds
 
 
 class BatchRefused(NamedTuple):

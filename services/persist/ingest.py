@@ -168,9 +168,12 @@ class Ingest:
         self._room.set()
 
     async def _flush(self, flush: Flush) -> None:
-        job, through, end = flush.job, _through(flush.batches), flush.batches[-1].end
+        job, through, last = flush.job, _through(flush.batches), flush.batches[-1]
+        end = last.end
         records = [record for batch in flush.batches for record in batch.records]
         write = partial(self._store.write, job, records, through=through, end=end)
+        if end is not None:
+            write = partial(write, owner=last.owner, ended_at_ns=last.ended_at_ns)
         try:
             written = await asyncio.get_running_loop().run_in_executor(self._pool, write)
         except AbandonedSegment:
@@ -219,7 +222,10 @@ class Ingest:
 def _end(body: EndOfJob) -> BatchArrived:
     if not 0 <= body.last_sequence < INTEGER_MAX:
         raise invalid(f"last sequence {body.last_sequence} is out of range")
-    return BatchArrived(body.job, body.epoch, body.batch, (), 0, body.last_sequence, body.last_sequence, _now_ms())
+    last = body.last_sequence
+    return BatchArrived(
+        body.job, body.epoch, body.batch, (), 0, last, last, _now_ms(), owner=body.owner, ended_at_ns=body.ended_at_ns
+    )
 
 
 def _through(batches: Iterable[BatchArrived]) -> int:

@@ -5,7 +5,6 @@ when something is appended. A member is there for readers when it is in the inde
 written and, where that is asked for, synchronized. Not here: what members hold, and which jobs have files (store.py).
 """
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -14,7 +13,7 @@ import structlog
 
 from common.failpoints import reached
 from services.persist import member
-from services.persist.disk import Disk, stored_file
+from services.persist.disk import Disk, stored_file, write_all
 from services.persist.index import Member, MemberIndex
 from services.persist.member import DamagedMember, Header
 
@@ -94,9 +93,22 @@ class Segment:
             self._take(Member(self.size_bytes, header))
 
     def read(self, directory: int, wanted: Member) -> bytes:
-        """The text of a member. Raises `DamagedMember`, OSError."""
+        """The text of a member. Raises `DamagedMember`, OSError; `StaleSegment` when the file is another one by now."""
         with stored_file(directory, self.name) as descriptor:
+            status = os.fstat(descriptor)
+            if status.st_ino != self._inode or status.st_size < wanted.offset + wanted.header.member_bytes:
+                raise StaleSegment(self.name)
             return _inflated(descriptor, wanted)
+
+    def is_in(self, directory: int | None) -> bool:
+        """Whether the file in `directory` is the one that was loaded; None: there is no directory."""
+        try:
+            if directory is None:
+                raise FileNotFoundError(self.name)
+            status = os.stat(self.name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return self._inode is None
+        return status.st_ino == self._inode and status.st_size >= self.size_bytes
 
     def _recognize(self, descriptor: int, disk: Disk) -> None:
         """Is this the file that was loaded? Cuts off what is behind the last whole member."""
@@ -111,13 +123,8 @@ class Segment:
         self.torn = False
 
     def _write(self, descriptor: int, data: bytes, disk: Disk) -> None:
-        view, written = memoryview(data), 0
         try:
-            while written < len(view):
-                taken = disk.write(descriptor, view[written:], self.size_bytes + written)
-                if taken <= 0:
-                    raise OSError(errno.ENOSPC, "nothing more is taken", self.name)
-                written += taken
+            write_all(descriptor, data, self.size_bytes, disk)
         except OSError:
             self._cut_back(descriptor, disk)
             raise

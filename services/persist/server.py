@@ -5,6 +5,7 @@ Who may ask at all is said by the mode of the socket: api, and operators of the 
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceServicer
 from services.persist import metrics, selection
 from services.persist.ingest import Ingest
+from services.persist.keeping import Keeper, Told
 from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.status import refuse
@@ -25,6 +27,17 @@ from services.persist.store import Store
 log = structlog.get_logger(__name__)
 
 REQUEST_BYTES_MAX: Final = 64 * 1024
+NOTE_TRAILER: Final = "joblet-note"
+INGEST_COUNTERS: Final = (
+    "entries_repeated",
+    "entries_missing",
+    "records_corrupt",
+    "messages_refused",
+    "flushes_failed",
+    "resends_asked",
+)
+KEEPER_COUNTERS: Final = ("jobs_removed", "bytes_removed")
+"""What is counted, told also while it is 0: docs/operations.md."""
 
 T = TypeVar("T")
 Context = Any  # grpc.aio.ServicerContext[request, response]; the generated stubs ask for more than aio gives
@@ -34,12 +47,20 @@ class PersistServer(PersistServiceServicer):
     """Answers from the store."""
 
     def __init__(
-        self, *, store: Store, samples: Samples, queries: LogQueries, ingest: Ingest, pool: ThreadPoolExecutor
+        self,
+        *,
+        store: Store,
+        samples: Samples,
+        queries: LogQueries,
+        ingest: Ingest,
+        keeper: Keeper,
+        pool: ThreadPoolExecutor,
     ) -> None:
         self._store = store
         self._samples = samples
         self._queries = queries
         self._ingest = ingest
+        self._keeper = keeper
         self._pool = pool
 
     async def QueryLogs(self, request: pb.LogQueryRequest, context: Context) -> AsyncIterator[pb.LogLine]:  # noqa: N802
@@ -85,20 +106,47 @@ class PersistServer(PersistServiceServicer):
         return pb.DeleteJobDataResponse(log_bytes=log_bytes, metric_bytes=metric_bytes)
 
     async def ApplyRetention(  # noqa: N802
-        self,
-        request: pb.ApplyRetentionRequest,  # noqa: ARG002
-        context: Context,
+        self, request: pb.ApplyRetentionRequest, context: Context
     ) -> AsyncIterator[pb.Removal]:
-        """See persist.proto."""
-        await refuse(context, JobletError(Reason.UNIMPLEMENTED, "there is no retention yet"))
-        yield pb.Removal()
+        """See persist.proto. What does not fit into a removal is told by the trailer NOTE_TRAILER."""
+        try:
+            async with contextlib.aclosing(self._keeper.apply(dry_run=request.dry_run)) as removals:
+                async for told in removals:
+                    yield _removal(told)
+        except (JobletError, OSError) as cause:
+            await refuse(context, _as_error(cause))
+        if self._keeper.note:
+            context.set_trailing_metadata(((NOTE_TRAILER, self._keeper.note),))
 
     async def GetStore(self, request: pb.GetStoreRequest, context: Context) -> pb.StoreInfo:  # noqa: N802, ARG002
         """See persist.proto."""
-        await refuse(context, JobletError(Reason.UNIMPLEMENTED, "there are no counters yet"))
+        facts, kept = self._keeper.facts, self._keeper.counts
+        counters = {name: self._ingest.counts[name] for name in INGEST_COUNTERS}
+        return pb.StoreInfo(
+            jobs=facts.jobs,
+            log_bytes=facts.log_bytes,
+            metric_bytes=facts.metric_bytes,
+            free_bytes=facts.free_bytes,
+            measured_at=facts.measured_at_ns,
+            counters=counters
+            | {"members_damaged": self._store.members_damaged}
+            | {name: kept[name] for name in KEEPER_COUNTERS},
+        )
 
     async def _in_pool(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+
+def _removal(told: Told) -> pb.Removal:
+    removal = told.removal
+    return pb.Removal(
+        job_id=removal.job,
+        owner=removal.owner,
+        ended_at=removal.ended_at_ns,
+        bytes=removal.size_bytes,
+        why=removal.why,
+        through_sequence=told.through,
+    )
 
 
 def _as_error(cause: JobletError | OSError) -> JobletError:

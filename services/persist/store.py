@@ -1,13 +1,12 @@
 """All stored jobs: who has which files, what of a batch is new, and making it durable. Called in worker threads.
 
-What is known of a job is loaded from its files at the first touch and kept while there is room; the files are the
-truth, so anything may be dropped that nobody uses. Not here: when to write (machine.py), what readers get (reader.py).
+What is known of a job is kept in memory by holding.py. Not here: when to write (machine.py), what readers get
+(reader.py), what is to be removed (retention.py).
 """
 
 import contextlib
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+import errno
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,21 +17,25 @@ from common.config.settings import Local
 from common.failpoints import reached
 from common.identifiers import JobId
 from common.records import Record, Stream
-from services.persist import building, member, planning
-from services.persist.disk import Disk, job_directory, made_job_directory, remove_job_directory
+from services.persist import building, member, planning, summary, trimming
+from services.persist import disk as files
+from services.persist.disk import Disk, job_directory, made_job_directory
+from services.persist.holding import Holding, Holdings
 from services.persist.index import Member, dense_until
 from services.persist.lines import Chunk
-from services.persist.member import Span
+from services.persist.member import DamagedMember, Span
 from services.persist.segment import AbandonedSegment, Segment, StaleSegment
+from services.persist.summary import Summary
+from services.persist.trimming import Cut
 
 log = structlog.get_logger(__name__)
 
 LOG_FILES: Final = {Stream.STDOUT: "stdout.log.gz", Stream.STDERR: "stderr.log.gz"}
 METRICS_FILE: Final = "metrics.jsonl.gz"
-JOBS_KEPT_MAX: Final = 2048
-MEMBERS_KEPT_MAX: Final = 1_000_000
+DAMAGED_KEPT_MAX: Final = 10_000
+"""Damaged members that are remembered, so that each is counted once."""
 _LOADS_MAX: Final = 3
-_RELEASES_BETWEEN_COUNTS: Final = 256
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Written(NamedTuple):
@@ -53,27 +56,6 @@ class View(NamedTuple):
     ended: bool
 
 
-class _Stored:
-    """One job. `lock` is held by whoever loads, writes or deletes."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.logs: dict[Stream, Segment] | None = None
-        self.metrics: Segment | None = None
-        self.settled = 0
-        self.live = False
-
-    @property
-    def members(self) -> int:
-        logs, metrics = self.logs, self.metrics  # the lock is not held here
-        return sum(len(segment.index) for segment in (logs or {}).values()) + (len(metrics.index) if metrics else 0)
-
-    def forget(self) -> None:
-        self.logs = self.metrics = None
-        self.settled, self.live = 0, False
-
-
 class Store:
     """The local store."""
 
@@ -87,24 +69,45 @@ class Store:
         self._durable = settings.durability == "fsync"
         self._level = settings.compression_level
         self._member_text_bytes = 2 * settings.flush_bytes  # JSON is about twice what the job wrote
-        self._jobs: OrderedDict[JobId, _Stored] = OrderedDict()
-        self._jobs_lock = threading.Lock()
-        self._releases = 0
+        self._jobs = Holdings()
         self._abandoned: set[JobId] = set()
+        self._damaged: set[tuple[JobId, str, int]] = set()
+        self.when_full: Callable[[], None] = _nothing
+        """Called in a worker thread when something could not be written for want of room."""
 
-    def write(self, job: JobId, records: Iterable[Record], *, through: int, end: int | None) -> Written:
+    @property
+    def members_damaged(self) -> int:
+        """How many members could not be read, up to DAMAGED_KEPT_MAX."""
+        return len(self._damaged)
+
+    def write(
+        self,
+        job: JobId,
+        records: Iterable[Record],
+        *,
+        through: int,
+        end: int | None,
+        owner: str = "",
+        ended_at_ns: int = 0,
+    ) -> Written:
         """Make checked `records` durable, of which `through` is the last sequence; `end`: and the job's end there.
 
-        When this returns, everything up to `through` is stored. Raises OSError when it is not and may be later,
-        `AbandonedSegment` when it never will be by this process.
+        With the end, whose job it was and when it ended is kept, too; 0: not known. When this returns, everything up
+        to `through` is stored. Raises OSError when it is not and may be later, `AbandonedSegment` when it never will
+        be by this process.
         """
         batch = list(records)
-        with self._using(job) as stored, stored.lock:
+        kept = Summary(job=job, owner=owner, ended_at_ns=ended_at_ns) if ended_at_ns else None
+        with self._jobs.using(job) as stored, stored.lock:
             if job in self._abandoned:
                 raise AbandonedSegment(job)
             for _ in range(_LOADS_MAX):
                 try:
-                    return self._write(job, stored, batch, through=through, end=end)
+                    return self._write(job, stored, batch, through=through, end=end, kept=kept)
+                except OSError as cause:
+                    if cause.errno in _NO_ROOM:
+                        self.when_full()
+                    raise
                 except StaleSegment as stale:
                     log.warning("a stored file was changed by another hand, loading it again", job=job, file=str(stale))
                     stored.forget()
@@ -116,11 +119,13 @@ class Store:
     def write_metrics(self, job: JobId, text: bytes, times_ns: Sequence[int]) -> None:
         """Store samples, never synchronized: JSON lines, and the time of each. Raises OSError."""
         with (
-            self._using(job) as stored,
+            self._jobs.using(job) as stored,
             stored.lock,
             made_job_directory(self._metrics, job, self._disk, durable=False) as directory,
         ):
-            segment = stored.metrics or Segment.load(directory, METRICS_FILE)
+            segment = stored.metrics
+            if segment is None or not segment.is_in(directory):
+                segment = Segment.load(directory, METRICS_FILE)
             first = segment.last_sequence + 1
             span = Span(len(times_ns), first, first + len(times_ns) - 1, min(times_ns), max(times_ns))
             stored.metrics = None
@@ -132,32 +137,125 @@ class Store:
 
     def view(self, job: JobId) -> View:
         """What readers may see of the job's output now. Raises OSError."""
-        with self._using(job) as stored, stored.lock:
-            logs = self._loaded(job, stored)
+        with self._jobs.using(job) as stored, stored.lock:
+            logs = self._current(job, stored)
             ended = logs[Stream.STDOUT].ended_at is not None
             return View(logs, stored.settled, stored.live, ended)
 
     def metrics(self, job: JobId) -> Segment:
         """The job's file of samples. Raises OSError."""
-        with self._using(job) as stored, stored.lock:
-            if stored.metrics is None:
-                stored.metrics = _load(self._metrics, job, METRICS_FILE)
+        with self._jobs.using(job) as stored, stored.lock, _directory(self._metrics, job) as directory:
+            if stored.metrics is None or not stored.metrics.is_in(directory):
+                stored.metrics = Segment.load(directory, METRICS_FILE)
             return stored.metrics
 
     def read(self, job: JobId, segment: Segment, wanted: Member) -> bytes:
-        """The text of one member. Raises `DamagedMember`, OSError; FileNotFoundError when the job was deleted."""
+        """The text of one member. Raises `DamagedMember`, OSError; FileNotFoundError when the job was deleted.
+
+        `StaleSegment`: the file is another one by now, trimmed or changed by hand: look again with `view`.
+        """
         root = self._metrics if segment.name == METRICS_FILE else self._logs
-        with job_directory(root, job) as directory:
-            return segment.read(directory, wanted)
+        try:
+            with job_directory(root, job) as directory:
+                return segment.read(directory, wanted)
+        except DamagedMember:
+            if len(self._damaged) < DAMAGED_KEPT_MAX:
+                self._damaged.add((job, segment.name, wanted.offset))
+            raise
 
     def delete(self, job: JobId) -> tuple[int, int]:
         """Remove all of a job: bytes of logs and of metrics. Raises OSError."""
-        with self._using(job) as stored, stored.lock:
+        removed = self.remove(job)
+        self.end_removal(job)
+        return removed
+
+    def remove(self, job: JobId) -> tuple[int, int]:
+        """The same, but that the job is remembered as one that is being removed, also by the next process."""
+        with self._jobs.using(job) as stored, stored.lock:
             stored.forget()
             self._abandoned.discard(job)
-            return remove_job_directory(self._logs, job), remove_job_directory(self._metrics, job)
+            files.set_aside(self._logs, job)
+            log_bytes = files.empty_set_aside(self._logs, job)
+            reached("persist.logs_removed")
+            return log_bytes, files.remove_job_directory(self._metrics, job)
 
-    def _write(self, job: JobId, stored: _Stored, batch: Sequence[Record], *, through: int, end: int | None) -> Written:
+    def end_removal(self, job: JobId) -> None:
+        """`remove` was told where it must be told: nothing remembers the job any more. Raises OSError."""
+        with self._jobs.using(job) as stored, stored.lock:
+            files.remove_set_aside(self._logs, job)
+
+    def resume_removal(self, job: JobId) -> tuple[int, int]:
+        """What `remove` of a process that was killed left; the job may have begun anew, then its samples stay."""
+        with self._jobs.using(job) as stored, stored.lock:
+            log_bytes = files.empty_set_aside(self._logs, job)
+            with _directory(self._logs, job) as directory:
+                begun_anew = directory is not None
+            return log_bytes, 0 if begun_anew else files.remove_job_directory(self._metrics, job)
+
+    def tidy(self, job: JobId) -> None:
+        """Finish or undo what a process that was killed was doing to the job's files. Raises OSError."""
+        with self._jobs.using(job) as stored, stored.lock, _directory(self._logs, job) as directory:
+            if directory is not None:
+                files.remove_file(directory, summary.UNFINISHED)
+                self._recover(directory, stored)
+
+    def find_cut(self, job: JobId, log_bytes: int, bytes_max: int) -> Cut | None:
+        """Where to trim an ended job, whose directory of logs has `log_bytes`, so that it has at most `bytes_max`.
+
+        None: nothing can be gained. Raises OSError.
+        """
+        with self._jobs.using(job) as stored, stored.lock:
+            logs = self._current(job, stored)
+            other_bytes = log_bytes - sum(segment.size_bytes for segment in logs.values())
+            return trimming.find_cut(logs, bytes_max - other_bytes) if _can_be_trimmed(logs) else None
+
+    def trim(self, job: JobId, cut: Cut, *, stopped: Callable[[], bool]) -> int:
+        """Take the output before `cut` out of an ended job's files; how many bytes they are smaller.
+
+        Raises OSError, `StaleSegment`, `TrimStopped`: the files are as they were.
+        """
+        with self._jobs.using(job) as stored:
+            with stored.lock:
+                logs = self._current(job, stored)
+                if not _can_be_trimmed(logs) or stored.trimming:
+                    raise StaleSegment(job)
+                stored.trimming = True
+            try:
+                return self._trim(job, stored, logs, cut, stopped)
+            finally:
+                stored.trimming = False
+
+    def _trim(
+        self, job: JobId, stored: Holding, logs: dict[Stream, Segment], cut: Cut, stopped: Callable[[], bool]
+    ) -> int:
+        before = sum(segment.size_bytes for segment in logs.values())
+        with job_directory(self._logs, job) as directory:
+            try:
+                # Not under the lock: nothing writes to an ended job, and its readers need not wait for the copy.
+                gap_bytes = trimming.count_bytes(directory, logs, cut, stopped=stopped)
+                trimming.prepare(directory, logs, cut, gap_bytes, self._disk, stopped=stopped)
+                reached("persist.trimmed")
+                with stored.lock:
+                    if not all(segment.is_in(directory) for segment in logs.values()):
+                        raise StaleSegment(job)
+                    trimming.commit(directory, logs, cut, self._disk)
+                    stored.forget()
+                    return before - sum(segment.size_bytes for segment in self._loaded(job, stored).values())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    trimming.recover(directory, LOG_FILES, self._disk)
+                raise
+
+    def _write(
+        self,
+        job: JobId,
+        stored: Holding,
+        batch: Sequence[Record],
+        *,
+        through: int,
+        end: int | None,
+        kept: Summary | None,
+    ) -> Written:
         reached("persist.flush_begun")
         logs = self._loaded(job, stored)
         positions = {stream: segment.last_sequence for stream, segment in logs.items()}
@@ -169,10 +267,14 @@ class Store:
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))
                 if members or segment.torn or (segment.size_bytes and self._durable and not segment.durable):
                     segment.append(directory, members, self._disk, durable=self._durable)
+                elif not segment.is_in(directory):
+                    raise StaleSegment(segment.name)
                 if stream is Stream.STDERR:
                     reached("persist.one_stream")
-        if end is not None:
-            reached("persist.ended")
+            if end is not None:
+                reached("persist.ended")
+                if kept is not None:
+                    summary.write(directory, kept, self._disk, durable=self._durable)
         stored.settled = max(stored.settled, through)
         stored.live = True
         return Written(planned.repeats, planned.missing)
@@ -182,44 +284,48 @@ class Store:
             chunks, text_bytes=self._member_text_bytes, level=self._level, compressors=self._compressors
         )
 
-    def _loaded(self, job: JobId, stored: _Stored) -> dict[Stream, Segment]:
+    def _current(self, job: JobId, stored: Holding) -> dict[Stream, Segment]:
+        """As `_loaded`, loaded again when another hand was at the files: removing a job's directory does no harm."""
+        if stored.logs is not None:
+            with _directory(self._logs, job) as directory:
+                if not all(segment.is_in(directory) for segment in stored.logs.values()):
+                    log.warning("the stored files of a job were changed by another hand", job=job)
+                    stored.forget()
+        return self._loaded(job, stored)
+
+    def _loaded(self, job: JobId, stored: Holding) -> dict[Stream, Segment]:
         if stored.logs is None:
-            stored.logs = {stream: _load(self._logs, job, name) for stream, name in LOG_FILES.items()}
+            with _directory(self._logs, job) as directory:
+                if directory is not None:
+                    self._recover(directory, stored)
+                stored.logs = {stream: Segment.load(directory, name) for stream, name in LOG_FILES.items()}
             ended_at = stored.logs[Stream.STDOUT].ended_at
             dense = dense_until(*(segment.index for segment in stored.logs.values()))
             stored.settled = max(stored.settled, dense if ended_at is None else ended_at)
         return stored.logs
 
-    @contextlib.contextmanager
-    def _using(self, job: JobId) -> Iterator[_Stored]:
-        with self._jobs_lock:
-            stored = self._jobs.setdefault(job, _Stored())
-            self._jobs.move_to_end(job)
-            stored.users += 1
+    def _recover(self, directory: int, stored: Holding) -> None:
+        if not stored.trimming:
+            trimming.recover(directory, LOG_FILES, self._disk)
+
+
+@contextlib.contextmanager
+def _directory(root: Path, job: JobId) -> Iterator[int | None]:
+    with contextlib.ExitStack() as stack:
         try:
-            yield stored
-        finally:
-            with self._jobs_lock:
-                stored.users -= 1
-                self._releases += 1
-                if len(self._jobs) > JOBS_KEPT_MAX or not self._releases % _RELEASES_BETWEEN_COUNTS:
-                    self._make_room()
-
-    def _make_room(self) -> None:
-        members = sum(stored.members for stored in self._jobs.values())
-        for job in list(self._jobs):
-            if len(self._jobs) <= JOBS_KEPT_MAX and members <= MEMBERS_KEPT_MAX:
-                return
-            if not self._jobs[job].users:
-                members -= self._jobs.pop(job).members
+            directory = stack.enter_context(job_directory(root, job))
+        except FileNotFoundError:
+            yield None
+            return
+        yield directory
 
 
-def _load(root: Path, job: JobId, name: str) -> Segment:
-    try:
-        with job_directory(root, job) as directory:
-            return Segment.load(directory, name)
-    except FileNotFoundError:
-        return Segment.load(None, name)
+def _can_be_trimmed(logs: dict[Stream, Segment]) -> bool:
+    return logs[Stream.STDOUT].ended_at is not None and not any(segment.abandoned for segment in logs.values())
+
+
+def _nothing() -> None:
+    pass
 
 
 def _wants_mark(stream: Stream, segment: Segment, members: Sequence[bytes]) -> bool:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from common.bus import codec
 from common.bus.memory import Memory
 from common.bus.requests import Receiver
+from common.config.settings import Retention
 from common.identifiers import JobId, new_job_id
 from common.messages.envelope import Body
 from common.messages.logs import EndOfJob, Resend, Stored, StoreMetric, StoreRecords
@@ -22,6 +24,7 @@ from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub, add_PersistServiceServicer_to_server
 from services.persist.changes import Changes
 from services.persist.ingest import Ingest
+from services.persist.keeping import Keeper, Line
 from services.persist.machine import Limits
 from services.persist.outbox import Outbox
 from services.persist.queries import LogQueries
@@ -36,11 +39,12 @@ JOB = new_job_id()
 class Rig:
     """A persist without a process around it; `send` is the executor, `stub` the api."""
 
-    def __init__(self, transport: Memory, stub: Any, ingest: Ingest) -> None:
+    def __init__(self, transport: Memory, stub: Any, ingest: Ingest, keeper: Keeper) -> None:
         self._push = transport.push(PERSIST_IPC)
         self.answers: list[Body] = []
         self.stub = stub
         self.ingest = ingest
+        self.keeper = keeper
 
     async def send(self, *bodies: Body) -> None:
         """Queue messages for persist."""
@@ -61,12 +65,24 @@ class Rig:
             self.answers.append(message.body)
 
 
+class Lines:
+    """An audit file that is a list."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def record(self, decision: msgspec.Struct) -> None:
+        """See Audit.record."""
+        assert isinstance(decision, Line)
+        self.lines.append(decision)
+
+
 @asynccontextmanager
-async def running(base: Path, *, concurrent: int = 50) -> AsyncIterator[Rig]:
-    """A rig below `base`."""
+async def running(base: Path, *, concurrent: int = 50, retention: Retention | None = None) -> AsyncIterator[Rig]:
+    """A rig below `base`. Retention happens when it is asked for."""
     transport, store, changes = Memory(), make_store(base), Changes()
     samples, outbox = Samples(store), Outbox(transport.push(PERSIST_ACKS))
-    with ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as readers:
+    with ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as keepers:
         ingest = Ingest(
             source=Receiver(transport, PERSIST_IPC),
             answer=outbox.put,
@@ -78,12 +94,23 @@ async def running(base: Path, *, concurrent: int = 50) -> AsyncIterator[Rig]:
         )
         server = grpc.aio.server(maximum_concurrent_rpcs=concurrent)
         queries = LogQueries(store=store, changes=changes, pool=readers)
-        servicer = PersistServer(store=store, samples=samples, queries=queries, ingest=ingest, pool=readers)
+        keeper = Keeper(
+            store=store,
+            logs=base / "logs",
+            metrics=base / "metrics",
+            settings=retention or Retention(),
+            audit=Lines(),
+            removed=ingest.deleted,
+            pool=keepers,
+        )
+        servicer = PersistServer(
+            store=store, samples=samples, queries=queries, ingest=ingest, keeper=keeper, pool=readers
+        )
         add_PersistServiceServicer_to_server(servicer, server)
         server.add_insecure_port(f"unix:{base}/grpc.sock")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{base}/grpc.sock") as channel:
-            rig = Rig(transport, PersistServiceStub(channel), ingest)
+            rig = Rig(transport, PersistServiceStub(channel), ingest, keeper)
             tasks = [
                 asyncio.create_task(work)
                 for work in (ingest.run(), outbox.run(), rig.listen(Receiver(transport, PERSIST_ACKS)))
@@ -127,7 +154,7 @@ async def each(call: Any) -> AsyncIterator[pb.LogBatch]:
             yield batch
 
 
-def run(base: Path, scenario: Callable[[Rig], Awaitable[None]], **options: int) -> None:
+def run(base: Path, scenario: Callable[[Rig], Awaitable[None]], **options: Any) -> None:
     """Run a scenario against a rig, with a deadline."""
 
     async def main() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from common.identifiers import new_job_id
 from common.records import Stream
+from services.persist import holding
 from services.persist import store as store_module
 from tests.unit.test_persist_journal import (
     gap,
@@ -191,7 +192,7 @@ def test_many_lines_make_several_bounded_members(tmp_path: Path) -> None:
 
 def test_what_is_known_of_jobs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound the longest unused job is dropped from memory, and loaded again when it is asked for."""
-    monkeypatch.setattr(store_module, "JOBS_KEPT_MAX", 2)
+    monkeypatch.setattr(holding, "JOBS_KEPT_MAX", 2)
     store = make_store(tmp_path)
     jobs = [new_job_id() for _ in range(5)]
     for job in jobs:
