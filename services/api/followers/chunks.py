@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
         parts = self.data.split(b"\n")
         rest = parts.pop()
         entries = [part + b"\n" for part in parts]
-        if rest:
+        if rest or self.partial:
             entries.append(rest)
         if len(entries) != self.lines:
             raise ValueError(f"{len(entries)} entries in a chunk of {self.lines}")
