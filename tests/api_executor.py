@@ -4,6 +4,7 @@ It keeps the rules that the api relies on (one in-band marker, sequences without
 may break: to lose a publication or an event.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,8 @@ class FakeExecutor:
         self.requests: list[Body] = []
         self.persist = persist
         self.losing = False
+        self.delivered: set[JobId] = set()
+        self.counters: dict[str, int] = {}
         self._keys: dict[tuple[str, str], JobId] = {}
         self._publisher = Publisher(transport)
         handlers: Mapping[type[Body], Any] = {
@@ -92,6 +95,20 @@ class FakeExecutor:
         if store:
             self.persist.store(job, record)
 
+    def lose(self, job: JobId, lines: int, reason: str, *, lost_bytes: int = 0) -> None:
+        """A GAP record stands for what the job wrote."""
+        first = self.jobs[job].last_sequence + 1
+        record = records.encode(
+            records.RecordType.GAP,
+            json.dumps({"reason": reason, "bytes": lost_bytes}).encode(),
+            time_ns=1_700_000_000 * 10**9,
+            sequence=first,
+            lines=lines,
+        )
+        self.jobs[job] = msgspec.structs.replace(self.jobs[job], last_sequence=first + lines - 1)
+        self.publish_log(job, record)
+        self.persist.store(job, record)
+
     def publish_log(self, job: JobId, payload: bytes) -> None:
         """Records on the job's topic."""
         self._publisher.publish(topics.log_topic(job), logs.LogRecords(job=job, records=payload))
@@ -127,7 +144,7 @@ class FakeExecutor:
         ]
         if len(found) != 1:
             raise not_found(f"no job {request.job}")
-        return jobs.JobFound(job=found[0])
+        return jobs.JobFound(job=found[0], delivered=found[0].id in self.delivered)
 
     async def _list(self, request: jobs.ListJobs) -> Body:
         found = [
@@ -179,4 +196,5 @@ class FakeExecutor:
             memory_bytes=2**32,
             running_jobs=len(self.jobs),
             capabilities=(jobs.Capability(name="limit.memory", level="enforced"),),
+            counters=self.counters,
         )

@@ -18,7 +18,7 @@ from grpc import aio
 
 from common.bus.memory import Memory
 from common.config.layout import Layout, layout_of
-from common.config.settings import Grpc, Joblet, Jobs, LimitPolicy, Server, Settings, Uploads
+from common.config.settings import Grpc, Joblet, Jobs, Journal, LimitPolicy, Server, Settings, Uploads
 from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2_grpc,
@@ -91,6 +91,7 @@ async def running_node(
     uploads: Uploads | None = None,
     job_limits: LimitPolicy | None = None,
     job_defaults: Jobs | None = None,
+    journal: Journal | None = None,
     silence_s: float | None = None,
 ) -> AsyncIterator[Node]:
     """A node below `base` that ends with the block."""
@@ -102,6 +103,7 @@ async def running_node(
             uploads=uploads or Uploads(),
             limits=job_limits or LimitPolicy(),
             jobs=job_defaults or Jobs(),
+            journal=journal or Journal(),
         ),
     )
     layout = layout_of(settings)

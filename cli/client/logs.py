@@ -2,6 +2,10 @@
 
 Here: resuming at the sequence after the last one delivered, and dropping repeats. Not here: writing and formatting
 (`cli/rnx/sink.py`). See StreamLogs in proto/joblet/v1/job.proto.
+
+A broken stream is asked for again as it was until it has begun: until an entry came, or a chunk without entries, by
+which the node says where a tail goes on that has none. From then on offset and tail are done with and the limit has
+less left. Gaps begin nothing among selected entries: they are told before what an offset or a tail begins with.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,6 +39,7 @@ class LogStream:
         self._guard = guard or nullcontext()
         self._entries = 0
         self._begun = False
+        self._counts_gaps = _is_plain(request)
         self.next_sequence = max(request.from_sequence, 1)
         self.ended: job_pb2.Job | None = None
 
@@ -69,14 +74,19 @@ class LogStream:
                 session.cancel(call)
 
     def _deliver(self, chunk: job_pb2.LogChunk, consume: Callable[[job_pb2.LogChunk], None]) -> None:
-        fresh = after(chunk, self.next_sequence) if self._begun else chunk
+        if not chunk.lines:  # nothing but where it goes on
+            self.next_sequence = max(self.next_sequence, chunk.first_sequence)
+            self._begun = True
+            return
+        fresh = after(chunk, self.next_sequence)
         if fresh is None:
             return
+        counts = self._counts_gaps or not chunk.HasField("gap")
         with self._guard:
             consume(fresh)
             # Only now is it done with: what an error cut off must not count as delivered.
-            self._begun = True
-            self._entries += fresh.lines
+            self._begun = self._begun or counts
+            self._entries += fresh.lines if counts else 0
             self.next_sequence = fresh.first_sequence + fresh.lines
 
     def _continuation(self) -> job_pb2.StreamLogsRequest:
@@ -86,6 +96,7 @@ class LogStream:
         request = job_pb2.StreamLogsRequest()
         request.CopyFrom(self._request)
         request.ClearField("tail")
+        request.ClearField("offset")
         request.from_sequence = self.next_sequence
         if request.limit:
             request.limit -= self._entries
@@ -111,6 +122,11 @@ class LogStream:
             ) from error
 
 
+def _is_plain(request: job_pb2.StreamLogsRequest) -> bool:
+    """Nothing is selected but sequences: then the entries of a gap count as entries, for the node as here."""
+    return not (request.HasField("stream") or request.start_time or request.end_time or request.filter or request.regex)
+
+
 def after(chunk: job_pb2.LogChunk, sequence: int) -> job_pb2.LogChunk | None:
     """The entries of `chunk` from `sequence` on; None when it has none."""
     repeated = sequence - chunk.first_sequence
@@ -122,7 +138,9 @@ def after(chunk: job_pb2.LogChunk, sequence: int) -> job_pb2.LogChunk | None:
     fresh.CopyFrom(chunk)
     fresh.first_sequence = sequence
     fresh.lines = chunk.lines - repeated
-    if not chunk.HasField("gap"):
+    if chunk.HasField("gap"):
+        fresh.gap.bytes = 0  # told with its beginning
+    else:
         fresh.data = chunk.data.split(b"\n", repeated)[repeated]
     return fresh
 

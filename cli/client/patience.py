@@ -13,6 +13,9 @@ from common.errors import JobletError, Reason
 
 PAUSE_FIRST_S: Final = 0.1
 PAUSE_MAX_S: Final = 2.0
+LASTED_S: Final = 10.0
+"""An attempt that took longer had found its node: what ended it is a new failure. gRPC gives up a connection that is
+not made within a second."""
 DROPS_MAX: Final = 4
 """So many closed connections in a row are no restart: the node refuses us."""
 
@@ -42,13 +45,16 @@ class Patience:
         self._first_failure: float | None = None
         self._pause_s = PAUSE_FIRST_S
         self._drops = 0
+        self._tried_at = self._clock()
 
     def bear(self, error: JobletError) -> None:
         """Pause, so that the caller may try again; or raise `error` when it is final or the time is over."""
         if error.reason is not Reason.UNAVAILABLE or not error.retryable:
             raise error
-        self._drops = self._drops + 1 if isinstance(error, ConnectionDropped) else 0
         now = self._clock()
+        if now - self._tried_at >= LASTED_S:
+            self.progress()  # a silent job, or a wait: nothing arrives, and it may be broken off again days later
+        self._drops = self._drops + 1 if isinstance(error, ConnectionDropped) else 0
         if self._first_failure is None:
             self._first_failure = now
         remaining_s = self._first_failure + self._window_s - now
@@ -56,3 +62,4 @@ class Patience:
             raise error
         self._sleep(min(self._pause_s, remaining_s))
         self._pause_s = min(self._pause_s * 2, PAUSE_MAX_S)
+        self._tried_at = self._clock()

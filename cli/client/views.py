@@ -37,6 +37,11 @@ def state_words() -> tuple[str, ...]:
     return tuple(name.lower() for name, number in job_pb2.JobState.items() if number)
 
 
+def on_full_word(on_full: job_pb2.OnFull) -> str:
+    """`block` or `drop`; empty when the job's record does not say."""
+    return job_pb2.OnFull.Name(on_full).lower() if on_full else ""
+
+
 def time_text(time: Timestamp) -> str:
     """RFC 3339."""
     return format_time_ns(time.ToNanoseconds())
@@ -68,6 +73,9 @@ def job_object(job: job_pb2.Job) -> Object:
         "started_at": time_text(job.started_at) if job.HasField("started_at") else None,
         "ended_at": time_text(job.ended_at) if job.HasField("ended_at") else None,
         "usage": usage_object(job.usage) if job.HasField("usage") else None,
+        "on_full": on_full_word(spec.on_full) or "default",
+        "lost_entries": job.lost_entries,
+        "lost_bytes": job.lost_bytes,
     }
 
 
@@ -113,4 +121,5 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
             }
             for capability in node.capabilities
         ],
+        "counters": dict(sorted(node.counters.items())),
     }

@@ -1,33 +1,33 @@
 """Reading stored log files the way any gzip program does, and finding what is wrong with them.
 
-Independent of the persist service on purpose: it checks what is on disk against the format of docs/protocol.md and
-RFC 1952, not against the code that wrote it. Memory is bounded whatever a file holds. Not here: the command
-(`verify.py`).
+Independent of the persist service on purpose: it checks what is on disk against docs/storage-format.md, not against the
+code that wrote it. Memory is bounded whatever a file holds. Not here: members and their checksums
+(`storedmembers.py`), the command (`verify.py`).
 """
 
 import heapq
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
-READ_BYTES: Final = 256 * 1024
-INFLATED_AT_ONCE_MAX: Final = 1024 * 1024
-LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+from cli.joblet.storedmembers import Damage, Member, members
+
 FINDINGS_MAX: Final = 20
+GAPS_MAX: Final = 10_000
 STREAMS: Final = ("stdout", "stderr")
 NO_STREAM: Final = "none"
-"""Of a gap, where nobody knows which stream the entries were of; it stands in the file of stdout."""
-GZIP: Final = 16 + zlib.MAX_WBITS
+"""Of a gap: nobody knows of which stream its entries were. Such gaps stand in the file of stdout."""
+LINES_MAX: Final = 2**32 - 1
+"""A header cannot say more; a gap line may stand for more."""
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
-    """One JSON line; `gap` counts the entries that it stands for when they are missing on purpose."""
+    """One JSON line; `gap` counts the entries that it stands for when they are missing and it is known why."""
 
     timestamp: _Natural
     sequence: _Positive
@@ -36,6 +36,8 @@ class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
     content_b64: str | None = None
     partial: bool = False
     gap: _Natural = 0
+    gap_bytes: _Natural = 0
+    reason: str = ""
 
     @property
     def entries(self) -> int:
@@ -43,21 +45,30 @@ class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
         return self.gap or 1
 
 
-class DamagedFile(Exception):
-    """The file cannot be read on from `offset` (bytes in the compressed file)."""
+class Gap(msgspec.Struct, frozen=True, kw_only=True):
+    """Entries `first` to `last` are missing, `bytes` as far as known, and the log says so itself."""
 
-    def __init__(self, offset: int, why: str) -> None:
-        super().__init__(f"{why} at byte {offset}")
+    first: int
+    last: int
+    count: int
+    stream: str
+    bytes: int
+    reason: str
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What is stored of one job, and what is wrong with it; at most `FINDINGS_MAX` findings are told."""
+    """What is stored of one job, and what is wrong with it.
+
+    At most `FINDINGS_MAX` findings and `GAPS_MAX` gaps are told; `gaps_untold` counts the gaps beyond.
+    """
 
     job: str
     lines: int = 0
     gap_entries: int = 0
     last_sequence: int = 0
     findings: list[str] = msgspec.field(default_factory=list)
+    gaps: list[Gap] = msgspec.field(default_factory=list)
+    gaps_untold: int = 0
 
     def find(self, text: str) -> None:
         """Add a finding."""
@@ -66,91 +77,137 @@ class Report(msgspec.Struct, kw_only=True):
         elif len(self.findings) == FINDINGS_MAX:
             self.findings.append("and more")
 
+    def add_gap(self, line: StoredLine) -> None:
+        """Add what the log says is missing."""
+        self.gap_entries += line.gap
+        if len(self.gaps) == GAPS_MAX:
+            self.gaps_untold += 1
+            return
+        last = line.sequence + line.gap - 1
+        stream = "" if line.stream == NO_STREAM else line.stream
+        self.gaps.append(
+            Gap(
+                first=line.sequence,
+                last=last,
+                count=line.gap,
+                stream=stream,
+                bytes=line.gap_bytes,
+                reason=line.reason,
+            )
+        )
+
 
 _decoder: Final = msgspec.json.Decoder(StoredLine)
 
 
 def verify_job(directory: Path) -> Report:
-    """Check both files of the job in `directory`: members whole, JSON valid, no sequence missing or twice."""
+    """Check both files of the job in `directory`: members whole, as their headers say, no sequence missing or twice."""
     report = Report(job=directory.name)
     expected = 1
-    streams = [_lines_of(directory / f"{stream}.log.gz", stream, report) for stream in STREAMS]
+    files = [_File(directory, stream, report) for stream in STREAMS]
     # Sequences count over both streams and grow within each file, so the merge is in order and needs no memory.
-    for line in heapq.merge(*streams, key=lambda line: line.sequence):
+    for line in heapq.merge(*(file.lines() for file in files), key=lambda line: line.sequence):
         last = line.sequence + line.entries - 1
         if line.sequence < expected:
             report.find(f"{line.stream}: sequence {line.sequence} comes twice")
         elif line.sequence > expected:
-            report.find(f"{line.stream}: sequences {expected} to {line.sequence - 1} are missing")
+            report.find(f"{line.stream}: {_missing(expected, line.sequence - 1)}")
         expected = max(expected, last + 1)
         if line.gap:
-            report.gap_entries += line.gap
+            report.add_gap(line)
         else:
             report.lines += 1
+    end = max(file.end_sequence for file in files)
+    if end >= expected:
+        report.find(f"the job ended with sequence {end}: {_missing(expected, end)}")
     report.last_sequence = expected - 1
     return report
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Every whole line in the members of a file. Raises DamagedFile after the last one that can be read."""
-    rest = b""
-    for piece in _inflated(path):
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-        if len(rest) > LINE_BYTES_MAX:
-            raise DamagedFile(0, f"a line of more than {LINE_BYTES_MAX} bytes")
-    if rest:
-        raise DamagedFile(path.stat().st_size, "the last line has no end")
+def _missing(first: int, last: int) -> str:
+    return f"sequences {first} to {last} are missing"
 
 
-def _lines_of(path: Path, stream: str, report: Report) -> Iterator[StoredLine]:
-    before = 0
-    try:
-        for number, text in enumerate(read_lines(path), start=1):
-            try:
-                line = _decoder.decode(text)
-            except (msgspec.DecodeError, msgspec.ValidationError) as cause:
-                report.find(f"{path.name}: line {number}: {cause}")
+class _File:
+    """One stream's file. `end_sequence`: the job's last one, once its end mark was read."""
+
+    def __init__(self, directory: Path, stream: str, report: Report) -> None:
+        self._path = directory / f"{stream}.log.gz"
+        self._stream = stream
+        self._report = report
+        self._before = 0
+        self._number = 0
+        self.end_sequence = 0
+
+    def lines(self) -> Iterator[StoredLine]:
+        """Every line that can be read, in rising order; all else is a finding."""
+        try:
+            for part in members(self._path):
+                if isinstance(part, Damage):
+                    self._find(f"bytes {part.first} to {part.last}: {part.why}")
+                else:
+                    yield from self._member(part)
+        except FileNotFoundError:
+            return  # nothing was written to this stream
+        except OSError as cause:
+            self._find(str(cause.strerror))
+
+    def _member(self, member: Member) -> Iterator[StoredLine]:
+        header = member.header
+        texts = member.text.split(b"\n")
+        if rest := texts.pop():
+            self._find(f"member at byte {member.offset}: the last line has no end ({len(rest)} bytes)")
+        if header.lines == 0 and not texts:
+            self.end_sequence = max(self.end_sequence, header.last_sequence)
+        entries = last = 0
+        first = lowest_ns = highest_ns = 0
+        readable = True
+        for text in texts:
+            line = self._line(text)
+            if line is None:
+                readable = False
                 continue
-            if line.stream != stream and not (line.gap and line.stream == NO_STREAM):
-                report.find(f"{path.name}: line {number} says stream {line.stream[:20]!r}")
-            if line.sequence <= before:
-                report.find(f"{path.name}: line {number}: sequence {line.sequence} after {before}")
+            entries += line.entries
+            if not first:
+                first, lowest_ns = line.sequence, line.timestamp
+            last = line.sequence + line.entries - 1
+            lowest_ns, highest_ns = min(lowest_ns, line.timestamp), max(highest_ns, line.timestamp)
+            if line.sequence <= self._before:
+                self._find(f"line {self._number}: sequence {line.sequence} after {self._before}")
                 continue  # it would break the order of the merge, and is told
-            before = line.sequence
+            self._before = line.sequence
             yield line
-    except FileNotFoundError:
-        return  # nothing was written to this stream
-    except DamagedFile as damaged:
-        report.find(f"{path.name}: {damaged}")
-    except OSError as cause:
-        report.find(f"{path.name}: {cause.strerror}")
+        if readable and texts:
+            told = (
+                header.lines,
+                header.first_sequence,
+                header.last_sequence,
+                header.first_time_ns,
+                header.last_time_ns,
+            )
+            held = (min(entries, LINES_MAX), first, last, lowest_ns, highest_ns)
+            if told != held:
+                self._find(f"member at byte {member.offset}: {_difference(told, held)}")
+
+    def _line(self, text: bytes) -> StoredLine | None:
+        self._number += 1
+        try:
+            line = _decoder.decode(text)
+        except (msgspec.DecodeError, msgspec.ValidationError) as cause:
+            self._find(f"line {self._number}: {cause}")
+            return None
+        unknown = line.stream == NO_STREAM and bool(line.gap) and self._stream == STREAMS[0]
+        if line.stream != self._stream and not unknown:
+            self._find(f"line {self._number} says stream {line.stream[:20]!r}")
+        return line
+
+    def _find(self, text: str) -> None:
+        self._report.find(f"{self._path.name}: {text}")
 
 
-def _inflated(path: Path) -> Iterator[bytes]:
-    """The text of all members, piece by piece."""
-    with path.open("rb") as file:
-        start = 0  # of the present member
-        inflater = zlib.decompressobj(GZIP)
-        begun = False
-        while data := file.read(READ_BYTES):
-            while data:
-                begun = True
-                try:
-                    piece = inflater.decompress(data, INFLATED_AT_ONCE_MAX)
-                except zlib.error as cause:
-                    raise DamagedFile(start, f"damaged gzip member ({cause})") from cause
-                if piece:
-                    yield piece
-                data = inflater.unconsumed_tail
-                if inflater.eof:
-                    data = inflater.unused_data
-                    start = file.tell() - len(data)
-                    inflater, begun = zlib.decompressobj(GZIP), False
-        while begun:  # all input is taken in, and what comes out of it may not be all out yet
-            piece = inflater.decompress(b"", INFLATED_AT_ONCE_MAX)
-            if piece:
-                yield piece
-            elif not inflater.eof:
-                raise DamagedFile(start, "cut-off gzip member")
-            begun = not inflater.eof
+def _difference(told: tuple[int, ...], held: tuple[int, ...]) -> str:
+    names = ("lines", "first sequence", "last sequence", "first time", "last time")
+    wrong = [
+        f"{name} {said} (it is {is_so})" for name, said, is_so in zip(names, told, held, strict=True) if said != is_so
+    ]
+    return f"its header says {', '.join(wrong)}"

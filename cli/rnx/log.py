@@ -22,15 +22,24 @@ from proto.joblet.v1 import job_pb2
     "log",
     cls=Verb,
     example="rnx job log 6fa459ea --tail 20\n"
-    'rnx job log 6fa459ea --stream=stderr --since=1h --filter="ERROR" --no-follow',
+    'rnx job log 6fa459ea --stream=stderr --since=1h --filter="ERROR" --no-follow\n'
+    "rnx job log 6fa459ea --grep='^(GET|POST) .* 5[0-9][0-9]$' --offset 100 --limit 50",
 )
 @job_argument
 @click.option("--stream", type=click.Choice(("stdout", "stderr")), help="Only this one.  [default: both]")
 @click.option("--filter", "text", default="", metavar="TEXT", help="Only entries that contain this text.")
+@click.option(
+    "--grep",
+    "pattern",
+    default="",
+    metavar="REGEX",
+    help="Only entries in which this regular expression matches (RE2 syntax, evaluated on the node).",
+)
 @click.option("--since", type=TIME, help="From then on: RFC 3339, a duration back from now, or now.")
 @click.option("--until", type=TIME, help="Before then.")
 @click.option("--tail", type=RATE, help="Of what is stored only the last N entries.")
 @click.option("--from-seq", type=RATE, default=0, help="From this sequence on.")
+@click.option("--offset", type=RATE, default=0, help="Pass over the first N of them.")
 @click.option("--limit", type=RATE, default=0, help="End after N entries.")
 @click.option("--timestamps", is_flag=True, help="The time before each line.")
 @click.option("--follow/--no-follow", default=True, help="Go on live until the job ends.  [default: follow]")
@@ -42,10 +51,12 @@ def log_command(
     job: str,
     stream: str | None,
     text: str,
+    pattern: str,
     since: int | None,
     until: int | None,
     tail: int | None,
     from_seq: int,
+    offset: int,
     limit: int,
     timestamps: bool,
     follow: bool,
@@ -53,13 +64,18 @@ def log_command(
 ) -> None:
     """Print a job's output, stored and live.
 
-    First what is stored, then what comes until the job ends; both streams to stdout in their order.
+    First what is stored, then what comes until the job ends; both streams to stdout in their order. What is missing is
+    told on stderr: which entries, where they were lost and why.
 
     Elsewhere than on a terminal the bytes are exactly the job's. With --json one object an entry: sequence, timestamp
     (Unix nanoseconds), stream, content or content_b64, and partial where no line end follows.
     """
     if since is not None and until is not None and since >= until:
         raise invalid("--since is not before --until", "no time lies between them")
+    if text and pattern:
+        raise click.UsageError("--filter and --grep exclude each other: say it all in one regular expression")
+    if tail is not None and offset:
+        raise click.UsageError("--tail and --offset exclude each other: one counts from the end")
     sink = _sink(invocation, timestamps=timestamps, raw=raw)
     with invocation.session() as session:
         request = job_pb2.StreamLogsRequest(
@@ -70,6 +86,8 @@ def log_command(
             start_time=since or 0,
             end_time=until or 0,
             filter=text,
+            regex=pattern,
+            offset=offset,
             limit=limit,
             follow=follow,
         )

@@ -6,7 +6,7 @@ about jobs. Elsewhere than on a terminal it prints one view and ends.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -15,13 +15,14 @@ from rich.console import Console, Group
 from rich.live import Live
 
 from cli.client.jobs import ENDED, list_jobs, stream_metrics, watch_jobs
+from cli.client.patience import RESUME_WINDOW_S, Patience
 from cli.client.session import Session
 from cli.client.views import job_object, state_word
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.show import command_text, exit_text, pressure_text
 from cli.rnx.tables import cell, make_table, print_json, print_table
-from common.errors import JobletError
+from common.errors import JobletError, Reason, unavailable
 from common.quantities import format_duration_ms, format_size
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
 
@@ -65,13 +66,26 @@ class Board:
         jobs.sort(key=lambda job: job.state in ENDED)
         return jobs
 
-    def watch(self, session: Session) -> None:
-        """The thread: until the stream breaks."""
-        try:
-            for change in watch_jobs(session):
-                self.apply(change)
-        except JobletError as error:
-            self.failure = error
+    def begin(self, jobs: Iterable[job_pb2.Job]) -> None:
+        """These jobs and no others: what was deleted while nobody watched is told by nobody."""
+        fresh = {job.id: job for job in jobs}
+        with self._lock:
+            self._jobs = fresh
+
+    def watch(self, session: Session, patience: Patience) -> None:
+        """The thread: until the stream breaks and cannot be taken up again."""
+        while self.failure is None:
+            try:
+                self.begin(reversed(list(list_jobs(session, limit=KEPT_JOBS_MAX))))
+                for change in watch_jobs(session):
+                    patience.progress()
+                    self.apply(change)
+                raise unavailable("the node ended the watch", "ask again")
+            except JobletError as error:
+                try:
+                    patience.bear(error)
+                except JobletError as final:
+                    self.failure = final
 
 
 @click.command("monitor", cls=Verb, example="rnx monitor")
@@ -79,7 +93,8 @@ class Board:
 def monitor_command(invocation: Invocation) -> None:
     """A live view of the jobs and the node.
 
-    Fills the screen; Ctrl-C leaves. Elsewhere than on a terminal it prints one view and ends.
+    Fills the screen; Ctrl-C leaves. It lives through a restart of the node's services. Elsewhere than on a terminal it
+    prints one view and ends.
     """
     console = Console(highlight=False)
     with invocation.session() as session:
@@ -94,26 +109,37 @@ def monitor_command(invocation: Invocation) -> None:
 
 def _follow(session: Session, console: Console) -> None:
     board = Board()
-    threading.Thread(target=board.watch, args=(session,), name="watch", daemon=True).start()
+    patience = Patience(RESUME_WINDOW_S)
+    threading.Thread(target=board.watch, args=(session, patience), name="watch", daemon=True).start()
+    head = away = ""
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while board.failure is None:
-            live.update(_view(session, board, rows_max=max(console.height - 4, 1)), refresh=True)
+            try:
+                head, away = _head(session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())), ""
+            except JobletError as error:
+                if error.reason is not Reason.UNAVAILABLE:
+                    raise
+                # How long to bear it is the watch's to say; the jobs of before stay in view meanwhile.
+                away = f"as it was before: {error.message}; trying again"
+            live.update(_view(session, board, head, away, rows_max=max(console.height - 4, 1)), refresh=True)
             time.sleep(REFRESH_S)
     raise board.failure
 
 
-def _view(session: Session, board: Board, *, rows_max: int) -> Group:
-    jobs = board.jobs()
-    node = session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())
-    running = [job for job in jobs if job.state == job_pb2.RUNNING][:SAMPLED_JOBS_MAX]
-    samples = {job.id: _latest_sample(session, job.id) for job in running}
-    now_ns = time.time_ns()
-    head = (
+def _head(node: node_pb2.NodeInfo) -> str:
+    return (
         f"{node.node_id}  joblet {node.version}  kernel {node.kernel}  {node.cpus} cpus  "
         f"{format_size(node.memory_bytes)}  {node.running_jobs} running"
     )
+
+
+def _view(session: Session, board: Board, head: str, away: str, *, rows_max: int) -> Group:
+    jobs = board.jobs()
+    running = [job for job in jobs if job.state == job_pb2.RUNNING and not away][:SAMPLED_JOBS_MAX]
+    samples = {job.id: _latest_sample(session, job.id) for job in running}
+    now_ns = time.time_ns()
     rows = [row(job, samples.get(job.id), now_ns=now_ns) for job in jobs[:rows_max]]
-    return Group(cell(head), "", make_table(*used_columns(rows)))
+    return Group(cell(head), cell(away), make_table(*used_columns(rows)))
 
 
 def used_columns(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

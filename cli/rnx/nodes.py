@@ -17,7 +17,10 @@ from proto.joblet.v1 import node_pb2
 @click.command("info", cls=Verb, example="rnx --node build-7 node info")
 @pass_invocation
 def info_command(invocation: Invocation) -> None:
-    """The node and the limits that it can enforce."""
+    """The node, the limits that it can enforce, and what its services counted.
+
+    Counters are told to those only who may see all jobs; docs/operations.md says what they mean.
+    """
     with invocation.session() as session:
         node = session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())
     if invocation.json:
@@ -41,6 +44,9 @@ def info_command(invocation: Invocation) -> None:
             ("CAPABILITY", "LEVEL", "DETAIL"),
             ((c.name, level.Name(c.level).lower(), c.detail) for c in node.capabilities),
         )
+    if node.counters:
+        click.echo()
+        print_table(("COUNTER", "VALUE"), ((name, str(value)) for name, value in sorted(node.counters.items())))
 
 
 @click.command("nodes", cls=Verb, example="rnx nodes --json")

@@ -9,7 +9,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from cli.client.views import state_word, time_text
+from cli.client.views import on_full_word, state_word, time_text
 from common.quantities import format_duration_ms, format_size, format_time_ns
 from proto.joblet.v1 import job_pb2, persist_pb2
 
@@ -71,6 +71,16 @@ def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     if job.HasField("usage"):
         yield from _usage(job.usage)
     yield "entries", str(job.last_sequence)
+    yield "on full", on_full_word(spec.on_full)
+    yield "lost", lost_text(job)
+
+
+def lost_text(job: job_pb2.Job) -> str:
+    """What is missing of the output for good; nothing when nothing is."""
+    if not job.lost_entries and not job.lost_bytes:
+        return ""
+    size = f", {format_size(job.lost_bytes)}" if job.lost_bytes else ""
+    return f"{job.lost_entries} {'entry' if job.lost_entries == 1 else 'entries'}{size}"
 
 
 def _usage(usage: job_pb2.Usage) -> Iterator[tuple[str, str]]:

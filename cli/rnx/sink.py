@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Final, Protocol
 
 from cli.client.escape import TerminalText
+from cli.client.gaps import gap_text
 from cli.client.logs import entries
 from cli.rnx.invocation import tell
-from common.quantities import format_size, format_time_ns
+from common.quantities import format_time_ns
 from proto.joblet.v1 import job_pb2, persist_pb2
 
 STDOUT: Final = 1
@@ -43,10 +44,15 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def tell_gap(chunk: job_pb2.LogChunk) -> None:
-    """A line on stderr for entries that the node could not keep."""
-    last = chunk.first_sequence + chunk.lines - 1
-    size = f", {format_size(chunk.gap.bytes)}" if chunk.gap.bytes else ""
-    tell(f"rnx: output is missing: entries {chunk.first_sequence} to {last}{size}: {chunk.gap.reason}")
+    """A line on stderr for entries that are missing."""
+    text = gap_text(
+        chunk.first_sequence,
+        chunk.lines,
+        chunk.gap.reason,
+        size_bytes=chunk.gap.bytes,
+        stream=_STREAM_WORDS.get(chunk.stream, ""),
+    )
+    tell(f"rnx: output is missing: {text}")
 
 
 class RawSink:

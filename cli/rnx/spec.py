@@ -29,6 +29,7 @@ from common.errors import JobletError, Reason, invalid
 from proto.joblet.v1 import job_pb2
 
 NETWORKS: Final = ("none", "isolated", "bridge", "host")
+ON_FULL: Final = ("block", "drop")
 
 
 class RunOptions(NamedTuple):
@@ -63,6 +64,7 @@ class RunOptions(NamedTuple):
     schedule: int | None
     grace: int | None
     stop_signal: str | None
+    on_full: str | None
 
 
 _PATH: Final = click.Path(path_type=Path)
@@ -109,6 +111,11 @@ _OPTIONS: Final = (
     click.option("--schedule", type=SCHEDULE, help="Start then: RFC 3339, or a duration from now."),
     click.option("--grace", type=DURATION, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
     click.option("--stop-signal", type=SIGNAL, help="How the job is asked to stop.  [default: SIGTERM]"),
+    click.option(
+        "--on-full",
+        type=click.Choice(ON_FULL),
+        help="When the node has no room for its output: the job waits, or output is dropped.  [default: the node's]",
+    ),
 )
 
 
@@ -148,6 +155,7 @@ def build_spec(options: RunOptions) -> job_pb2.JobSpec:
         network=options.network.upper() if options.network else None,
         grace_ms=options.grace,
         stop_signal=options.stop_signal or "",
+        on_full=options.on_full.upper() if options.on_full else None,
     )
     if options.schedule is not None:
         spec.start_at.FromNanoseconds(options.schedule)

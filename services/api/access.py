@@ -26,13 +26,18 @@ class Access:
         self._executor = executor
 
     async def job(self, reference: str) -> jobs.JobRecord:
+        """The record of a job: see `found`."""
+        return (await self.found(reference)).job
+
+    async def found(self, reference: str) -> jobs.JobFound:
         """The job named by its id or a unique prefix, when the caller may do with it what his method does.
 
         Raises JobletError: INVALID for a malformed reference, NOT_FOUND for a job he may not see, DENIED for one that
         he may see but not use so, UNAVAILABLE when the executor does not answer.
         """
         call = current()
-        record = await self.look_up(parse_job_reference(reference), call.visible_owner)
+        found = await self.look_up(parse_job_reference(reference), call.visible_owner)
+        record = found.job
         call.job = record.id
         if call.scope(call.rule.permission) is not Scope.ANY and record.owner != call.principal.name:
             raise JobletError(
@@ -41,14 +46,13 @@ class Access:
                 detail="ask the job's owner, or an admin or writer",
             )
         call.decided("allowed")
-        return record
+        return found
 
-    async def look_up(self, reference: str, visible_owner: str | None) -> jobs.JobRecord:
+    async def look_up(self, reference: str, visible_owner: str | None = None) -> jobs.JobFound:
         """The job as it is now, among those of `visible_owner` (None: all). Raises JobletError."""
         try:
-            found = await self._executor.request(jobs.GetJob(job=reference, visible_owner=visible_owner), jobs.JobFound)
+            return await self._executor.request(jobs.GetJob(job=reference, visible_owner=visible_owner), jobs.JobFound)
         except JobletError as error:
             if error.reason is Reason.NOT_FOUND:
                 raise no_such_job() from error
             raise
-        return found.job

@@ -4,6 +4,7 @@ Belongs here: messages → proto. The other way, which can fail, is `requests.py
 """
 
 import signal
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -30,6 +31,10 @@ NETWORKS: Final[dict[jobs.Network, job_pb2.NetworkMode]] = {
     jobs.Network.ISOLATED: job_pb2.ISOLATED,
     jobs.Network.BRIDGE: job_pb2.BRIDGE,
     jobs.Network.HOST: job_pb2.HOST,
+}
+ON_FULL: Final[dict[jobs.OnFull, job_pb2.OnFull]] = {
+    jobs.OnFull.BLOCK: job_pb2.BLOCK,
+    jobs.OnFull.DROP: job_pb2.DROP,
 }
 LEVELS: Final = {
     "enforced": node_pb2.Capability.ENFORCED,
@@ -84,6 +89,7 @@ def spec_to_proto(spec: jobs.JobSpec) -> job_pb2.JobSpec:
         upload_ids=[upload.id for upload in spec.uploads],
         grace_ms=spec.grace_ms,
         stop_signal=signal_name(spec.stop_signal),
+        on_full=None if spec.on_full is None else ON_FULL[spec.on_full],
     )
 
 
@@ -106,6 +112,8 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
         ended_at=timestamp(record.ended_at_ns),
         usage=None if record.usage is None else job_pb2.Usage(**msgspec.structs.asdict(record.usage)),
         last_sequence=record.last_sequence,
+        lost_entries=record.lost_entries,
+        lost_bytes=record.lost_bytes,
     )
 
 
@@ -115,8 +123,8 @@ def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
     return persist_pb2.Metric(job_id=fields.pop("job"), timestamp=fields.pop("time_ns"), **fields)
 
 
-def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int) -> node_pb2.NodeInfo:
-    """What the node is. `running_jobs` comes from the caller: how many of them he may see."""
+def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping[str, int]) -> node_pb2.NodeInfo:
+    """What the node is. `running_jobs` and `counters` come from the caller: how much of them he may see."""
     return node_pb2.NodeInfo(
         node_id=facts.node_id,
         version=facts.version,
@@ -133,4 +141,5 @@ def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int) -> node_pb2.NodeI
             )
             for one in facts.capabilities
         ],
+        counters=counters,
     )

@@ -68,10 +68,10 @@ class History:
             raise _as_error(error) from error
         return answer
 
-    async def store(self) -> persist_pb2.StoreInfo:
+    async def store(self, *, timeout_s: float = CALL_TIMEOUT_S) -> persist_pb2.StoreInfo:
         """How much is stored, and what persist counted."""
         try:
-            answer: persist_pb2.StoreInfo = await self._store(persist_pb2.GetStoreRequest(), timeout=CALL_TIMEOUT_S)
+            answer: persist_pb2.StoreInfo = await self._store(persist_pb2.GetStoreRequest(), timeout=timeout_s)
         except aio.AioRpcError as error:
             raise _as_error(error) from error
         return answer

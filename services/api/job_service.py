@@ -22,8 +22,8 @@ from services.api import requests
 from services.api.access import Access, no_such_job
 from services.api.calls import Context, current
 from services.api.convert import job_to_proto
-from services.api.followers.follower import LogStreams
 from services.api.followers.hub import Hub
+from services.api.followers.streams import LogStreams
 from services.api.history import History
 from services.api.limit_policy import Policy, applied, check_network
 from services.api.metrics import MetricStreams
@@ -90,7 +90,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
 
     def _spec(self, message: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
         """What the caller asks for, as far as his roles may."""
-        spec = requests.job_spec(message, upload, network=self._policy.network)
+        spec = requests.job_spec(message, upload, network=self._policy.network, on_full=self._policy.on_full)
         roles = current().principal.roles
         check_network(spec.network, roles)
         return msgspec.structs.replace(spec, limits=applied(spec.limits, roles, self._policy))
@@ -153,7 +153,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         with self._hub.listening(topics.job_topic(record.id), changed):
             while record.state not in jobs.TERMINAL:
                 try:
-                    record = await self._access.look_up(record.id, None)
+                    record = (await self._access.look_up(record.id)).job
                 except JobletError as error:
                     if not error.retryable:
                         raise
@@ -186,8 +186,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         context: Context,
     ) -> AsyncGenerator[bytes, None]:
         """Output, stored and live."""
-        record = await self._access.job(request.job_id)
-        return self._log_streams.open(record, request)
+        return self._log_streams.open(await self._access.found(request.job_id), request)
 
     async def WatchJobs(  # type: ignore[override]  # a generator, after the access check
         self,

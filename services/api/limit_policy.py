@@ -1,7 +1,7 @@
-"""What the operator's configuration makes of a job's limits and network, by the roles of its owner. Pure.
+"""What the operator's configuration makes of a job's limits, network and output, by the roles of its owner. Pure.
 
-Belongs here: the rules over `joblet.limits`. Does not belong here: ranges (`common/config/limits.py`), and whether this
-host can enforce what comes out (the executor, which refuses what it cannot).
+Belongs here: the rules over `joblet.limits`, and defaults. Does not belong here: ranges (`common/config/limits.py`),
+and whether this host can enforce what comes out (the executor, which refuses what it cannot).
 
     For one role    its own value of a limit, else everybody's
     Not asked for   the default, but never more than the maximum; without a default, the maximum
@@ -21,7 +21,7 @@ from common.config.limits import LIMIT_RANGES, checked_cpu_list
 from common.config.settings import Joblet, LimitBounds, LimitPolicy, LimitValues
 from common.cpulist import format_cpu_list
 from common.errors import JobletError, Reason
-from common.messages.jobs import Limits, Network
+from common.messages.jobs import Limits, Network, OnFull
 from services.api.identity import Role
 from services.api.permissions import Permission, roles_with
 
@@ -35,11 +35,12 @@ RUNNERS: Final = tuple(roles_with(Permission.RUN))
 
 
 class Policy(NamedTuple):
-    """What the operator decided. `unset`: what holds for a limit that nobody sets; `network`: likewise."""
+    """What the operator decided. `unset`: what holds for a limit that nobody sets; `network`, `on_full`: likewise."""
 
     limits: LimitPolicy
     unset: Mapping[str, int]
     network: Network
+    on_full: OnFull
 
 
 class Bound(NamedTuple):
@@ -52,7 +53,7 @@ class Bound(NamedTuple):
 def policy_of(settings: Joblet) -> Policy:
     """The policy that `settings` mean."""
     unset = {"cpu_weight": NORMAL_WEIGHT, "io_weight": NORMAL_WEIGHT, "pids": settings.jobs.pids}
-    return Policy(settings.limits, unset, Network(settings.jobs.network))
+    return Policy(settings.limits, unset, Network(settings.jobs.network), OnFull(settings.journal.on_full))
 
 
 def applied(limits: Limits, roles: Collection[Role], policy: Policy) -> Limits:

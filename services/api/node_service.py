@@ -1,6 +1,8 @@
 """NodeService and VolumeService. The latter has its permissions already, and nothing behind them yet."""
 # ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
 
+import asyncio
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from common.bus.requests import Requester
@@ -9,26 +11,45 @@ from common.messages import jobs
 from proto.joblet.v1 import node_pb2, node_pb2_grpc, volume_pb2, volume_pb2_grpc
 from services.api.calls import Context, current
 from services.api.convert import node_to_proto
+from services.api.history import History
 from services.api.requests import PAGE_SIZE_MAX
+
+STORE_WAIT_S: Final = 1.0
+"""How long persist may take to tell its counters; the node is told without them then."""
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
-    """What the node is and can do."""
+    """What the node is and can do, and what its services counted. `counters`: those of this process."""
 
-    def __init__(self, executor: Requester) -> None:
+    def __init__(self, executor: Requester, history: History, counters: Callable[[], Mapping[str, int]]) -> None:
         self._executor = executor
+        self._history = history
+        self._counters = counters
 
     async def GetInfo(self, request: node_pb2.GetInfoRequest, context: Context) -> node_pb2.NodeInfo:
-        """The node. Who sees only his own jobs gets the number of his own: a total would tell of the others."""
-        facts = await self._executor.request(jobs.GetNode(), jobs.NodeFacts)
+        """The node. Who sees only his own jobs gets the number of his own, and no counters: they tell of the others."""
         owner = current().visible_owner
-        running = facts.running_jobs
-        if owner is not None:
+        counters: dict[str, int] = {}
+        if owner is None:
+            facts, stored = await asyncio.gather(
+                self._executor.request(jobs.GetNode(), jobs.NodeFacts), self._counted_by_persist()
+            )
+            running = facts.running_jobs
+            for service, counted in (("executor", facts.counters), ("persist", stored), ("api", self._counters())):
+                counters |= {f"{service}.{name}": count for name, count in counted.items()}
+        else:
+            facts = await self._executor.request(jobs.GetNode(), jobs.NodeFacts)
             page = await self._executor.request(
                 jobs.ListJobs(visible_owner=owner, states=(jobs.State.RUNNING,), page_size=PAGE_SIZE_MAX), jobs.JobPage
             )
             running = len(page.jobs)
-        return node_to_proto(facts, running_jobs=running)
+        return node_to_proto(facts, running_jobs=running, counters=counters)
+
+    async def _counted_by_persist(self) -> Mapping[str, int]:
+        try:
+            return (await self._history.store(timeout_s=STORE_WAIT_S)).counters
+        except JobletError:
+            return {}  # it is away, or an older one: the rest is told all the same
 
 
 DETAIL: Final = "jobs have /work and /tmp of their own"

@@ -21,8 +21,8 @@ from common.tls import ServerMaterial
 from services.api.access import Access
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
-from services.api.followers.follower import LogStreams
 from services.api.followers.hub import Hub
+from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
 from services.api.history import History
 from services.api.job_service import JobService
@@ -76,6 +76,12 @@ class Api:
         self.feeds = Feeds(self.hub, self._executor)
         self.uploads = Registry(layout, settings.joblet.uploads)
         access = Access(self._executor)
+        log_streams = LogStreams(
+            feeds=self.feeds,
+            queries=self._history,
+            look=access.look_up,
+            queue_bytes_max=limits.follower_queue_bytes,
+        )
         self._health = health_aio.HealthServicer()
         self._server = build_server(
             self._gate,
@@ -85,16 +91,14 @@ class Api:
                 access=access,
                 hub=self.hub,
                 history=self._history,
-                log_streams=LogStreams(
-                    feeds=self.feeds, queries=self._history, queue_bytes_max=limits.follower_queue_bytes
-                ),
+                log_streams=log_streams,
                 metric_streams=MetricStreams(hub=self.hub, executor=self._executor, history=self._history),
                 watch=Watch(self.hub, self._executor),
                 uploads=self.uploads,
                 staging=Staging(self.uploads, settings.joblet.uploads),
                 policy=policy_of(settings.joblet),
             ),
-            node_service=NodeService(self._executor),
+            node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
             health=self._health,

@@ -15,7 +15,7 @@ from common.identifiers import parse_name
 from common.messages import jobs
 from common.quantities import SIZE_BYTES_MAX
 from proto.joblet.v1 import job_pb2
-from services.api.convert import NETWORKS, STATES
+from services.api.convert import NETWORKS, ON_FULL, STATES
 
 COMMAND_BYTES_MAX: Final = 4096  # PATH_MAX
 ARGUMENTS_MAX: Final = 4096
@@ -37,13 +37,19 @@ _KERNEL_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
 
 _STATES: Final = {number: state for state, number in STATES.items()}
 _NETWORKS: Final = {number: network for network, number in NETWORKS.items()}
+_ON_FULL: Final = {number: on_full for on_full, number in ON_FULL.items()}
 
 
 def job_spec(
-    spec: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload], *, network: jobs.Network = jobs.Network.NONE
+    spec: job_pb2.JobSpec,
+    upload: Callable[[str], jobs.Upload],
+    *,
+    network: jobs.Network = jobs.Network.NONE,
+    on_full: jobs.OnFull = jobs.OnFull.BLOCK,
 ) -> jobs.JobSpec:
-    """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises. `network`: the default.
+    """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
 
+    `network` and `on_full`: what the node does for jobs that do not say. The record has what holds.
     Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
     """
     if spec.secret_environment:
@@ -71,6 +77,7 @@ def job_spec(
         grace_ms=_within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
+        on_full=_on_full(spec.on_full, on_full),
     )
 
 
@@ -183,6 +190,15 @@ def _network(number: job_pb2.NetworkMode, default: jobs.Network) -> jobs.Network
     if network is None:
         raise invalid(f"network: no such mode {number}", "see NetworkMode in proto/joblet/v1/job.proto")
     return network
+
+
+def _on_full(number: job_pb2.OnFull, default: jobs.OnFull) -> jobs.OnFull:
+    if number == job_pb2.ON_FULL_UNSPECIFIED:
+        return default
+    on_full = _ON_FULL.get(number)
+    if on_full is None:
+        raise invalid(f"on_full: no such policy {number}", "see OnFull in proto/joblet/v1/job.proto")
+    return on_full
 
 
 def _absolute(field: str, path: str) -> str:

@@ -179,11 +179,14 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         return job
 
     def WatchJobs(self, request: job_pb2.WatchJobsRequest, context: Any) -> Iterator[job_pb2.WatchJobsResponse]:  # noqa: N802
-        """The jobs there are, then nothing."""
+        """The jobs there are, then nothing; breaks as `stream_breaks` says."""
         self.requests.append(request)
-        for job in self.jobs.values():
+        for job in list(self.jobs.values()):
             yield job_pb2.WatchJobsResponse(job=job, initial=True)
         self.streaming.set()
+        if self.stream_breaks:
+            self.stream_breaks.pop(0)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         gone = threading.Event()
         context.add_callback(gone.set)
         gone.wait()

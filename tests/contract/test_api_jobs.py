@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc import aio
 
-from common.config.settings import Uploads
+from common.config.settings import Journal, Uploads
 from common.identifiers import JobId
 from common.messages import jobs, logs
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
@@ -277,5 +277,73 @@ def test_node_and_refusals_of_this_release(tmp_path: Path) -> None:
             spec = job_pb2.JobSpec(command="true", secret_environment={"A": "b"})
             assert await status(client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))) is grpc.StatusCode.UNIMPLEMENTED
             assert node.executor.jobs == {}
+
+    asyncio.run(scenario())
+
+
+def test_counters_of_all_services_for_those_who_see_all_jobs(tmp_path: Path) -> None:
+    """Each with its service before its name; without persist's while it is away, older or stopped; never for owners."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            node.executor.counters = {"lost_entries": 7}
+            job = node.executor.add("ann").id
+            owner, everyone = node.client("ann", "user"), node.client("eve", "reader")
+
+            async def counters(client: Client) -> dict[str, int]:
+                return dict((await client.node.GetInfo(node_pb2.GetInfoRequest(), timeout=20)).counters)
+
+            assert await counters(owner) == {}
+            follower = owner.jobs.StreamLogs(job_pb2.StreamLogsRequest(job_id=job, follow=True))
+            await await_for(lambda: node.api.capacity.streams == 1, what="the stream")
+            await await_for(lambda: node.api.hub.topics, what="the subscription")
+            expected = {
+                "executor.lost_entries": 7,
+                "persist.entries_repeated": 3,
+                "api.followers": 1,
+                "api.batches_dropped": 0,
+                "api.records_corrupt": 0,
+            }
+            assert (await counters(everyone)).items() >= expected.items()
+            node.executor.publish_log(job, b"no record at all")
+            node.executor.write(job, b"a\n")
+            await follower.read()
+            found = await counters(everyone)
+            assert (found["api.records_corrupt"], found["api.followers_catching_up"]) == (1, 0)
+            follower.cancel()
+            await await_for(lambda: node.api.capacity.streams == 0, what="the stream to be given back")
+            assert (await counters(everyone))["api.followers"] == 0
+            for name, value in (("away", True), ("counting", False)):
+                before = getattr(node.persist, name)
+                setattr(node.persist, name, value)
+                found = await counters(everyone)
+                assert not any(key.startswith("persist.") for key in found)
+                assert found["executor.lost_entries"] == 7
+                setattr(node.persist, name, before)
+            node.persist.deaf.clear()
+            assert not any(key.startswith("persist.") for key in await counters(everyone))
+            node.persist.deaf.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_job_has_the_policy_of_the_node_or_its_own(tmp_path: Path) -> None:
+    """on_full goes to the executor and comes back in the record; who does not say gets the node's default."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path, journal=Journal(on_full="drop")) as node:
+            client = node.client("ann", "user")
+            for asked, held in (
+                (job_pb2.ON_FULL_UNSPECIFIED, job_pb2.DROP),
+                (job_pb2.BLOCK, job_pb2.BLOCK),
+                (job_pb2.DROP, job_pb2.DROP),
+            ):
+                spec = job_pb2.JobSpec(command="true", on_full=asked)
+                ran = await client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))
+                assert ran.job.spec.on_full == held
+                await client.jobs.PlanJob(job_pb2.PlanJobRequest(spec=spec))
+                planned = node.executor.requests[-1]
+                assert isinstance(planned, jobs.PlanJob)
+                assert planned.spec == node.executor.jobs[ran.job.id].spec
 
     asyncio.run(scenario())

@@ -222,6 +222,146 @@ def test_output_that_is_not_stored_is_told_not_hidden(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.requirement("S0.45")
+@pytest.mark.threat("C23")
+@pytest.mark.parametrize("live", [False, True])
+def test_expressions_and_offsets_over_the_wire(tmp_path: Path, *, live: bool) -> None:
+    """Evaluated on the server, with an engine that no expression makes slow; refused in words when it is none."""
+    cases: list[tuple[dict[str, Any], bytes]] = [
+        ({"regex": "^b"}, b"b1\nb2\nb3\n"),
+        ({"regex": "^b", "offset": 1}, b"b2\nb3\n"),
+        ({"regex": "^b", "offset": 1, "limit": 1}, b"b2\n"),
+        ({"regex": "2$"}, b"a2\nb2\n"),
+        ({"offset": 5}, b"b3\n"),
+        ({"offset": 99}, b""),
+        ({"filter": "a", "offset": 2}, b"a3\n"),
+        ({"regex": "(a+)+$"}, b""),
+    ]
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            client = node.client("ann", "user")
+            for fields, expected in cases:
+                job = node.executor.add("ann").id
+                following = None
+                if live:
+                    following = asyncio.create_task(collect(client, job, follow=True, **fields))
+                    await await_for(lambda: f"log.{job}" in node.api.hub.topics, what="the subscription")  # noqa: B023
+                for number in (1, 2, 3):
+                    node.executor.write(job, b"a%d\nb%d\n" % (number, number))
+                node.executor.finish(job)
+                chunks, _ = await (following or asyncio.create_task(collect(client, job, follow=True, **fields)))
+                assert text(chunks) == expected, fields
+            for refused in ({"regex": "("}, {"regex": "a", "filter": "a"}, {"tail": 1, "offset": 1}):
+                with pytest.raises(aio.AioRpcError) as error:
+                    await collect(client, job, **refused)
+                assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    asyncio.run(scenario())
+
+
+def gaps(chunks: list[job_pb2.LogChunk]) -> list[tuple[int, int, str]]:
+    """From, to and why of each gap."""
+    return [
+        (one.first_sequence, one.first_sequence + one.lines - 1, one.gap.reason) for one in chunks if one.gap.reason
+    ]
+
+
+@pytest.mark.requirement("S0.63")
+def test_removed_output_of_an_ended_job_is_a_gap_at_once(tmp_path: Path) -> None:
+    """Retention, or somebody's hand: the stream does not wait for what was there once, tells it, and ends as usual."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            client = node.client("ann", "user")
+            job = node.executor.add("ann").id
+            for number in range(1, 10):
+                node.executor.write(job, b"line %d\n" % number, publish=False)
+            node.executor.finish(job)
+            node.executor.delivered.add(job)
+
+            async def stream(**fields: Any) -> tuple[list[job_pb2.LogChunk], bool]:
+                request = job_pb2.StreamLogsRequest(job_id=job, follow=True, **fields)
+                chunks, ended = [], False
+                async for message in client.jobs.StreamLogs(request, timeout=20):  # MISSING_S is longer
+                    chunks += message.chunks
+                    ended = ended or message.HasField("ended")
+                return chunks, ended
+
+            chunks, ended = await stream()
+            assert (len(chunks), gaps(chunks), ended) == (9, [], True)
+            node.persist.remove(job, first=1, last=3)
+            node.persist.remove(job, first=8)
+            for fields, lines in (
+                ({}, 4),
+                ({"filter": "5"}, 1),
+                ({"regex": "[56]$", "tail": 1}, 1),
+                ({"stream": 2}, 0),
+            ):
+                chunks, ended = await stream(**fields)
+                assert gaps(chunks) == [(1, 3, "removed"), (8, 9, "removed")], fields
+                assert (len(chunks) - 2, ended) == (lines, True), fields
+            node.persist.remove(job)
+            for fields in ({}, {"filter": "5"}, {"tail": 9}):
+                chunks, ended = await stream(**fields)
+                assert (gaps(chunks), ended) == ([(1, 9, "removed")], True), fields
+            chunks, ended = await stream(tail=2)
+            assert (gaps(chunks), ended) == ([(8, 9, "removed")], True)
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_part_is_told_live_and_stored(tmp_path: Path) -> None:
+    """A GAP record reaches the client with its reason and its bytes, whichever way it comes."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            client = node.client("ann", "user")
+            job = node.executor.add("ann").id
+            request = job_pb2.StreamLogsRequest(job_id=job, follow=True, filter="no such text")
+            live = client.jobs.StreamLogs(request, timeout=20)
+            await await_for(lambda: f"log.{job}" in node.api.hub.topics, what="the subscription")
+            node.executor.write(job, b"1\n")
+            node.executor.lose(job, 5, "journal_full", lost_bytes=77)
+            node.executor.write(job, b"7\n")
+            node.executor.finish(job, lost_entries=5, lost_bytes=77)
+            stored = client.jobs.StreamLogs(job_pb2.StreamLogsRequest(job_id=job), timeout=20)
+            for stream in (live, stored):
+                chunks = [chunk async for message in stream for chunk in message.chunks]
+                assert gaps(chunks) == [(2, 6, "journal_full")]
+                assert [chunk.gap.bytes for chunk in chunks if chunk.gap.reason] == [77]
+            record = await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))
+            assert (record.lost_entries, record.lost_bytes) == (5, 77)
+
+    asyncio.run(scenario())
+
+
+def test_a_followed_tail_says_where_it_goes_on(tmp_path: Path) -> None:
+    """A chunk without entries tells the next sequence: who has not got a line yet can be taken up without a hole."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            client = node.client("ann", "user")
+            job = node.executor.add("ann").id
+            node.executor.write(job, b"1\n2\n3\n")
+            for fields, first, data in (
+                ({"tail": 0}, [4], b""),
+                ({"tail": 2}, [2, 4], b"2\n3\n"),
+                ({"tail": 2, "regex": "9"}, [4], b""),
+                ({"tail": 1, "filter": "2"}, [2, 4], b"2\n"),
+            ):
+                request = job_pb2.StreamLogsRequest(job_id=job, follow=True, **fields)
+                stream = client.jobs.StreamLogs(request, timeout=20)
+                chunks: list[job_pb2.LogChunk] = []
+                while not chunks or chunks[-1].lines:
+                    chunks += (await stream.read()).chunks
+                stream.cancel()
+                assert [chunk.first_sequence for chunk in chunks] == first
+                assert b"".join(chunk.data for chunk in chunks) == data
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.threat("D17")
 @pytest.mark.threat("F26")
 @pytest.mark.requirement("S2.6")

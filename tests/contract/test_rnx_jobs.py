@@ -31,6 +31,7 @@ KEYS = {
         "reason",
     ),
     *("limits", "volumes", "network", "labels", "created_at", "started_at", "ended_at", "usage"),
+    *("on_full", "lost_entries", "lost_bytes"),
 }
 
 
@@ -50,9 +51,11 @@ def full_job(node: FakeNode) -> job_pb2.Job:
         limits=job_pb2.Limits(memory_bytes=64 * 2**20, timeout_ms=90_000, cpu_percent=0),
         volumes=[job_pb2.VolumeMount(name="data", path="/data", read_only=True)],
         network=job_pb2.NONE,
+        on_full=job_pb2.DROP,
     )
     usage = job_pb2.Usage(cpu_time_us=1500, io_write_bytes=4096, io_write_ops=2, network_tx_bytes=1024)
     job = node.jobs.add(1, name="n", spec=spec, state=job_pb2.FAILED, exit_code=7, pid=123, usage=usage)
+    job.lost_entries, job.lost_bytes = 1, 1024
     job.created_at.FromNanoseconds(STARTED_NS)
     job.ended_at.FromNanoseconds(STARTED_NS + 10**9)
     return job
@@ -108,6 +111,9 @@ def test_status_as_json_has_exactly_the_keys_of_the_contract(node: FakeNode) -> 
             "network_rx_bytes": 0,
             "network_tx_bytes": 1024,
         },
+        "on_full": "drop",
+        "lost_entries": 1,
+        "lost_bytes": 1024,
     }
 
 
@@ -123,6 +129,11 @@ def test_status_for_people(node: FakeNode) -> None:
     assert fields["disk"] == "4.0 KiB written in 2 operations"
     assert fields["traffic"] == "0 B received, 1.0 KiB sent"
     assert "oom kills" not in fields
+    assert (fields["on full"], fields["lost"]) == ("drop", "1 entry, 1.0 KiB")
+    node.jobs.add(2, spec=job_pb2.JobSpec(command="x"))
+    shown = node.rnx("job", "status", ID.replace("1", "2", 1)).out.decode()
+    assert "lost" not in shown
+    assert "on full" not in shown
 
 
 def test_list_follows_pages(node: FakeNode) -> None:
@@ -289,3 +300,16 @@ def test_monitor_on_a_terminal(node: FakeNode) -> None:
     _, err = process.communicate(timeout=20)
     os.close(leader)
     assert (process.returncode, err) == (130, b"")
+
+
+def test_node_info_shows_counters(node: FakeNode) -> None:
+    """Where the node tells them; in JSON the key is always there."""
+    assert json.loads(node.rnx("--json", "node", "info").out)["counters"] == {}
+    assert b"COUNTER" not in node.rnx("node", "info").out
+    node.nodes.info.counters.update({"persist.entries_repeated": 2**40, "api.followers": 3})
+    assert json.loads(node.rnx("--json", "node", "info").out)["counters"] == {
+        "api.followers": 3,
+        "persist.entries_repeated": 2**40,
+    }
+    table = [line.split() for line in node.rnx("node", "info").out.decode().splitlines()[-3:]]
+    assert table == [["COUNTER", "VALUE"], ["api.followers", "3"], ["persist.entries_repeated", str(2**40)]]

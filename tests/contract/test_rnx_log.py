@@ -53,13 +53,15 @@ def test_both_streams_come_to_stdout_in_their_order(node: FakeNode) -> None:
 
 @pytest.mark.requirement("S0.47", "S0.48", "S0.49", "S0.50")
 def test_every_option_reaches_the_node(node: FakeNode) -> None:
-    """Stream, filter, times, tail, sequence and limit are sent as they were said."""
+    """Stream, filter, expression, times, tail, sequence, offset and limit are sent as they were said."""
     node.rnx(
         *("job", "log", ID, "--stream=stderr", "--filter=ERROR", "--since=2024-01-01T00:00:00Z"),
         *("--until=2024-01-02T00:00:00Z", "--tail", "5", "--from-seq", "7", "--limit", "9", "--no-follow"),
     )
     node.rnx("job", "log", ID)
-    asked, plain = node.jobs.of(job_pb2.StreamLogsRequest)
+    node.rnx("job", "log", ID, "--grep", "^a+$", "--offset", "3")
+    asked, plain, searched = node.jobs.of(job_pb2.StreamLogsRequest)
+    assert searched == job_pb2.StreamLogsRequest(job_id=ID, regex="^a+$", offset=3, follow=True)
     assert asked == job_pb2.StreamLogsRequest(
         job_id=ID,
         stream=persist_pb2.STDERR,
@@ -132,7 +134,14 @@ def test_gaps_are_told(node: FakeNode) -> None:
     gap = job_pb2.LogChunk(first_sequence=2, lines=3, gap=job_pb2.Gap(reason="journal_full", bytes=2048))
     node.jobs.chunks = [chunk(1, b"1\n"), gap, chunk(5, b"5\n")]
     outcome = node.rnx("job", "log", ID)
-    assert outcome == (0, b"1\n5\n", "rnx: output is missing: entries 2 to 4, 2.0 KiB: journal_full\n")
+    told = "entries 2 to 4 (3 entries, 2.0 KiB): dropped by the node: the job's journal was full"
+    assert outcome == (0, b"1\n5\n", f"rnx: output is missing: {told}\n")
+    node.jobs.chunks[1].CopyFrom(
+        job_pb2.LogChunk(stream=persist_pb2.STDERR, first_sequence=4, lines=1, gap=job_pb2.Gap(reason="x\x1b[2J"))
+    )
+    for options in ([], ["--json"], ["--timestamps"], ["--filter", "nothing"]):
+        outcome = node.rnx("job", "log", ID, *options)
+        assert (outcome.code, outcome.err) == (0, "rnx: output is missing: entry 4 of stderr (1 entry): x\\x1b[2J\n")
 
 
 def test_a_broken_stream_goes_on(node: FakeNode) -> None:
@@ -195,3 +204,77 @@ def test_interrupt_and_broken_pipe_are_quiet(node: FakeNode) -> None:
     assert process.returncode == 141
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--filter", "a", "--grep", "b"), "--filter and --grep exclude each other"),
+        (("--tail", "3", "--offset", "1"), "--tail and --offset exclude each other"),
+        (("--offset", "-1"), "malformed number"),
+    ],
+)
+def test_what_cannot_be_meant_is_a_usage_error(node: FakeNode, arguments: tuple[str, ...], words: str) -> None:
+    """2, in one line, and the node is not asked."""
+    outcome = node.rnx("job", "log", ID, *arguments)
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, b"", 1)
+    assert words in outcome.err
+    assert node.jobs.requests == []
+
+
+GAP = job_pb2.LogChunk(first_sequence=1, lines=4, gap=job_pb2.Gap(reason="removed", bytes=9))
+
+
+@pytest.mark.threat("F27")
+@pytest.mark.parametrize(
+    ("arguments", "chunks", "breaks", "asked"),
+    [
+        # Nothing came: the whole offset again. Something came: it is done with.
+        (
+            ("--offset", "5"),
+            [chunk(6, b"6\n"), chunk(7, b"7\n")],
+            [0, 1],
+            [(0, 5, None, 0), (0, 5, None, 0), (7, 0, None, 0)],
+        ),
+        # With nothing selected a gap is entries: it was behind the offset, and takes part in the limit.
+        (("--offset", "2", "--limit", "5"), [GAP, chunk(5, b"5\n")], [1], [(0, 2, None, 5), (5, 0, None, 1)]),
+        # Among selected entries it is told and begins nothing, and nothing of it is told twice.
+        (
+            ("--offset", "2", "--grep", "x"),
+            [GAP, chunk(8, b"x8\n")],
+            [1, 2],
+            [(0, 2, None, 0), (0, 2, None, 0), (9, 0, None, 0)],
+        ),
+        (("--tail", "2", "--filter", "x"), [GAP, chunk(8, b"x8\n")], [1], [(0, 0, 2, 0), (0, 0, 2, 0)]),
+        (
+            ("--limit", "2", "--stream", "stdout"),
+            [GAP, chunk(8, b"x8\n"), chunk(9, b"x9\n")],
+            [1, 2],
+            [(0, 0, None, 2), (0, 0, None, 2), (9, 0, None, 1)],
+        ),
+        # A tail without entries: the node says where it goes on.
+        (
+            ("--tail", "0"),
+            [job_pb2.LogChunk(stream=persist_pb2.STDOUT, first_sequence=8), chunk(8, b"x8\n")],
+            [1, 0],
+            [(0, 0, 0, 0), (8, 0, None, 0), (8, 0, None, 0)],
+        ),
+    ],
+)
+def test_what_is_asked_again_after_a_break(
+    node: FakeNode,
+    arguments: tuple[str, ...],
+    chunks: list[job_pb2.LogChunk],
+    breaks: list[int],
+    asked: list[tuple[int, int, int | None, int]],
+) -> None:
+    """Offset, tail and limit mean the same as without the break: nothing is skipped twice, left out or told twice."""
+    node.jobs.chunks = chunks
+    node.jobs.stream_breaks = breaks
+    outcome = node.rnx("job", "log", ID, *arguments)
+    assert (outcome.code, outcome.out) == (0, b"".join(one.data for one in chunks))
+    assert outcome.err.count("\n") == sum(one.HasField("gap") for one in chunks)
+    requests = node.jobs.of(job_pb2.StreamLogsRequest)
+    assert [
+        (one.from_sequence, one.offset, one.tail if one.HasField("tail") else None, one.limit) for one in requests
+    ] == asked

@@ -15,6 +15,7 @@ import pytest
 
 from proto.joblet.v1 import job_pb2, node_pb2
 from tests.contract.rnx_fake_node import FakeNode, fake_node
+from tests.waiting import wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"
 HOSTILE = "\x1b]52;c;AAAA\x07\x1b[2J\x9b31m\r\u202eevil\x00"
@@ -123,6 +124,42 @@ def test_the_live_view(node: FakeNode) -> None:
         os.close(leader)
     for forbidden in (b"\x1b]", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\x1b[2J\x9b"):
         assert forbidden not in shown
+
+
+@pytest.mark.threat("F38")
+def test_the_live_view_survives_a_restart_of_the_node(node: FakeNode) -> None:
+    """While nobody answers it shows what was before and says so; then it goes on, without what is gone since."""
+    node.jobs.jobs.clear()
+    node.nodes.info.CopyFrom(node_pb2.NodeInfo(node_id="node-1", version="0.1.0"))
+    deleted = node.jobs.add(7, state=job_pb2.RUNNING)
+    leader, follower = pty.openpty()
+    process = node.start("monitor", stdout=follower, stderr=subprocess.PIPE)
+    os.close(follower)
+
+    def frame_with(*words: bytes, without: bytes = b"\0") -> bool:
+        """The last whole frame of the screen that was drawn."""
+        shown.extend(os.read(leader, 65536))
+        frame = bytes(shown).rpartition(b"\x1b[H")[2]
+        return all(word in frame for word in words) and without not in frame
+
+    shown = bytearray()
+    try:
+        wait_for(lambda: frame_with(b"00000007"), what="the first view")
+        node.stop()
+        wait_for(lambda: frame_with(b"trying again", b"00000007"), what="the view to say that nobody answers")
+        del node.jobs.jobs[deleted.id]
+        node.jobs.add(8, state=job_pb2.RUNNING)
+        node.serve()
+        wait_for(lambda: frame_with(b"00000008", without=b"00000007"), timeout_s=20, what="the view to go on")
+        process.send_signal(signal.SIGINT)
+        while b"\x1b[?1049l" not in shown:
+            shown.extend(os.read(leader, 65536))
+        process.communicate(timeout=20)
+        assert process.returncode == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
 
 
 @pytest.mark.threat("C20")

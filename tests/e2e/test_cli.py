@@ -29,6 +29,7 @@ STATUS_KEYS = {
         "reason",
     ),
     *("limits", "volumes", "network", "labels", "created_at", "started_at", "ended_at", "usage"),
+    *("on_full", "lost_entries", "lost_bytes"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Cutting output exactly at entries, by sequence and by filters."""
+"""Cutting output exactly at entries, by sequence, and encoding it."""
 
 from typing import cast
 
@@ -12,7 +12,6 @@ from services.api.followers.chunks import (
     LARGE_DATA_BYTES,
     Batch,
     Chunk,
-    Selection,
     batches_of,
     cut,
     encode,
@@ -39,27 +38,11 @@ def test_a_cut_has_exactly_the_entries_asked_for(lines: list[bytes], first: int,
     assert (piece.lines if piece else 0) == len(wanted)
 
 
-@given(lines=lines, text=st.binary(min_size=1, max_size=2).map(lambda data: data.replace(b"\n", b"a")))
-def test_a_text_filter_keeps_whole_entries_with_their_sequences(lines: list[bytes], text: bytes) -> None:
-    """What is left are the entries that contain the text, each under its own sequence."""
-    whole = chunk(b"".join(line + b"\n" for line in lines))
-    kept = {
-        sequence: entry
-        for piece in Selection(text=text).of(whole)
-        for sequence, entry in enumerate(piece.entries(), piece.first)
-    }
-    assert kept == {n: line + b"\n" for n, line in enumerate(lines, 1) if text in line}
-
-
-def test_filters_by_stream_and_time() -> None:
-    """The start is inclusive, the end exclusive; a gap of unknown stream belongs to both."""
-    one = chunk(b"a\n", stream=2, time_ns=100)
-    assert list(Selection(stream=1).of(one)) == []
-    assert list(Selection(stream=2, start_ns=100, end_ns=101).of(one)) == [one]
-    assert list(Selection(end_ns=100).of(one)) == []
+def test_a_gap_is_cut_and_tells_its_bytes_once() -> None:
+    """With its beginning: whoever adds up what is missing gets the right sum."""
     gap = Chunk(0, 1, 3, 100, b"", partial=False, gap_reason="journal_full", gap_bytes=9)
-    assert list(Selection(stream=1, text=b"zzz").of(gap)) == [gap]
-    assert cut(gap, 2, 2) == gap._replace(first=2, lines=1)
+    assert cut(gap, 1, 2) == gap._replace(lines=2)
+    assert cut(gap, 2, 2) == gap._replace(first=2, lines=1, gap_bytes=0)
 
 
 def test_a_piece_without_line_end_keeps_its_mark() -> None:

@@ -8,10 +8,13 @@ import pytest
 from common.errors import JobletError, Reason, unavailable
 from common.identifiers import new_job_id
 from proto.joblet.v1 import persist_pb2
-from services.api.followers.chunks import Selection
+from services.api.followers.chunks import Chunk
 from services.api.followers.reader import Reader
+from services.api.followers.selection import Selection, selection
 
 Answer = list[persist_pb2.LogBatch] | JobletError
+SILENCE: list[persist_pb2.LogBatch] = []
+"""As an answer: none, the process is stopped."""
 
 
 class Script:
@@ -30,9 +33,11 @@ class Script:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, JobletError):
             raise answer
+        if answer is SILENCE:
+            await asyncio.Event().wait()
         for batch in answer:
             yield persist_pb2.LogBatches(batches=[batch]).SerializeToString()
-        if self._stay:
+        if self._stay and request.wait:
             await asyncio.Event().wait()
 
 
@@ -42,26 +47,56 @@ def lines(first: int, last: int) -> persist_pb2.LogBatch:
     return persist_pb2.LogBatch(stream=persist_pb2.STDOUT, first_sequence=first, lines=last - first + 1, data=data)
 
 
-def read(
+class Told:
+    """What a read gave."""
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+        self.through = 0
+
+    @property
+    def data(self) -> bytes:
+        """All bytes."""
+        return b"".join(chunk.data for chunk in self.chunks)
+
+    @property
+    def gaps(self) -> list[tuple[int, int, str]]:
+        """From, to and why of each gap."""
+        return [(chunk.first, chunk.last, chunk.gap_reason) for chunk in self.chunks if chunk.gap_reason]
+
+
+def told(
     script: Script,
     first: int,
     last: int,
     *,
     final: bool = False,
-    selection: Selection | None = None,
+    wanted: Selection | None = None,
     tail: int | None = None,
-) -> tuple[bytes, int]:
-    """All bytes of the range, and up to where it was read."""
+    complete: bool = False,
+    delivered: bool = False,
+    missing_s: float = 0.15,
+) -> Told:
+    """All of the range. `complete`: it is known before, `delivered`: when asked, that persist has had all."""
 
-    async def scenario() -> tuple[bytes, int]:
-        reader = Reader(script, new_job_id(), selection or Selection(), missing_s=0.15)
-        data, through = b"", first - 1
-        async for part in reader.read(first, last, tail=tail, final=final):
-            data += b"".join(chunk.data for chunk in part.chunks)
-            through = part.through
-        return data, through
+    async def is_delivered() -> bool:
+        return delivered
+
+    async def scenario() -> Told:
+        reader = Reader(script, new_job_id(), wanted or Selection(), missing_s=missing_s, delivered=is_delivered)
+        got = Told()
+        async for part in reader.read(first, last, tail=tail, final=final, complete=complete):
+            got.chunks += part.chunks
+            got.through = part.through
+        return got
 
     return asyncio.run(scenario())
+
+
+def read(script: Script, first: int, last: int, *, final: bool = False) -> tuple[bytes, int]:
+    """All bytes of the range, and up to where it was read."""
+    got = told(script, first, last, final=final)
+    return got.data, got.through
 
 
 def numbers(first: int, last: int) -> bytes:
@@ -98,13 +133,90 @@ def test_other_errors_are_not_retried() -> None:
 
 def test_with_a_filter_the_range_is_done_when_the_query_is() -> None:
     """Nothing of the rest is wanted: that is progress too, or the follower would ask for ever."""
-    assert read(Script([lines(2, 2)]), 1, 9, selection=Selection(text=b"2")) == (b"2\n", 9)
-    assert read(Script([]), 1, 9, selection=Selection(text=b"x")) == (b"", 9)
+    got = told(Script([lines(2, 2)]), 1, 9, wanted=selection(text="2"))
+    assert (got.data, got.through) == (b"2\n", 9)
+    got = told(Script([]), 1, 9, wanted=selection(pattern="x$"))
+    assert (got.data, got.through) == (b"", 9)
 
 
 def test_a_filtered_tail_is_asked_for_when_all_is_stored() -> None:
     """First the last entry is waited for, then the tail is counted."""
     script = Script([lines(9, 9)], [lines(7, 7)])
-    assert read(script, 1, 9, selection=Selection(text=b"7"), tail=1) == (b"7\n", 9)
+    assert told(script, 1, 9, wanted=selection(text="7"), tail=1).data == b"7\n"
     assert [(query.from_sequence, query.HasField("tail")) for query in script.asked] == [(9, False), (1, True)]
     assert script.asked[0].query.filter == ""
+
+
+def test_what_is_selected_is_asked_for() -> None:
+    """Stream, times, text or expression go to persist, and no offset: that is counted where live output is, too."""
+    script = Script([])
+    told(script, 3, 9, wanted=selection(stream=2, start_ns=5, end_ns=7, pattern="a|b"))
+    assert script.asked == [
+        persist_pb2.LogBatchQueryRequest(
+            query=persist_pb2.LogQueryRequest(
+                stream=persist_pb2.STDERR, start_time=5, end_time=7, regex="a|b", job_id=script.asked[0].query.job_id
+            ),
+            from_sequence=3,
+            until_sequence=9,
+            wait=True,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stored", "gaps"),
+    [
+        ([], [(1, 9, "removed")]),
+        ([lines(4, 9)], [(1, 3, "removed")]),
+        ([lines(1, 4)], [(5, 9, "removed")]),
+        ([lines(2, 3), lines(6, 7)], [(1, 1, "removed"), (4, 5, "removed"), (8, 9, "removed")]),
+        ([lines(1, 9)], []),
+    ],
+)
+def test_what_was_delivered_and_is_gone_is_a_gap_at_once(
+    stored: list[persist_pb2.LogBatch], gaps: list[tuple[int, int, str]]
+) -> None:
+    """Persist has had all: it is asked once and without waiting, and every hole is told, at both ends, too."""
+    script = Script(stored)
+    got = told(script, 1, 9, final=True, complete=True, missing_s=60)
+    assert (got.gaps, got.through) == (gaps, 9)
+    assert got.data == b"".join(batch.data for batch in stored)
+    assert [query.wait for query in script.asked] == [False]
+
+
+def test_removed_ends_are_told_beside_a_filter() -> None:
+    """A query for some lines does not show what is missing: where the stored output begins and ends is asked first."""
+    script = Script([lines(4, 4)], [lines(7, 7)], [lines(5, 5)])
+    got = told(script, 1, 9, wanted=selection(text="5"), final=True, complete=True, missing_s=60)
+    assert (got.gaps, got.data) == ([(1, 3, "removed"), (8, 9, "removed")], b"5\n")
+    assert [(query.query.limit, query.tail, query.wait) for query in script.asked] == [
+        *((1, 0, False), (0, 1, False), (0, 0, False))
+    ]
+    assert (script.asked[2].from_sequence, script.asked[2].until_sequence) == (4, 7)
+    got = told(Script([]), 1, 9, wanted=selection(text="5"), tail=3, final=True, complete=True, missing_s=60)
+    assert (got.gaps, got.through) == ([(1, 9, "removed")], 9)
+
+
+def test_a_job_that_is_removed_while_it_is_read() -> None:
+    """What was read stays read, and the rest is a gap; without waiting for what will never come."""
+    script = Script([lines(1, 3)], JobletError(Reason.NOT_FOUND, "was deleted meanwhile"), [])
+    got = told(script, 1, 3, final=True, complete=True, missing_s=60)
+    assert (got.data, got.gaps) == (numbers(1, 3), [])
+    script = Script(JobletError(Reason.NOT_FOUND, "was deleted meanwhile"), [])
+    got = told(script, 1, 3, final=True, complete=True, missing_s=60)
+    assert (got.data, got.gaps) == (b"", [(1, 3, "removed")])
+
+
+def test_delivery_is_asked_for_when_patience_is_over() -> None:
+    """A job that ended while it was followed: what was delivered since, and removed, is a gap and no error."""
+    got = told(Script([lines(1, 2)], [], [], stay=True), 1, 9, final=True, delivered=True)
+    assert (got.data, got.gaps) == (numbers(1, 2), [(3, 9, "removed")])
+
+
+@pytest.mark.threat("F20")
+@pytest.mark.threat("F19")
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_stopped_persist_is_no_loss(*, complete: bool) -> None:
+    """It is silent, which says nothing of what it has: no error, no gap, and all lines when it goes on."""
+    script = Script(SILENCE, SILENCE, SILENCE, [lines(1, 9)])
+    assert told(script, 1, 9, final=True, complete=complete, wanted=None).data == numbers(1, 9)

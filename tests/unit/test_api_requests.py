@@ -16,7 +16,7 @@ from common.messages import jobs
 from common.messages.logs import StoreMetric
 from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api import requests
-from services.api.convert import LIMIT_FIELDS, NETWORKS, STATES, job_to_proto, metric_to_proto, spec_to_proto
+from services.api.convert import LIMIT_FIELDS, NETWORKS, ON_FULL, STATES, job_to_proto, metric_to_proto, spec_to_proto
 from tests.golden.samples import METRIC, RECORD_OF_JOB
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,20}", fullmatch=True)
@@ -45,6 +45,7 @@ specs = st.builds(
     uploads=st.lists(st.sampled_from(list(UPLOADS.values())), unique=True, max_size=3).map(tuple),
     grace_ms=st.integers(0, 100_000),
     stop_signal=st.sampled_from([int(number) for number in signal.Signals]),
+    on_full=st.sampled_from(list(jobs.OnFull)),
 )
 
 
@@ -65,6 +66,7 @@ def test_limits_and_enumerations_bear_the_same_names_on_both_sides() -> None:
     assert sample == set(StoreMetric.__struct_fields__) - {"job", "time_ns"}
     assert {job_pb2.JobState.Name(number) for number in STATES.values()} == {state.name for state in jobs.State}
     assert {job_pb2.NetworkMode.Name(number) for number in NETWORKS.values()} == {one.name for one in jobs.Network}
+    assert {job_pb2.OnFull.Name(number) for number in ON_FULL.values()} == {one.name for one in jobs.OnFull}
 
 
 def test_a_record_is_shown_whole() -> None:
@@ -79,6 +81,8 @@ def test_a_record_is_shown_whole() -> None:
         exit_code=0,
         usage=jobs.Usage(cpu_time_us=1, memory_peak_bytes=2, oom_kills=3),
         last_sequence=7,
+        lost_entries=3,
+        lost_bytes=2**40,
     )
     shown = job_to_proto(job)
     assert (shown.created_at.seconds, shown.created_at.nanos) == (1_500_000_000, 1)
@@ -86,6 +90,8 @@ def test_a_record_is_shown_whole() -> None:
     assert not shown.HasField("signal")
     assert not shown.HasField("ended_at")
     assert (shown.name, shown.usage.oom_kills, shown.last_sequence) == ("x", 3, 7)
+    assert (shown.lost_entries, shown.lost_bytes) == (3, 2**40)
+    assert shown.spec.on_full == job_pb2.ON_FULL_UNSPECIFIED  # an older record, which does not say
 
 
 def test_usage_and_samples_are_shown_whole() -> None:
@@ -104,6 +110,14 @@ def test_a_spec_without_a_network_gets_the_nodes_default() -> None:
     assert requests.job_spec(spec(), UPLOADS.__getitem__, network=default).network is default
     named = requests.job_spec(spec(network=job_pb2.NONE), UPLOADS.__getitem__, network=default)
     assert named.network is jobs.Network.NONE
+
+
+def test_a_spec_that_does_not_say_what_happens_when_it_is_full() -> None:
+    """It gets the node's default, so that its record says what holds; one that says something keeps it."""
+    for default in jobs.OnFull:
+        assert requests.job_spec(spec(), UPLOADS.__getitem__, on_full=default).on_full is default
+        named = requests.job_spec(spec(on_full=job_pb2.DROP), UPLOADS.__getitem__, on_full=default)
+        assert named.on_full is jobs.OnFull.DROP
 
 
 def spec(**fields: Any) -> job_pb2.JobSpec:
@@ -146,6 +160,7 @@ REFUSED: list[tuple[str, job_pb2.JobSpec]] = [
     ("volume", spec(volumes=[job_pb2.VolumeMount(name="..")])),
     ("volumes.path", spec(volumes=[job_pb2.VolumeMount(name="x", path="/a/../../b")])),
     ("network", spec(network=99)),
+    ("on_full", spec(on_full=99)),
     ("grace_ms", spec(grace_ms=2**63)),
     ("stop_signal", spec(stop_signal="SIGNOPE")),
     ("upload_ids", spec(upload_ids=["0" * 32, "0" * 32])),

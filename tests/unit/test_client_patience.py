@@ -73,3 +73,14 @@ def test_connections_closed_again_and_again_are_a_refusal() -> None:
         patience.bear(dropped)
     patience.bear(unavailable("refused"))
     assert failures_until_given_up(patience, dropped) == DROPS_MAX - 1
+
+
+def test_what_broke_after_a_long_time_is_a_new_failure() -> None:
+    """A wait, or a silent stream, may be broken off every hour; nothing arrives in between, and it goes on."""
+    time = FakeTime()
+    patience = Patience(10, clock=time.clock, sleep=time.sleep)
+    for _ in range(100):
+        time.now += 3600
+        patience.bear(ConnectionDropped(Reason.UNAVAILABLE, "closed", retryable=True))
+    assert failures_until_given_up(patience, unavailable("gone")) > 1
+    assert time.now < 1000 + 100 * 3601 + 11

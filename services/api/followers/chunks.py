@@ -1,10 +1,11 @@
-"""Chunks and batches: output on its way to clients, and the ways to cut it exactly at entries. Pure.
+"""Chunks and batches: output on its way to clients, and cutting it exactly at entries. Pure.
 
-Belongs here: reading live records, cutting by sequence and by a client's filters, encoding. Does not belong here: who
-gets what when (`machine.py`, `follower.py`). An entry is a line, or a piece of one without a line end.
+Belongs here: reading live records, cutting by sequence, encoding. Does not belong here: what a client wants of it
+(`selection.py`), who gets what when (`machine.py`, `follower.py`). An entry is a line, or a piece of one without a
+line end.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Final, NamedTuple, cast
 
@@ -47,7 +48,7 @@ class Chunk(NamedTuple):
         parts = self.data.split(b"\n")
         rest = parts.pop()
         entries = [part + b"\n" for part in parts]
-        if rest:
+        if rest or self.partial:
             entries.append(rest)
         if len(entries) != self.lines:
             raise ValueError(f"{len(entries)} entries in a chunk of {self.lines}")
@@ -149,46 +150,10 @@ def cut(chunk: Chunk, first: int, last: int) -> Chunk | None:
     if (low, high) == (chunk.first, chunk.last):
         return chunk
     if chunk.gap_reason:
-        return chunk._replace(first=low, lines=high - low + 1)
+        # How many bytes are missing is told once, with the beginning.
+        return chunk._replace(first=low, lines=high - low + 1, gap_bytes=chunk.gap_bytes if low == chunk.first else 0)
     entries = chunk.entries()[low - chunk.first : high - chunk.first + 1]
     return chunk.part(low, entries, ends=high == chunk.last)
-
-
-class Selection(NamedTuple):
-    """Which entries a client wants; the same for stored and live ones. 0, None and empty: not bounded."""
-
-    stream: int | None = None
-    start_ns: int = 0
-    end_ns: int = 0
-    text: bytes = b""
-
-    @property
-    def everything(self) -> bool:
-        """Nothing is left out."""
-        return self == Selection()
-
-    def of(self, chunk: Chunk) -> Iterator[Chunk]:
-        """The wanted runs of entries. A gap is wanted whatever its text would have been."""
-        if chunk.time_ns < self.start_ns or (self.end_ns and chunk.time_ns >= self.end_ns):
-            return
-        if self.stream is not None and chunk.stream not in {self.stream, records.Stream.NONE}:
-            return
-        if not self.text or chunk.gap_reason:
-            yield chunk
-        elif self.text in chunk.data:
-            yield from self._runs(chunk)
-
-    def _runs(self, chunk: Chunk) -> Iterator[Chunk]:
-        run: list[bytes] = []
-        sequence = chunk.first
-        for sequence, entry in enumerate(chunk.entries(), start=chunk.first):  # used after the loop
-            if self.text in entry.removesuffix(b"\n"):
-                run.append(entry)
-            elif run:
-                yield chunk.part(sequence - len(run), run, ends=False)
-                run = []
-        if run:
-            yield chunk.part(sequence - len(run) + 1, run, ends=True)
 
 
 def encode(chunks: Iterable[Chunk]) -> bytes:

@@ -9,7 +9,7 @@ the very last message, and then no later one shows the hole.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final, Protocol
 
@@ -50,9 +50,14 @@ class Follower(Protocol):
 
 
 class Feed:
-    """One job's feed. It subscribes when it is made by `Feeds` and lives as long as it has followers."""
+    """One job's feed. It subscribes when it is made by `Feeds` and lives as long as it has followers.
 
-    def __init__(self, job: JobId, hub: Hub, executor: Requester, *, silence_s: float) -> None:
+    `corrupt` counts a publication that is none.
+    """
+
+    def __init__(
+        self, job: JobId, hub: Hub, executor: Requester, *, silence_s: float, corrupt: Callable[[], int]
+    ) -> None:
         self._job = job
         self._hub = hub
         self._executor = executor
@@ -64,7 +69,7 @@ class Feed:
         self._marker = ""
         self._marker_seen = asyncio.Event()
         self._heard_at = 0.0
-        self.corrupt = 0
+        self._corrupt = corrupt
 
     @contextmanager
     def followed_by(self, follower: Follower) -> Iterator[None]:
@@ -142,8 +147,7 @@ class Feed:
             batches = batches_of(body.records)
         except records.CorruptRecord as error:
             # Not given on: followers see a hole and read those entries from history.
-            self.corrupt += 1
-            log.warning("corrupt records on the bus", job=self._job, why=str(error), times=self.corrupt)
+            log.warning("corrupt records on the bus", job=self._job, why=str(error), times=self._corrupt())
             return
         for batch in batches:
             if self._position is not None:
@@ -180,12 +184,13 @@ class Feeds:
         self._executor = executor
         self._silence_s = silence_s
         self._feeds: dict[JobId, tuple[Feed, asyncio.Task[None]]] = {}
+        self.corrupt = 0
 
     @contextmanager
     def following(self, job: JobId, follower: Follower) -> Iterator[None]:
         """Follow a job inside the with-block; all followers of a job share one feed."""
         if job not in self._feeds:
-            feed = Feed(job, self._hub, self._executor, silence_s=self._silence_s)
+            feed = Feed(job, self._hub, self._executor, silence_s=self._silence_s, corrupt=self._count_corrupt)
             self._feeds[job] = feed, asyncio.create_task(feed.run())
         feed, task = self._feeds[job]
         try:
@@ -195,6 +200,10 @@ class Feeds:
             if feed.followers == 0:
                 task.cancel()
                 self._feeds.pop(job, None)
+
+    def _count_corrupt(self) -> int:
+        self.corrupt += 1
+        return self.corrupt
 
     def __len__(self) -> int:
         return len(self._feeds)

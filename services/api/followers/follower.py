@@ -1,88 +1,99 @@
 """One client that streams a job's output: runs the machine, reads and encodes what it says.
 
-Belongs here: turning a request into a start position and a selection, and instructions into messages. Does not belong
-here: deciding what is next (`machine.py`), receiving (`feed.py`), reading history (`reader.py`).
+Belongs here: from a start position and a selection, and from instructions, to messages. Does not belong here: requests
+(`wanted.py`), deciding what is next (`machine.py`), receiving (`feed.py`), reading history (`reader.py`).
 Each message is awaited by gRPC's flow control before the next is made, so a client that does not read holds one
 message, its live queue, and nothing else.
 """
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import Final, NamedTuple, cast
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, aclosing
+from typing import Final, Protocol, TypeAlias, cast
 
-from common.errors import invalid
+from common import records
+from common.errors import JobletError, Reason
+from common.identifiers import JobId
 from common.messages import jobs
-from common.quantities import request_time_ns
-from proto.joblet.v1 import job_pb2, persist_pb2
+from proto.joblet.v1 import job_pb2
 from services.api.access import no_such_job
 from services.api.convert import job_to_proto
-from services.api.followers.chunks import Batch, Chunk, Selection, cut, encode
-from services.api.followers.feed import Feeds
-from services.api.followers.machine import Ended, Finish, Live, Machine, Marked, Progress, Read, Ready, Send, Wait, Wake
+from services.api.followers.chunks import Batch, Chunk, cut, encode
+from services.api.followers.feed import Follower
+from services.api.followers.machine import (
+    Ended,
+    Finish,
+    Live,
+    Machine,
+    Marked,
+    Mode,
+    Progress,
+    Read,
+    Ready,
+    Send,
+    Wait,
+    Wake,
+)
 from services.api.followers.reader import Queries, Reader
+from services.api.followers.selection import Page
+from services.api.followers.wanted import Wanted
 
 POSITION_WAIT_S: Final = 5.0
 """How long a request waits to be told where the job's output is now, before it takes the record's word for it."""
 
 MISSING_S: Final = 30.0
-FILTER_BYTES_MAX: Final = 4096
+Look: TypeAlias = Callable[[JobId], Awaitable[jobs.JobFound]]
 
 
-class Wanted(NamedTuple):
-    """What a client asked for."""
+class Following(Protocol):
+    """What is needed of `feed.Feeds`."""
 
-    selection: Selection
-    from_sequence: int
-    tail: int | None
-    limit: int  # 0: none
-    follow: bool
-
-
-def wanted_of(request: job_pb2.StreamLogsRequest, *, now_ns: int) -> Wanted:
-    """The request, checked. Raises JobletError(INVALID) naming the field."""
-    stream = request.stream if request.HasField("stream") else None
-    if stream is not None and stream not in {persist_pb2.STDOUT, persist_pb2.STDERR}:
-        raise invalid(f"stream: no such stream {stream}", "use STDOUT or STDERR, or leave it out for both")
-    text = request.filter.encode()
-    if len(text) > FILTER_BYTES_MAX:
-        raise invalid(f"filter has {len(text)} bytes, at most {FILTER_BYTES_MAX}")
-    end_ns = request_time_ns(request.end_time)
-    return Wanted(
-        selection=Selection(stream=stream, start_ns=request_time_ns(request.start_time), end_ns=end_ns, text=text),
-        from_sequence=max(request.from_sequence, 1),
-        tail=request.tail if request.HasField("tail") else None,
-        limit=request.limit,
-        follow=request.follow and not 0 < end_ns <= now_ns,  # nothing that is still to come would be before the end
-    )
+    def following(self, job: JobId, follower: Follower) -> AbstractContextManager[None]:
+        """Tell `follower` what happens inside the with-block."""
 
 
 class LogFollower:
-    """One stream. Make it, then iterate over `messages`: serialized StreamLogsResponse, one at a time."""
+    """One stream of a job that was `found`. Make it, then iterate over `messages`: serialized StreamLogsResponse.
+
+    `look` asks for the job anew.
+    """
 
     def __init__(
         self,
-        record: jobs.JobRecord,
+        found: jobs.JobFound,
         wanted: Wanted,
         *,
-        feeds: Feeds,
+        feeds: Following,
         queries: Queries,
+        look: Look,
         queue_bytes_max: int,
         missing_s: float = MISSING_S,
     ) -> None:
+        record = found.job
         self._record = record
+        self._delivered = found.delivered
+        self._look = look
         self._wanted = wanted
         self._feeds = feeds
-        self._reader = Reader(queries, record.id, wanted.selection, missing_s=missing_s)
+        self._reader = Reader(queries, record.id, wanted.selection, missing_s=missing_s, delivered=self._is_delivered)
         self._machine = Machine(next_sequence=wanted.from_sequence, queue_bytes_max=queue_bytes_max)
         self._wake = asyncio.Event()
         self._position: int | None = None
         self._end: jobs.JobRecord | None = None
         self._gone = False
-        self._left = wanted.limit or None
-        self._tail = wanted.tail
+        self._page = Page(offset=wanted.offset, limit=wanted.limit, gaps_count=wanted.selection.everything)
+        self._mark_behind: int | None = None
         self._past_end = False
+
+    @property
+    def catching_up(self) -> bool:
+        """It is served from history now."""
+        return self._machine.mode is Mode.CATCHING_UP
+
+    @property
+    def dropped(self) -> int:
+        """Live batches that it did not take in time, and reads from history."""
+        return self._machine.dropped
 
     def live(self, batch: Batch) -> None:
         """See feed.Follower."""
@@ -118,8 +129,9 @@ class LogFollower:
             self.ended(self._record)
         elif self._wanted.follow:
             with self._feeds.following(self._record.id, self):
-                if self._tail is not None:
+                if self._wanted.tail is not None:
                     await self._know_position()
+                    self._mark_behind = self._position
                 async with aclosing(self._stream()) as stream:
                     async for message in stream:
                         yield message
@@ -144,11 +156,30 @@ class LogFollower:
             self._position = self._record.last_sequence
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
-        if self._tail is not None:
-            self._skip_to_tail(self._tail)
-        while not (self._left == 0 or self._past_end):
+        for stream in (self._beginning(), self._rest()):
+            async with aclosing(stream) as messages:
+                async for message in messages:
+                    yield message
+
+    async def _beginning(self) -> AsyncGenerator[bytes, None]:
+        """The tail. Without a selection it is a matter of counting; with one persist must look, whatever came live."""
+        tail, position = self._wanted.tail, self._position or 0
+        if tail is None:
+            return
+        if self._wanted.selection.everything or tail == 0:
+            self._machine.handle(Progress(position - tail))
+            return
+        async with aclosing(self._read(self._machine.next, position, tail)) as messages:
+            async for message in messages:
+                yield message
+
+    async def _rest(self) -> AsyncGenerator[bytes, None]:
+        while not (self._page.full or self._past_end):
             if self._gone:
                 raise no_such_job()
+            if self._mark_behind is not None and self._machine.next > self._mark_behind:
+                self._mark_behind = None
+                yield _mark(self._machine.next)
             match self._machine.handle(Ready()):
                 case Send(batches, first):
                     message = self._encoded(cast(Sequence[Batch], batches), first)
@@ -168,28 +199,20 @@ class LogFollower:
                 case unexpected:
                     raise AssertionError(unexpected)
 
-    def _skip_to_tail(self, tail: int) -> None:
-        """Without a filter the tail is a matter of counting; with one, persist must look (`_read` asks it to)."""
-        position = self._position or 0
-        if self._wanted.selection.everything or tail == 0:
-            self._machine.handle(Progress(position - tail))
-            self._tail = None
-
-    async def _read(self, first: int, last: int) -> AsyncGenerator[bytes, None]:
-        parts = self._reader.read(first, last, tail=self._tail, final=self._end is not None)
+    async def _read(self, first: int, last: int, tail: int | None = None) -> AsyncGenerator[bytes, None]:
+        parts = self._reader.read(first, last, tail=tail, final=self._end is not None, complete=self._delivered)
         async with aclosing(parts):
             async for part in parts:
-                self._tail = None
-                chunks = self._within_limit(part.chunks)
+                chunks = self._page.of(part.chunks)
                 self._machine.handle(Progress(part.through))
                 if chunks:
                     yield encode(chunks)
-                if self._left == 0 or self._gone:
+                if self._page.full or self._gone:
                     return
 
     def _encoded(self, batches: Sequence[Batch], first: int) -> bytes:
         """One message of live batches; shared bytes where nothing is to be cut."""
-        if self._wanted.selection.everything and self._left is None:
+        if self._wanted.selection.everything and self._page.whole:
             whole = [batch.encoded for batch in batches if batch.first >= first]
             if len(whole) < len(batches):  # only the first one can begin below
                 whole.insert(0, encode(self._cut(batches[0], first)))
@@ -202,39 +225,24 @@ class LogFollower:
         ]
         end_ns = self._wanted.selection.end_ns
         self._past_end = bool(end_ns) and batches[-1].chunks[-1].time_ns >= end_ns
-        chunks = self._within_limit(chunks)
+        chunks = self._page.of(chunks)
         return encode(chunks) if chunks else b""
 
     @staticmethod
     def _cut(batch: Batch, first: int) -> list[Chunk]:
         return [piece for chunk in batch.chunks if (piece := cut(chunk, first, batch.last)) is not None]
 
-    def _within_limit(self, chunks: list[Chunk]) -> list[Chunk]:
-        if self._left is None:
-            return chunks
-        kept: list[Chunk] = []
-        for chunk in chunks:
-            if self._left == 0:
-                break
-            piece = cut(chunk, chunk.first, chunk.first + self._left - 1)
-            assert piece is not None
-            kept.append(piece)
-            self._left -= piece.lines
-        return kept
+    async def _is_delivered(self) -> bool:
+        """Whether persist has had all output of the ended job, as the executor knows now."""
+        if not self._delivered:
+            try:
+                self._delivered = (await self._look(self._record.id)).delivered
+            except JobletError as error:
+                if error.reason is not Reason.UNAVAILABLE:
+                    raise
+        return self._delivered
 
 
-class LogStreams:
-    """Opens log streams: the dependencies that all of them share."""
-
-    def __init__(self, *, feeds: Feeds, queries: Queries, queue_bytes_max: int) -> None:
-        self._feeds = feeds
-        self._queries = queries
-        self._queue_bytes_max = queue_bytes_max
-
-    def open(self, record: jobs.JobRecord, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[bytes, None]:
-        """The messages of one client's stream. Raises JobletError for a malformed request, or while iterating."""
-        wanted = wanted_of(request, now_ns=time.time_ns())
-        follower = LogFollower(
-            record, wanted, feeds=self._feeds, queries=self._queries, queue_bytes_max=self._queue_bytes_max
-        )
-        return follower.messages()
+def _mark(sequence: int) -> bytes:
+    """No entry, but where the next one will be: for a client that must go on there, and has not got anything yet."""
+    return encode([Chunk(records.Stream.STDOUT, sequence, 0, 0, b"", partial=False)])
