@@ -46,7 +46,7 @@ def followers(node: Node, client: Client, scale: Scale) -> list[Row]:
             time.sleep(ASK_PAUSE_S)
         seconds = time.perf_counter() - began
         used = {name: processor_s(pid) - before[name] for name, pid in pids.items()}
-        heard = people.told()
+        heard = people.told().heard
     lines = scale.followed_s * LINES_A_SECOND + 1
     assert [each.entries for each in heard] == [lines] * scale.followers, "a follower has not got every line"
     who = f"{scale.followers:,} followers"

@@ -24,7 +24,7 @@ import grpc  # noqa: E402  # TLS 1.3 only holds when the environment was prepare
 from grpc import aio  # noqa: E402
 
 from cli.client.contexts import load_context  # noqa: E402
-from proto.joblet.v1 import job_pb2, job_pb2_grpc, persist_pb2  # noqa: E402
+from proto.joblet.v1 import job_pb2, job_pb2_grpc, node_pb2, node_pb2_grpc, persist_pb2  # noqa: E402
 from tests.fault.crowd_plan import Group, Heard, Opened, Plan, Told  # noqa: E402
 
 STREAMS_OF_A_CONNECTION: Final = 100
@@ -78,9 +78,12 @@ class Ear:
 class Crowd:
     """All followers of a plan, and how far the first of them is."""
 
-    def __init__(self, plan: Plan, stubs: "list[job_pb2_grpc.JobServiceAsyncStub]") -> None:
+    def __init__(self, plan: Plan, channels: list[aio.Channel]) -> None:
         self._plan = plan
-        self._stubs = stubs
+        self._stubs: list[job_pb2_grpc.JobServiceAsyncStub] = [
+            job_pb2_grpc.JobServiceStub(channel) for channel in channels
+        ]
+        self._node: node_pb2_grpc.NodeServiceAsyncStub = node_pb2_grpc.NodeServiceStub(channels[0])
         self._progress = asyncio.Condition()
         self._pilot = Ear()
         self._opened = 0
@@ -99,7 +102,8 @@ class Crowd:
             await self._progress.wait_for(lambda: self._opened >= at_once)
         tell(Opened(streams=self._opened))
         heard = await asyncio.gather(*(task for task, (_, group) in zip(followers, kinds, strict=True) if group.reads))
-        tell(Told(heard=tuple(each for each in heard if each is not None)))
+        info = await self._node.GetInfo(node_pb2.GetInfoRequest())
+        tell(Told(heard=tuple(each for each in heard if each is not None), counters=dict(info.counters)))
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         for task in followers:
             task.cancel()
@@ -171,15 +175,13 @@ async def follow(config: Path, plan: Plan) -> None:
         ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
         ("grpc.http2.bdp_probe", 0),
     )
-    stubs: list[job_pb2_grpc.JobServiceAsyncStub]
     streams = sum(group.count for group in plan.groups)
     channels = [
         aio.secure_channel(context.address, credentials, options=options)
         for _ in range(-(-streams // STREAMS_OF_A_CONNECTION))
     ]
     try:
-        stubs = [job_pb2_grpc.JobServiceStub(channel) for channel in channels]
-        await Crowd(plan, stubs).run()
+        await Crowd(plan, channels).run()
     finally:
         for channel in channels:
             await channel.close(None)

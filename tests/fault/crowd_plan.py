@@ -73,9 +73,10 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What those got who read to the end, in the order of the plan."""
+    """What those got who read to the end, in the order of the plan, and the node's counters then."""
 
     heard: tuple[Heard, ...]
+    counters: dict[str, int]
 
 
 Line = TypeVar("Line", Opened, Told)
@@ -99,9 +100,9 @@ class RunningCrowd:
         """How many streams are open, when all of them are that begin at once."""
         return self._next(Opened, timeout_s).streams
 
-    def told(self, *, timeout_s: float = 100.0) -> tuple[Heard, ...]:
+    def told(self, *, timeout_s: float = 100.0) -> Told:
         """What the followers got, when all that read have ended."""
-        return self._next(Told, timeout_s).heard
+        return self._next(Told, timeout_s)
 
     def ready(self) -> bool:
         """Whether the next line has come, or the process has ended."""

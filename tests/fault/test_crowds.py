@@ -84,11 +84,12 @@ def test_a_thousand_followers_two_hundred_of_which_never_read(node_with: Callabl
             return people.ready()
 
         wait_for(finished, timeout_s=150, what="the readers to end")
-        heard = people.told()
+        told = people.told()
         expected = hashlib.sha256(READY + b"".join(lines_of(ROUNDS * LINES_A_ROUND))).hexdigest()
-        assert [each.ended for each in heard] == ["COMPLETED"] * READERS
-        assert {(each.merged, each.entries) for each in heard} == {(expected, ROUNDS * LINES_A_ROUND + 1)}
-        assert {(each.jumps, each.gaps) for each in heard} == {(0, ())}
+        assert [each.ended for each in told.heard] == ["COMPLETED"] * READERS
+        assert {(each.merged, each.entries) for each in told.heard} == {(expected, ROUNDS * LINES_A_ROUND + 1)}
+        assert {(each.jumps, each.gaps) for each in told.heard} == {(0, ())}
+        assert told.counters["api.followers"] == SLEEPERS
         assert answers > 1
         assert peak - memory < FOLLOWER_BYTES_MAX * (READERS + SLEEPERS)
         assert descriptors_of(api) > descriptors
