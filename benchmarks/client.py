@@ -17,9 +17,12 @@ import grpc  # noqa: E402  # TLS 1.3 only holds when the environment was prepare
 
 from cli.client.channel import open_channel  # noqa: E402
 from cli.client.contexts import load_context  # noqa: E402
-from proto.joblet.v1 import job_pb2, job_pb2_grpc  # noqa: E402
+from proto.joblet.v1 import job_pb2, job_pb2_grpc, persist_pb2, persist_pb2_grpc  # noqa: E402
 
 CALL_TIMEOUT_S = 120.0
+READ_TIMEOUT_S = 1800.0
+"""A log of 10 GB, on a slow machine."""
+UPLOAD_BYTES = 512 * 1024
 
 
 class Client:
@@ -27,16 +30,20 @@ class Client:
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = job_pb2_grpc.JobServiceStub(channel)
+        self._persist = persist_pb2_grpc.PersistServiceStub(channel)
 
-    def run(self, *command: str, work_bytes: int | None = None) -> str:
-        """Start a job; its id."""
+    def run(self, *command: str, work_bytes: int | None = None, upload: Path | None = None) -> str:
+        """Start a job; its id. It finds `upload`, a file, in /work under its name."""
         spec = job_pb2.JobSpec(command=command[0], args=command[1:], work_bytes=work_bytes)
+        if upload is not None:
+            uploaded = self._stub.UploadFiles(_parts_of(upload), timeout=CALL_TIMEOUT_S)
+            spec.upload_ids.append(uploaded.upload_id)
         request = job_pb2.RunJobRequest(spec=spec)
         return self._stub.RunJob(request, timeout=CALL_TIMEOUT_S).job.id
 
     def wait(self, job: str) -> job_pb2.Job:
         """The job when it has ended."""
-        return self._stub.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=CALL_TIMEOUT_S)
+        return self._stub.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=READ_TIMEOUT_S)
 
     def stop(self, job: str) -> None:
         """Kill the job and wait for its end."""
@@ -45,9 +52,25 @@ class Client:
 
     def output(self, job: str, *, follow: bool = True) -> Iterator[job_pb2.LogChunk]:
         """Every chunk of the job's output."""
-        request = job_pb2.StreamLogsRequest(job_id=job, follow=follow)
-        for response in self._stub.StreamLogs(request, timeout=CALL_TIMEOUT_S):
-            yield from response.chunks
+        return self.stream(job_pb2.StreamLogsRequest(job_id=job, follow=follow))
+
+    def stream(self, request: job_pb2.StreamLogsRequest) -> Iterator[job_pb2.LogChunk]:
+        """Every chunk that StreamLogs gives. Leaving early ends the call."""
+        call = self._stub.StreamLogs(request, timeout=READ_TIMEOUT_S)
+        try:
+            for response in call:
+                yield from response.chunks
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]  # in its stubs
+
+    def batches(self, request: persist_pb2.LogBatchQueryRequest) -> Iterator[persist_pb2.LogBatch]:
+        """Every batch that QueryLogBatches gives. Leaving early ends the call."""
+        call = self._persist.QueryLogBatches(request, timeout=READ_TIMEOUT_S)
+        try:
+            for response in call:
+                yield from response.batches
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]  # in its stubs
 
     def state(self, job: str) -> job_pb2.JobState:
         """The job's state now."""
@@ -60,6 +83,16 @@ class Client:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"job {job} does not start")
             time.sleep(0.005)
+
+
+def _parts_of(file: Path) -> Iterator[job_pb2.UploadFilesRequest]:
+    entry = job_pb2.UploadEntry(
+        path=file.name, kind=job_pb2.UploadEntry.FILE, mode=0o644, size_bytes=file.stat().st_size
+    )
+    yield job_pb2.UploadFilesRequest(entry=entry)
+    with file.open("rb") as content:
+        while data := content.read(UPLOAD_BYTES):
+            yield job_pb2.UploadFilesRequest(data=data)
 
 
 @contextmanager

@@ -6,19 +6,21 @@ See runc(8), multilog(8), s6-log's documentation, conmon(8).
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from services.executor.seccomp.profile import load_profile
 
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/lib", "/lib64", "/sbin")
+CONMON_TIMEOUT_S = 300.0
 FIRST_ID = 100_000
 IDS = 65_536
 
@@ -46,8 +48,8 @@ class Bundle(NamedTuple):
 
 
 @contextmanager
-def bundle(*command: str) -> Iterator[Bundle]:
-    """A bundle that runs `command`, removed afterwards."""
+def bundle(*command: str, shown: tuple[Path, str] | None = None) -> Iterator[Bundle]:
+    """A bundle that runs `command`, removed afterwards. `shown`: a directory of the host, and where it sees that."""
     with tempfile.TemporaryDirectory(prefix="joblet-bench-") as name:
         directory = Path(name)
         directory.chmod(0o711)  # what is root in the container's user namespace must get to its root
@@ -68,6 +70,9 @@ def bundle(*command: str) -> Iterator[Bundle]:
             for path in SYSTEM_DIRECTORIES
             if Path(path).exists()
         ]
+        if shown is not None:
+            source, path = str(shown[0]), shown[1]
+            spec["mounts"].append({"destination": path, "type": "bind", "source": source, "options": ["rbind", "ro"]})
         file.write_text(json.dumps(spec))
         yield Bundle(directory)
 
@@ -88,16 +93,61 @@ def installed(name: str) -> bool:
     return shutil.which(name) is not None
 
 
-def logger_seconds(command: tuple[str, ...], lines: int, line: str) -> float:
-    """How long `yes LINE | head -n LINES | command DIRECTORY` takes; the directory is on the same disk as ours."""
+def _logger_seconds(program: str, file: Path) -> float | None:
+    """How long `cat FILE | PROGRAM` takes until all of it is in files, on the same disk; None without the program.
+
+    Both rotate at 16 MiB and keep 100 files. By default they keep 1 MB and throw the rest away, which is less work.
+    """
+    if not installed(program):
+        return None
     with tempfile.TemporaryDirectory(prefix="joblet-bench-") as directory:
         began = time.perf_counter()
-        source = subprocess.Popen(["sh", "-c", f"yes '{line}' | head -n {lines}"], stdout=subprocess.PIPE)
-        subprocess.run([*command, f"{directory}/log"], stdin=source.stdout, check=True, stderr=subprocess.DEVNULL)
+        source = subprocess.Popen(["cat", str(file)], stdout=subprocess.PIPE)
+        keeping = ("t", "s16777215", "n100", f"{directory}/log")
+        subprocess.run([program, *keeping], stdin=source.stdout, check=True, stderr=subprocess.DEVNULL)
         assert source.stdout is not None
         source.stdout.close()
         source.wait()
         return time.perf_counter() - began
+
+
+def _conmon_seconds(file: Path) -> float | None:
+    """How long a container that prints the file takes, from its start until conmon has written its k8s-file and ended.
+
+    conmon keeps a container of a runtime and nothing else, so it is given one of runc's; None without either program.
+    """
+    if not (installed("conmon") and installed("runc")):
+        return None
+    with bundle("cat", f"/bench/{file.name}", shown=(file.parent, "/bench")) as made, _kept_by_conmon(made) as kept:
+        kept.conmon.wait(timeout=CONMON_TIMEOUT_S)
+        seconds = time.perf_counter() - kept.started_at
+        with (made.directory / "log").open("rb") as log:
+            kept_bytes = sum(len(line.split(b" ", 3)[3]) for line in log)
+        assert kept_bytes >= file.stat().st_size, "conmon has not kept all of it"
+        return seconds
+
+
+LOGGERS: Final[dict[str, Callable[[Path], float | None]]] = {
+    "multilog t": lambda file: _logger_seconds("multilog", file),
+    "s6-log t": lambda file: _logger_seconds("s6-log", file),
+    "conmon k8s-file": _conmon_seconds,
+}
+
+
+def gzipped_bytes(file: Path) -> int:
+    """What `gzip -1` makes of a file, bytes."""
+    with tempfile.TemporaryFile() as out:
+        subprocess.run(["gzip", "-1", "-c", str(file)], stdout=out, check=True)
+        return out.seek(0, os.SEEK_END)
+
+
+def counted(command: str, file: Path) -> tuple[int, float]:
+    """The number that a command like "zcat | wc -l" prints of a file, and its seconds; bytes, not characters."""
+    first, *rest = command.split(" | ")
+    began = time.perf_counter()
+    script = " | ".join((f"{first} {shlex.quote(str(file))}", *rest))
+    done = subprocess.run(["sh", "-c", script], env=os.environ | {"LC_ALL": "C"}, check=True, capture_output=True)
+    return int(done.stdout), time.perf_counter() - began
 
 
 def conmon_memory_bytes(count: int) -> float | None:
@@ -108,12 +158,19 @@ def conmon_memory_bytes(count: int) -> float | None:
         keepers = [
             stack.enter_context(_kept_by_conmon(stack.enter_context(bundle("sleep", "60")))) for _ in range(count)
         ]
-        return sum(pss_bytes(keeper) for keeper in keepers) / count
+        return sum(pss_bytes(keeper.conmon.pid) for keeper in keepers) / count
+
+
+class Kept(NamedTuple):
+    """A conmon whose container was started at that time of the performance counter."""
+
+    conmon: subprocess.Popen[bytes]
+    started_at: float
 
 
 @contextmanager
-def _kept_by_conmon(made: Bundle) -> Iterator[int]:
-    """A running container under a conmon, whose process id is given; both are gone afterwards."""
+def _kept_by_conmon(made: Bundle) -> Iterator[Kept]:
+    """A running container under a conmon; both are gone afterwards."""
     name, directory = f"bench-{uuid.uuid4().hex[:12]}", made.directory
     for each in ("sockets", "exits", "persist"):
         (directory / each).mkdir()
@@ -133,11 +190,13 @@ def _kept_by_conmon(made: Bundle) -> Iterator[int]:
     )
     try:
         deadline = time.monotonic() + 10
+        began = time.perf_counter()
         while subprocess.run(["runc", "start", name], check=False, capture_output=True).returncode != 0:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"conmon did not create {name}")
             time.sleep(0.02)
-        yield conmon.pid
+            began = time.perf_counter()
+        yield Kept(conmon, began)
     finally:
         subprocess.run(["runc", "delete", "--force", name], check=False, capture_output=True)
         conmon.wait(timeout=10)

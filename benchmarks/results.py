@@ -16,16 +16,21 @@ MISSING = "not installed here"
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One number beside that of a peer, measured in the same run on the same machine.
 
-    `ratio` is ours divided by the peer's; None when there is no peer. `budget` is the promise in words, `met` whether
-    it is kept: None when it cannot be judged.
+    Where a thing was measured several times `ours` and `theirs` are medians, and `best` and `their_best` the best of
+    these runs. `ratio` is ours divided by the peer's; None when there is no peer. `budget` is the promise in words,
+    `met` whether it is kept: None when it cannot be judged. `size` is how large the job was, in lines, where a thing is
+    measured for jobs of several sizes.
     """
 
     name: str
     unit: str
     ours: float
+    best: float | None = None
     peer: str = ""
     theirs: float | None = None
+    their_best: float | None = None
     ratio: float | None = None
+    size: int | None = None
     budget: str = ""
     met: bool | None = None
     note: str = ""
@@ -41,6 +46,22 @@ def compared(row: Row, *, ratio_min: float | None = None, ratio_max: float | Non
     return msgspec.structs.replace(row, ratio=ratio, met=judged)
 
 
+def rates(
+    name: str, unit: str, ours: Sequence[float], *, peer: str = "", theirs: Sequence[float] = (), budget: str = ""
+) -> Row:
+    """Medians and bests of several runs of something of which more is better; no `theirs`: the peer is not there."""
+    return Row(
+        name=name,
+        unit=unit,
+        ours=statistics.median(ours),
+        best=max(ours),
+        peer=peer,
+        theirs=statistics.median(theirs) if theirs else None,
+        their_best=max(theirs) if theirs else None,
+        budget=budget,
+    )
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """The value below which `percent` of the sorted values lie."""
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
@@ -48,14 +69,16 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned columns."""
-    head = ("what", "joblet", "unit", "peer", "its", "ratio", "budget", "met", "")
+    head = ("what", "joblet", "best", "unit", "peer", "its", "best", "ratio", "budget", "met", "")
     lines = [head] + [
         (
-            row.name,
+            row.name if row.size is None else f"{row.size:,} lines: {row.name}",
             number(row.ours),
+            _or_dash(row.best),
             row.unit,
             row.peer,
-            "-" if row.theirs is None else number(row.theirs),
+            _or_dash(row.theirs),
+            _or_dash(row.their_best),
             "-" if row.ratio is None else f"{row.ratio:.2f}",
             row.budget,
             {True: "yes", False: "NO", None: "-"}[row.met],
@@ -72,6 +95,10 @@ def table(rows: Sequence[Row]) -> str:
 def write_json(rows: Sequence[Row], machine: dict[str, str], file: Path) -> None:
     """All of it for programs."""
     file.write_text(json.dumps({"machine": machine, "rows": msgspec.to_builtins(rows)}, indent=1) + "\n")
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else number(value)
 
 
 def number(value: float) -> str:

@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.client import connected
-from benchmarks.measures import MEASURES, QUICK, Scale
+from benchmarks.measures import MEASURES
+from benchmarks.nodes import measured_node
 from benchmarks.plot import write_svg
 from benchmarks.results import Row, table, write_json
-from tests.e2e.node import Node, make_base
+from benchmarks.scale import QUICK, Scale
 
 
 def machine() -> dict[str, str]:
@@ -36,17 +36,12 @@ def machine() -> dict[str, str]:
 
 def measure(names: list[str], scale: Scale) -> list[Row]:
     """Start a node, run the measurements on it one after the other, and stop it."""
-    node = Node(make_base("bench"))
-    node.start()
     rows: list[Row] = []
-    try:
-        with connected(node.config) as client:
-            client.wait(client.run("true"))
-            for name in names:
-                sys.stderr.write(f"{name} …\n")
-                rows += MEASURES[name](node, client, scale)
-    finally:
-        node.remove()
+    # More streams than a crowd has followers, so that others can be served beside it.
+    with measured_node({"joblet": {"grpc": {"active_streams_max": 2 * Scale().followers}}}) as (node, client):
+        for name in names:
+            sys.stderr.write(f"{name} …\n")
+            rows += MEASURES[name](node, client, scale)
     return rows
 
 

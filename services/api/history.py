@@ -1,8 +1,12 @@
 """The history service (persist), asked over its unix socket. Not here: who may ask, and what followers lack.
 
 Messages pass as bytes where nobody here looks into them: a query of millions of lines is handed on, not re-encoded.
+
+persist answers a bounded number of queries at once (`persist.server.max_connections`), so none may be held by a client
+that does not read: hundreds of those would keep everybody else from the store.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +22,12 @@ from services.api.status import reason_of
 SERVICE: Final = "/joblet.v1.PersistService/"
 MESSAGE_BYTES_MAX: Final = 16 * 2**20
 CALL_TIMEOUT_S: Final = 30.0
+UNTAKEN_S: Final = 2.0
+"""A follower whose client takes nothing for so long gives its query up, and asks again when it reads on."""
+UNTAKEN_S_MAX: Final = 60.0
+"""The same for a client's own query, which ends with that."""
+BUSY: Final = "Concurrent RPC limit exceeded"
+"""What gRPC says for a service that has as many calls as it may (grpc/aio, server.pyx.pxi)."""
 
 OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
@@ -47,16 +57,24 @@ class History:
             SERVICE + "GetStore", persist_pb2.GetStoreRequest.SerializeToString, persist_pb2.StoreInfo.FromString
         )
 
-    async def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
-        """The answers of a query as they came. Leaving early ends the query."""
+    async def raw(self, method: str, request: Message, *, untaken_s: float = UNTAKEN_S) -> AsyncGenerator[bytes, None]:
+        """The answers of a query as they came. Leaving early ends the query.
+
+        UNAVAILABLE when an answer is not taken for `untaken_s`: then the query is given up while the caller is away.
+        """
         call = self._streams[method](request)
+        loop = asyncio.get_running_loop()
         try:
             while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+                giving_up = loop.call_later(untaken_s, call.cancel)
                 yield message
+                giving_up.cancel()
+                if call.cancelled():
+                    raise unavailable(f"an answer was not taken for {untaken_s:g} s", "ask again, and read faster")
         except aio.AioRpcError as error:
             raise _as_error(error) from error
         finally:
-            call.cancel()
+            call.cancel()  # the timer, if it still runs, does no more than this
 
     async def delete(self, job: str) -> persist_pb2.DeleteJobDataResponse:
         """Remove all that is stored of a job; nothing stored is no error."""
@@ -83,6 +101,8 @@ class History:
 
 def _as_error(error: aio.AioRpcError) -> JobletError:
     code = error.code()
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and BUSY in (error.details() or ""):
+        return unavailable("the history service has as many queries as it may", "try again")
     if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}:
         return unavailable("the history service does not answer", "try again")
     reason = reason_of(code)

@@ -20,7 +20,7 @@ from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api.access import no_such_job
 from services.api.convert import metric_to_proto
 from services.api.followers.hub import Hub
-from services.api.history import History
+from services.api.history import UNTAKEN_S_MAX, History
 
 SAMPLES_QUEUED_MAX: Final = 1000
 AGGREGATIONS: Final = frozenset({"", "avg", "min", "max", "sum"})
@@ -71,7 +71,7 @@ class MetricStreams:
                 listening.enter_context(self._hub.listening(topics.job_topic(record.id), changed))
                 listening.enter_context(self._hub.listening(topics.metrics_topic(record.id), sampled))
             last_ns = query.start_time - 1
-            async with aclosing(self._history.raw("QueryMetrics", query)) as stored:
+            async with aclosing(self._history.raw("QueryMetrics", query, untaken_s=UNTAKEN_S_MAX)) as stored:
                 async for message in stored:
                     last_ns = persist_pb2.Metric.FromString(message).timestamp
                     yield message

@@ -12,7 +12,7 @@ from common.quantities import request_time_ns
 from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
 from services.api.access import Access
 from services.api.calls import Context
-from services.api.history import History
+from services.api.history import UNTAKEN_S_MAX, History
 from services.api.job_service import require_ended
 
 
@@ -31,7 +31,7 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
         """Stored lines."""
         _check(request)
         request.job_id = (await self._access.job(request.job_id)).id
-        return self._history.raw("QueryLogs", request)
+        return self._history.raw("QueryLogs", request, untaken_s=UNTAKEN_S_MAX)
 
     async def QueryLogBatches(  # type: ignore[override]  # as above
         self,
@@ -41,7 +41,7 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
         """Stored lines in bulk."""
         _check(request.query)
         request.query.job_id = (await self._access.job(request.query.job_id)).id
-        return self._history.raw("QueryLogBatches", request)
+        return self._history.raw("QueryLogBatches", request, untaken_s=UNTAKEN_S_MAX)
 
     async def QueryMetrics(  # type: ignore[override]  # as above
         self,
@@ -51,7 +51,7 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
         """Stored samples."""
         _check(request)
         request.job_id = (await self._access.job(request.job_id)).id
-        return self._history.raw("QueryMetrics", request)
+        return self._history.raw("QueryMetrics", request, untaken_s=UNTAKEN_S_MAX)
 
     async def DeleteJobData(
         self,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import Node, end, read_all
+from tests.e2e.node import Node, end, numbers, read_all
 from tests.waiting import wait_for
 
 FOLLOWERS = 49
@@ -82,3 +83,77 @@ def test_too_many_streams_are_refused_in_words(own_node: Callable[..., Node]) ->
             end(each)
         node.ok("job", "stop", job, "--grace", "0s")
         node.rnx("job", "wait", job)
+
+
+@pytest.mark.requirement("S2.10")
+@pytest.mark.threat("F26")
+def test_a_client_that_is_stopped_goes_on_without_a_gap(own_node: Callable[..., Node]) -> None:
+    """Ctrl-Z in the middle of a flood: the job and the other client go on, and later it has missed nothing."""
+    node = own_node({"joblet": {"grpc": {"follower_queue_bytes": 256 * 1024}}})
+    rounds = 40
+    script = (
+        f"i=0; while [ $i -lt {rounds} ]; do seq $((i * 5000 + 1)) $((i * 5000 + 5000)); i=$((i+1)); sleep 0.1; done"
+    )
+    job = node.detached("--", "sh", "-c", script)
+    sleepy, other = (node.background("job", "log", job) for _ in range(2))
+    heard, heard_by_other = read_all(sleepy.stdout), read_all(other.stdout)
+    try:
+        wait_for(lambda: heard.data.count(b"\n") > 100, timeout_s=30, what="the client to hear some lines")
+        sleepy.send_signal(signal.SIGSTOP)
+        assert node.rnx("job", "wait", job).returncode == 0
+        assert other.wait(timeout=60) == 0
+        assert numbers(heard_by_other.finished()) == list(range(1, rounds * 5000 + 1))
+        assert len(heard.data) < len(heard_by_other.data)
+        sleepy.send_signal(signal.SIGCONT)
+        assert sleepy.wait(timeout=60) == 0
+        assert numbers(heard.finished()) == list(range(1, rounds * 5000 + 1))
+    finally:
+        for each in (sleepy, other):
+            end(each)
+
+
+@pytest.mark.requirement("S2.14")
+@pytest.mark.threat("F27")
+def test_a_connection_that_is_too_old_is_made_again(own_node: Callable[..., Node]) -> None:
+    """The node cuts each connection after two seconds; the client goes on at its place, and its output is the log."""
+    node = own_node({"joblet": {"grpc": {"connection_age_ms": 1000, "connection_age_grace_ms": 1000}}})
+    count = 700
+    job = node.detached("--", "sh", "-c", f"i=0; while [ $i -lt {count} ]; do i=$((i+1)); echo $i; sleep 0.01; done")
+    out = node.ok("job", "log", job)
+    assert numbers(out) == list(range(1, count + 1))
+    assert node.ok("job", "log", job, "--no-follow") == out
+    decisions = [json.loads(line) for line in (node.base / "audit" / "audit.jsonl").read_text().splitlines()]
+    assert sum(each["method"].endswith("/StreamLogs") for each in decisions) >= 4
+
+
+@pytest.mark.requirement("S3.13")
+@pytest.mark.requirement("T.3")
+def test_both_streams_at_once_live_and_stored(node: Node) -> None:
+    """Two processes of a job print as fast as they can, each to its stream: live order is stored order, and exact."""
+    lines = 50_000
+    job = node.detached("--", "sh", "-c", f"sleep 1; seq -f 'o%.0f' {lines} & seq -f 'e%.0f' {lines} >&2; wait")
+    live = [json.loads(line) for line in node.ok("--json", "job", "log", job, timeout_s=100).splitlines()]
+    assert [each["sequence"] for each in live] == list(range(1, 2 * lines + 1))
+    for stream in ("stdout", "stderr"):
+        said = [each["content"] for each in live if each["stream"] == stream]
+        assert said == [f"{stream[3]}{number}" for number in range(1, lines + 1)]
+    assert node.entries(job) == live
+
+
+@pytest.mark.requirement("S2.7")
+@pytest.mark.requirement("S3.13")
+def test_jobs_that_end_while_they_are_subscribed_to(node: Node) -> None:
+    """Two hundred short jobs, followed at once: each stream has all output, and the ended job in its last message."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.short_jobs", str(node.config), "200"],
+        stdout=subprocess.PIPE,
+        timeout=110,
+        check=True,
+    )
+    results = json.loads(done.stdout)
+    assert len(results) == 200
+    for each in results:
+        assert each["data"] == "".join(f"{each['number']} {line}\n" for line in range(each["number"] % 3 + 1))
+        assert (each["ended"], each["exit_code"]) == ("FAILED", 1 + each["number"] % 100)
+        assert each["last_sequence"] == each["number"] % 3 + 1
+        assert each["messages_after_the_end"] == 0

@@ -1,0 +1,79 @@
+"""A network between client and node that can go silent: a TCP proxy on loopback.
+
+Belongs here: passing bytes on, ceasing to, and cutting. Does not belong here: what the bytes are. While it is silent
+both ends see a connection that is open and says nothing, as behind a router that lost its memory: no FIN, no RST.
+"""
+
+import socket
+import threading
+from contextlib import suppress
+from typing import Final
+
+CHUNK_BYTES: Final = 65536
+POLL_S: Final = 0.05
+
+
+class SilentProxy:
+    """Listens on `port` and passes connections on to 127.0.0.1:`target`, for as long as the with-block lasts."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._threads: list[threading.Thread] = []
+        self._silent: list[threading.Event] = []
+        self._closed = threading.Event()
+
+    def __enter__(self) -> "SilentProxy":
+        self._spawn(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+
+    def silence(self) -> None:
+        """Pass nothing on any more on the connections there are now."""
+        for event in self._silent:
+            event.set()
+
+    def cut(self) -> None:
+        """End the connections there are now; new ones are passed on."""
+        for pair in self._pairs:
+            for end in pair:
+                with suppress(OSError):  # one that the other side has ended already
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def _spawn(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)  # type: ignore[arg-type]  # a method of ours
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while not self._closed.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            node = socket.create_connection(("127.0.0.1", self._target))
+            silent = threading.Event()
+            self._pairs.append((client, node))
+            self._silent.append(silent)
+            self._spawn(self._pass_on, client, node, silent)
+            self._spawn(self._pass_on, node, client, silent)
+
+    def _pass_on(self, source: socket.socket, sink: socket.socket, silent: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(CHUNK_BYTES):
+                if silent.is_set():
+                    return  # both sockets stay open, and nobody reads them
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
