@@ -65,6 +65,6 @@ def mixed(chance: random.Random, seconds: int) -> Mapping[str, Program]:
     return {
         "slow": Program(chance.randrange(2**32), seconds=seconds, lines=1, records=1, pause_ms=100, exit_code=3),
         "steady": Program(chance.randrange(2**32), seconds=seconds, lines=40, records=10, pause_ms=30, exit_code=0),
-        "fast": Program(chance.randrange(2**32), seconds=seconds, lines=400, records=20, pause_ms=30, exit_code=7),
-        "binary": Program(chance.randrange(2**32), seconds=seconds, lines=1, records=300, pause_ms=40, exit_code=9),
+        "fast": Program(chance.randrange(2**32), seconds=seconds, lines=200, records=10, pause_ms=30, exit_code=7),
+        "binary": Program(chance.randrange(2**32), seconds=seconds, lines=1, records=80, pause_ms=40, exit_code=9),
     }

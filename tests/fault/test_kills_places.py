@@ -36,6 +36,8 @@ OF_OTHERS: Final = {
 }
 """Places that the jobs here never pass, and why."""
 FIRST_LINES: Final = 20
+PAIR_S: Final = 15.0
+"""One pair is tried for each so many seconds of JOBLET_TEST_ROUNDS_S."""
 
 
 class Way(NamedTuple):
@@ -154,6 +156,42 @@ def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
     fragile.events.check_end(record, once=way.one_end)
     check_traces(node)
     check_services(node)
+
+
+@pytest.mark.threat("F04")
+@pytest.mark.timeout(max(180, 10 * ROUNDS_S))
+def test_both_killed(node: Node, fragile: Fragile) -> None:
+    """Persist dies at one place and the executor at another, both while the same job prints or ends."""
+    chance = seeded()
+    plain = [place for place, way in WAYS.items() if not (way.recovers or way.torn) and way.exit_code is not None]
+    pairs = [
+        (one, other) for one in plain for other in plain if one.startswith("persist") and other.startswith("executor")
+    ]
+    for pair in chance.sample(pairs, min(len(pairs), max(3, round(ROUNDS_S / PAIR_S)))):
+        before = {place: node.service(place.partition(".")[0]) for place in pair}
+        for place in pair:
+            fragile.points.arm(place)
+        printing = program(chance)
+        job = node.detached("--", *printing.arguments)
+        try:
+            for place in pair:
+                died(fragile, place, before[place])
+            record = ended(node, job)
+            assert (record["state"], record["exit_code"]) == ("failed", printing.exit_code), (pair, record)
+            check_whole(node, job, printing.printed(printing.rounds))
+        finally:
+            fragile.points.disarm()
+        fragile.events.check_end(record, once=False)
+    check_traces(node)
+    check_services(node)
+
+
+@pytest.mark.threat("B02")
+def test_jobs_know_nothing_of_places(node: Node, fragile: Fragile) -> None:
+    """The variable that the services see is not in a job's environment."""
+    del fragile
+    assert b"JOBLET_FAILPOINTS" in Path(f"/proc/{node.service('executor')}/environ").read_bytes()
+    assert b"FAILPOINTS" not in node.ok("job", "run", "--", "env")
 
 
 def tear(node: Node, job: str, points: Failpoints, place: str) -> None:
