@@ -61,9 +61,9 @@ def test_whole_files_have_no_findings(job: Path) -> None:
 
 
 def test_a_gap_line_stands_for_the_entries_that_it_counts(job: Path) -> None:
-    """Output that was dropped and counted is no finding."""
+    """Output that was dropped and counted is no finding, also where nobody knows of which stream it was."""
     with (job / "stdout.log.gz").open("ab") as file:
-        file.write(member(line(7, gap=3, gap_bytes=100, reason="journal_full"), line(10)))
+        file.write(member(line(7, "none", gap=3, gap_bytes=100, reason="journal_full"), line(10)))
     report = verify_job(job)
     assert report.findings == []
     assert (report.lines, report.gap_entries, report.last_sequence) == (7, 3, 10)
