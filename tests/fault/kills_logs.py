@@ -7,6 +7,7 @@ import base64
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -87,17 +88,18 @@ def stored(node: Node, job: str) -> Log:
     """What the files hold, read as any gzip program would."""
     entries: list[Entry] = []
     gaps: list[Gap] = []
-    for stream in STREAMS:
-        path = node.base / "logs" / job / f"{stream}.log.gz"
-        if not path.exists():
+    for line in _stored_lines(node, job):
+        if line.gap:
+            gaps.append(Gap(line.sequence, line.gap, line.reason))
             continue
-        for line in map(_decoder.decode, read_lines(path)):
-            if line.gap:
-                gaps.append(Gap(line.sequence, line.gap, line.reason))
-                continue
-            content = line.content.encode() if line.content is not None else base64.b64decode(line.content_b64 or "")
-            entries.append(Entry(line.sequence, line.stream, content if line.partial else content + b"\n"))
+        content = line.content.encode() if line.content is not None else base64.b64decode(line.content_b64 or "")
+        entries.append(Entry(line.sequence, line.stream, content if line.partial else content + b"\n"))
     return Log(tuple(sorted(entries)), tuple(sorted(gaps)))
+
+
+def gap_bytes(node: Node, job: str) -> dict[int, int]:
+    """How many bytes each stored gap says that it lacks, by its first sequence."""
+    return {line.sequence: line.gap_bytes for line in _stored_lines(node, job) if line.gap}
 
 
 def verified(node: Node, job: str) -> dict[str, Any]:
@@ -148,9 +150,17 @@ class _Stored(StoredLine, frozen=True, kw_only=True):
     """A stored line, with what a gap tells besides."""
 
     reason: str = ""
+    gap_bytes: int = 0
 
 
 _decoder: Final = msgspec.json.Decoder(_Stored)
+
+
+def _stored_lines(node: Node, job: str) -> Iterator[_Stored]:
+    for stream in STREAMS:
+        path = node.base / "logs" / job / f"{stream}.log.gz"
+        if path.exists():
+            yield from map(_decoder.decode, read_lines(path))
 
 
 def _entry(found: dict[str, Any]) -> Entry:

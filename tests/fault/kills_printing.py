@@ -7,6 +7,7 @@ line of each stream tells how many there were.
 
 import hashlib
 import os
+import signal
 import sys
 import time
 
@@ -49,11 +50,18 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def main(*numbers: int) -> int:
-    """Print until `rounds` are printed or `seconds` are over; the job's exit code."""
-    seed, rounds, seconds, lines, records, pause_ms, code = numbers
+    """Print until `rounds` are printed or `seconds` are over; the job's exit code.
+
+    Before the round `gate`, if it is not 0, wait for SIGUSR1; the seconds begin behind it.
+    """
+    seed, rounds, seconds, lines, records, pause_ms, code, gate = numbers
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     until = time.monotonic() + seconds
     number = 0
     while number < rounds and time.monotonic() < until:
+        if gate and number == gate:
+            signal.sigwait({signal.SIGUSR1})
+            until = time.monotonic() + seconds
         write_all(1, text(seed, number, lines))
         write_all(2, binary(seed, number, records))
         number += 1

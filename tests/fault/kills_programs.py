@@ -30,12 +30,14 @@ class Program(NamedTuple):
     """Binary ones, in each round; 0: nothing comes on stderr."""
     pause_ms: int = 0
     exit_code: int = 5
+    gate: int = 0
+    """Before this round it waits for SIGUSR1; 0: it does not."""
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """The command of the job."""
         numbers = (self.seed, self.rounds, self.seconds, self.lines, self.records, self.pause_ms, self.exit_code)
-        return ("/usr/bin/python3", "-I", "-S", "-c", SOURCE, *map(str, numbers))
+        return ("/usr/bin/python3", "-I", "-S", "-c", SOURCE, *map(str, numbers), str(self.gate))
 
     def expected(self, stdout: bytes) -> dict[str, bytes]:
         """The bytes of both streams, given as many rounds as the last line of what was found on stdout tells.
