@@ -113,6 +113,16 @@ def kill_up(node: Node) -> None:
     wait_for(lambda: not any(alive(pid) for pid in services), timeout_s=30, what="the services to end with joblet up")
 
 
+@contextlib.contextmanager
+def still(pid: int) -> Iterator[None]:
+    """The process is stopped inside the with-block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def monitor_of(job: str) -> int:
     """Process id of the job's monitor; 0: there is none."""
     title = f"joblet-monitor {job}"

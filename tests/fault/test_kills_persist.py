@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +27,7 @@ from tests.fault.invariants import (
     record_of,
 )
 from tests.fault.kills_logs import Follower, Log, gap_bytes
-from tests.fault.kills_node import ROUNDS_S, kill_now, rest, seeded, started
+from tests.fault.kills_node import ROUNDS_S, kill_now, rest, seeded, started, still
 from tests.fault.kills_programs import Program, needs_python
 from tests.waiting import wait_for
 
@@ -176,16 +175,6 @@ def looping() -> Iterator[Node]:
     """A node of its own."""
     with started("looping") as made:
         yield made
-
-
-@contextmanager
-def still(pid: int) -> Iterator[None]:
-    """The process is stopped inside the with-block."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def occupied(path: Path) -> int:
