@@ -198,8 +198,8 @@ async def _send(endpoint: socket.socket, request: bytes) -> None:
             await asyncio.get_running_loop().sock_sendall(endpoint, request)
     except TimeoutError as cause:
         raise unavailable("a monitor does not read", "see the node's log and memory") from cause
-    except (BrokenPipeError, ConnectionResetError) as cause:
-        raise unavailable("the monitor died before it began", "see the node's log and memory") from cause
+    except (BrokenPipeError, ConnectionResetError):
+        _monitor_of(_last_words(endpoint))  # raises: nobody is asked for a pid before the task is sent
 
 
 async def _exchange(endpoint: socket.socket, request: bytes) -> bytes:
@@ -218,9 +218,17 @@ async def _exchange(endpoint: socket.socket, request: bytes) -> bytes:
         received += endpoint.recv(_ANSWER_BYTES_MAX)
         if not received:
             raise unavailable(f"the launcher did not answer within {ANSWER_S_MAX:.0f} s", "is it stopped?") from None
-    except (BrokenPipeError, ConnectionResetError) as cause:
-        raise unavailable("the monitor died before it began", "see the node's log and memory") from cause
+    except (BrokenPipeError, ConnectionResetError):
+        received += _last_words(endpoint)
     return bytes(received)
+
+
+def _last_words(endpoint: socket.socket) -> bytes:
+    """What was answered before the other end was closed, such as why nothing could be forked; empty: nothing."""
+    try:
+        return endpoint.recv(_ANSWER_BYTES_MAX)
+    except OSError:
+        return b""
 
 
 def _monitor_of(answer: bytes) -> int:

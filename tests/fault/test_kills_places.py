@@ -1,0 +1,212 @@
+"""A service is killed at each place that common/failpoints.py names, while a job passes it; then all promises hold.
+
+A place that is never passed fails its row. Retention's places are not here: a row of them is a test of its rules
+(`OF_OTHERS` says where). Pairs: one service dies at one place while the other dies at another.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from common.failpoints import PLACES
+from tests.e2e.node import Node
+from tests.fault.invariants import Events, check_log, check_services, check_traces, check_whole, ended
+from tests.fault.kills_logs import Follower
+from tests.fault.kills_node import ROUNDS_S, Failpoints, failpoints, seeded, started
+from tests.fault.kills_programs import Program, needs_python
+from tests.waiting import wait_for
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a node"),
+    pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason=needs_python),
+]
+
+SETTINGS: Final = {
+    "joblet": {"journal": {"bytes_max": 2**20}},  # space is given back each quarter of it
+    "persist": {"storage": {"local": {"flush_bytes": 65536, "flush_ms": 50}}},
+}
+OF_OTHERS: Final = {
+    "persist.chosen": "retention's rules choose nothing here",
+    "persist.logs_removed": "the same",
+    "persist.trimmed": "the same",
+}
+"""Places that the jobs here never pass, and why."""
+FIRST_LINES: Final = 20
+PAIR_S: Final = 15.0
+"""One pair is tried for each so many seconds of JOBLET_TEST_ROUNDS_S."""
+
+
+class Way(NamedTuple):
+    """How a place is passed, and what becomes of the job."""
+
+    numbers: tuple[int, ...] = (1,)
+    """Which passing kills; one is chosen."""
+    state: str = "failed"
+    exit_code: int | None = 5
+    recovers: bool = False
+    """The executor is killed first: the place is on the way of the one that takes its place."""
+    torn: bool = False
+    """Something that is no member is put behind the stored ones."""
+    one_end: bool = True
+    """The end is announced once: the executor is not killed close to it."""
+
+
+NOT_STARTED: Final = Way(exit_code=None)
+WAYS: Final[dict[str, Way]] = {
+    "persist.taken": Way((1, 2, 5)),
+    "persist.flush_begun": Way((1, 2, 4)),
+    "persist.tail_cut": Way(torn=True),
+    "persist.written": Way((1, 2, 3, 5)),
+    "persist.synchronized": Way((1, 2, 3, 5)),
+    "persist.one_stream": Way((1, 2, 3)),
+    "persist.stored": Way((1, 2, 4)),
+    "persist.acknowledged": Way((1, 2, 4)),
+    "persist.ended": Way(),
+    "executor.recorded": NOT_STARTED._replace(one_end=False),
+    "executor.launching": NOT_STARTED._replace(one_end=False),
+    "executor.launched": Way(one_end=False),
+    "executor.published": Way((2, 4, 8), one_end=False),
+    "executor.sent": Way((1, 2, 4), one_end=False),
+    "executor.heard": Way((1, 2, 4), one_end=False),
+    "executor.cursor_saved": Way((1, 2), one_end=False),
+    "executor.given_back": Way((1, 2), one_end=False),
+    "executor.ended": Way(one_end=False),
+    "executor.cleaned": Way(one_end=False),
+    "executor.delivered": Way(one_end=False),
+    "executor.journal_removed": Way(one_end=False),
+    "executor.taken_up": Way(recovers=True, one_end=False),
+    "executor.settled": Way(recovers=True, one_end=False),
+    "executor.swept": Way(recovers=True, one_end=False),
+}
+
+
+class Fragile(NamedTuple):
+    """The node that all rows share, and what is watched of it."""
+
+    node: Node
+    points: Failpoints
+    events: Events
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """The node whose services die at places."""
+    with failpoints(), started("places", SETTINGS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def fragile(node: Node) -> Iterator[Fragile]:
+    """The node with its events."""
+    events = Events(node)
+    yield Fragile(node, Failpoints(Path(os.environ["JOBLET_FAILPOINTS"])), events)
+    events.close()
+
+
+def program(chance: random.Random) -> Program:
+    """A job that prints 2.6 MB in about a second and a half, on both streams: through every place some times."""
+    return Program(chance.randrange(2**32), rounds=60, lines=900, records=100, pause_ms=20)
+
+
+def test_every_place_has_its_row() -> None:
+    """A new place cannot be forgotten."""
+    assert WAYS.keys() | OF_OTHERS.keys() == PLACES.keys()
+    assert not WAYS.keys() & OF_OTHERS.keys()
+
+
+@pytest.mark.threat("F05")
+@pytest.mark.threat("F06")
+@pytest.mark.threat("F02")
+@pytest.mark.threat("F01")
+@pytest.mark.parametrize("place", WAYS)
+def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
+    """The process died there; the job is whole or FAILED without a trace, and its output is what it wrote."""
+    chance, way = seeded(), WAYS[place]
+    service = place.partition(".")[0]
+    before = node.service(service)
+    if not (way.recovers or way.torn):
+        fragile.points.arm(place, chance.choice(way.numbers))
+    printing = program(chance)
+    job = node.detached("--", *printing.arguments)
+    follower = Follower(node, job)
+    try:
+        if way.recovers:
+            wait_for(lambda: follower.bytes > FIRST_LINES, what="the job to print")
+            fragile.points.arm(place)
+            before = node.kill("executor")
+        if way.torn:
+            tear(node, job, fragile.points, place)
+        died(fragile, place, before)
+        record = ended(node, job)
+        assert (record["state"], record["exit_code"]) == (way.state, way.exit_code), record
+        if way.exit_code is None:
+            assert record["reason"].startswith("could not be started: "), record
+            log = check_log(node, job)
+            assert log.last_sequence == 0
+        else:
+            log = check_whole(node, job, printing.printed(printing.rounds))
+        follower.check(log)
+    finally:
+        follower.close()
+        fragile.points.disarm()
+    fragile.events.check_end(record, once=way.one_end)
+    check_traces(node)
+    check_services(node)
+
+
+@pytest.mark.threat("F04")
+@pytest.mark.timeout(max(180, 10 * ROUNDS_S))
+def test_both_killed(node: Node, fragile: Fragile) -> None:
+    """Persist dies at one place and the executor at another, both while the same job prints or ends."""
+    chance = seeded()
+    plain = [place for place, way in WAYS.items() if not (way.recovers or way.torn) and way.exit_code is not None]
+    pairs = [
+        (one, other) for one in plain for other in plain if one.startswith("persist") and other.startswith("executor")
+    ]
+    for pair in chance.sample(pairs, min(len(pairs), max(3, round(ROUNDS_S / PAIR_S)))):
+        before = {place: node.service(place.partition(".")[0]) for place in pair}
+        for place in pair:
+            fragile.points.arm(place)
+        printing = program(chance)
+        job = node.detached("--", *printing.arguments)
+        try:
+            for place in pair:
+                died(fragile, place, before[place])
+            record = ended(node, job)
+            assert (record["state"], record["exit_code"]) == ("failed", printing.exit_code), (pair, record)
+            check_whole(node, job, printing.printed(printing.rounds))
+        finally:
+            fragile.points.disarm()
+        fragile.events.check_end(record, once=False)
+    check_traces(node)
+    check_services(node)
+
+
+@pytest.mark.threat("B02")
+def test_jobs_know_nothing_of_places(node: Node, fragile: Fragile) -> None:
+    """The variable that the services see is not in a job's environment."""
+    del fragile
+    assert b"JOBLET_FAILPOINTS" in Path(f"/proc/{node.service('executor')}/environ").read_bytes()
+    assert b"FAILPOINTS" not in node.ok("job", "run", "--", "env")
+
+
+def tear(node: Node, job: str, points: Failpoints, place: str) -> None:
+    """Put bytes behind the stored members of a job that is printing."""
+    stored = node.base / "logs" / job / "stdout.log.gz"
+    wait_for(stored.exists, what="the first member")
+    points.arm(place)
+    with stored.open("ab") as file:
+        file.write(b"\x1f\x8b\x08\x04 torn")
+
+
+def died(fragile: Fragile, place: str, before: int) -> None:
+    """The place was passed, and another process stands in the place of the one that did."""
+    wait_for(lambda: not fragile.points.armed(place), timeout_s=30, what=f"somebody to pass {place}")
+    service = place.partition(".")[0]
+    wait_for(
+        lambda: fragile.node.service(service) not in (0, before), timeout_s=30, what=f"joblet-{service} to be restarted"
+    )
