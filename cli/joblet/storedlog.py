@@ -18,6 +18,8 @@ INFLATED_AT_ONCE_MAX: Final = 1024 * 1024
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
 FINDINGS_MAX: Final = 20
 STREAMS: Final = ("stdout", "stderr")
+NO_STREAM: Final = "none"
+"""Of a gap: nobody knows which of them the missing entries were of."""
 GZIP: Final = 16 + zlib.MAX_WBITS
 
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -110,7 +112,7 @@ def _lines_of(path: Path, stream: str, report: Report) -> Iterator[StoredLine]:
             except (msgspec.DecodeError, msgspec.ValidationError) as cause:
                 report.find(f"{path.name}: line {number}: {cause}")
                 continue
-            if line.stream != stream:
+            if line.stream != stream and not (line.gap and line.stream == NO_STREAM):
                 report.find(f"{path.name}: line {number} says stream {line.stream[:20]!r}")
             if line.sequence <= before:
                 report.find(f"{path.name}: line {number}: sequence {line.sequence} after {before}")
