@@ -62,6 +62,11 @@ class Journal:
             data = os.pread(self._fd, wanted, offset)
         return scan(data, offset, last_sequence=last_sequence, checked=checked)
 
+    def free_bytes(self) -> int:
+        """Room on the journal's file system. Raises OSError."""
+        status = os.fstatvfs(self._fd)
+        return status.f_bavail * status.f_frsize
+
     def give_back(self, end: int) -> None:
         """Free the disk space before `end`; offsets stay as they are. Raises OSError."""
         files.punch_hole(self._fd, 0, end)
