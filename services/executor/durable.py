@@ -25,8 +25,8 @@ PATIENCE_NS: Final = 5_000_000_000
 PATIENCE_DOUBLINGS_MAX: Final = 4
 RESENDS_AT_ONCE: Final = 3
 PAUSE_NS_FIRST: Final = 100_000_000
-PAUSE_DOUBLINGS_MAX: Final = 6
-"""A Resend is followed at once, three times; then, without progress, after 0.1 s, 0.2 s … 6.4 s: persist may refuse
+PAUSE_DOUBLINGS_MAX: Final = 5
+"""A Resend is followed at once, three times; then, without progress, after 0.1 s, 0.2 s … 3.2 s: persist may refuse
 what it is sent, and would otherwise be sent it as fast as it can say so."""
 
 
