@@ -1,6 +1,8 @@
 """Disks without room, under a node that works: nothing stored is damaged, loss is told exactly, it clears by itself."""
 
 import json
+import os
+import signal
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +31,8 @@ pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 JOBS: Final = 10
 LINES: Final = 8000
+WAITING_LINES: Final = 15_000
+"""More than what a pipe and one read of it hold: who cannot be read waits."""
 RESUMED_S: Final = 5.0
 """How soon storing must go on after there is room (F13)."""
 RSS_GROWTH_MAX: Final = 96 * MIB
@@ -137,13 +141,14 @@ def test_no_room_for_journals_and_jobs_wait() -> None:
     """By default a job waits in write(2): its node answers, new jobs are refused in words, and nothing is lost."""
     with (
         based("journals-full", SMALL_RESERVE) as node,
-        small_tmpfs(node.base / "jobs", 16 * MIB) as disk,
+        small_tmpfs(node.base / "jobs", 32 * MIB) as disk,
         started(node),
     ):
         services = Services(node)
-        jobs = [Flooding(node, key, LINES) for key in range(JOBS)]
+        jobs = [Flooding(node, key, WAITING_LINES) for key in range(JOBS)]
         other = node.detached("--", "sleep", "1000")
         node.wait_for_state(other, "running")
+        os.kill(services.pids["persist"], signal.SIGSTOP)  # else what it stores makes room again
         disk.fill()
         for job in jobs:
             job.tell("go")
@@ -153,6 +158,7 @@ def test_no_room_for_journals_and_jobs_wait() -> None:
         node.ok("job", "stop", other, "--grace", "0s")
         assert not any(job.flooded for job in jobs)
         disk.give_room()
+        os.kill(services.pids["persist"], signal.SIGCONT)
         for job in jobs:
             job.tell("last")
         wait_for_states(node, [job.id for job in jobs], "failed", timeout_s=60)
