@@ -23,6 +23,8 @@ BATCH_BYTES: Final = 1024 * 1024
 PATIENCE_NS: Final = 5_000_000_000
 """Without progress for so long, what is unacknowledged is sent again; twice as long after each time in vain."""
 PATIENCE_DOUBLINGS_MAX: Final = 4
+EPOCH_MAX: Final = 2**62
+"""The wall clock in nanoseconds reaches it in the year 2116; what claims to be beyond is no epoch of ours."""
 RESENDS_AT_ONCE: Final = 3
 PAUSE_NS_FIRST: Final = 100_000_000
 PAUSE_DOUBLINGS_MAX: Final = 5
@@ -163,9 +165,13 @@ class Outbox:
         return progress
 
     def missing(self, epoch: int, *, now_ns: int) -> bool:
-        """Persist lacks a batch of `epoch`. True when the cursor went back; a newer epoch has done so already."""
-        if epoch != self._epoch or self.delivered:
+        """Persist lacks a batch of `epoch`. True when the cursor went back; a newer epoch has done so already.
+
+        An epoch above ours is of an executor before us that could not save it, and whose clock was ahead of ours.
+        """
+        if not self._epoch <= epoch < EPOCH_MAX or self.delivered:
             return False
+        self._epoch = epoch
         self.go_back(now_ns=now_ns)
         self._resends += 1
         if self._resends > RESENDS_AT_ONCE:
