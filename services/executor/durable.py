@@ -22,10 +22,12 @@ from services.executor.journal import Slice
 PATIENCE_NS: Final = 5_000_000_000
 """Without progress for so long, what is unacknowledged is sent again; twice as long after each time in vain."""
 PATIENCE_DOUBLINGS_MAX: Final = 4
+EPOCH_MAX: Final = 2**62
+"""The wall clock in nanoseconds reaches it in the year 2116; what claims to be beyond is no epoch of ours."""
 RESENDS_AT_ONCE: Final = 3
 PAUSE_NS_FIRST: Final = 100_000_000
-PAUSE_DOUBLINGS_MAX: Final = 6
-"""A Resend is followed at once, three times; then, without progress, after 0.1 s, 0.2 s … 6.4 s: persist may refuse
+PAUSE_DOUBLINGS_MAX: Final = 5
+"""A Resend is followed at once, three times; then, without progress, after 0.1 s, 0.2 s … 3.2 s: persist may refuse
 what it is sent, and would otherwise be sent it as fast as it can say so."""
 
 
@@ -160,9 +162,13 @@ class Outbox:
         return progress
 
     def missing(self, epoch: int, *, now_ns: int) -> bool:
-        """Persist lacks a batch of `epoch`. True when the cursor went back; a newer epoch has done so already."""
-        if epoch != self._epoch or self.delivered:
+        """Persist lacks a batch of `epoch`. True when the cursor went back; a newer epoch has done so already.
+
+        An epoch above ours is of an executor before us that could not save it, and whose clock was ahead of ours.
+        """
+        if not self._epoch <= epoch < EPOCH_MAX or self.delivered:
             return False
+        self._epoch = epoch
         self.go_back(now_ns=now_ns)
         self._resends += 1
         if self._resends > RESENDS_AT_ONCE:

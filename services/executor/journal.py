@@ -109,6 +109,11 @@ class Journal:
             return self._at_damage(run, size, bytes_max)
         return run
 
+    def free_bytes(self) -> int:
+        """Room on the journal's file system. Raises OSError."""
+        status = os.fstatvfs(self._fd)
+        return status.f_bavail * status.f_frsize
+
     def give_back(self, end: int) -> None:
         """Free the disk space before `end`; offsets stay as they are.
 

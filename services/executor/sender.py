@@ -6,6 +6,7 @@ whether it lives (it announces itself when it starts, so this matters only when 
 """
 
 import asyncio
+import mmap
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -95,6 +96,7 @@ class Sender:
         self._probe_ns = 0
         self.counts: Counter[str] = Counter(resends=0)
         """`resends`: how often what was on the way of a job was sent again."""
+        self._short = False  # of room on the disk of the journals
 
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
@@ -157,6 +159,7 @@ class Sender:
             outbox.give_up_waiting(now_ns=now_ns)
             self.counts["resends"] += 1
             self._went_back(job, outbox)
+        self._give_back_where_short()
         if self._turns.any_may_send:
             self._wake.set()
 
@@ -203,10 +206,20 @@ class Sender:
         self._give_back(parcel)
         self._enqueue(stored.job)
 
+    def _give_back_where_short(self) -> None:
+        """Give back every page that is acknowledged: on a full disk jobs wait for room that only we can make."""
+        journals = [parcel for parcel in self._parcels.values() if parcel.journal is not None]
+        free_bytes = journals[0].journal.free_bytes() if journals and journals[0].journal is not None else None
+        self._short = free_bytes is not None and free_bytes < max(self._settings.reserve_bytes, GIVE_BACK_BYTES)
+        if self._short:
+            for parcel in journals:
+                self._give_back(parcel)
+
     def _give_back(self, parcel: _Parcel) -> None:
         """Free the acknowledged beginning of a journal; the cursor is saved first, so that nobody reads the hole."""
         job, end = parcel.outbox.job, parcel.outbox.acknowledged.offset
-        threshold = min(GIVE_BACK_BYTES, max(1, self._settings.bytes_max // 4))
+        enough = min(GIVE_BACK_BYTES, max(1, self._settings.bytes_max // 4))
+        threshold = mmap.PAGESIZE if self._short else enough
         if parcel.journal is None or end - self._given_back[job] < threshold or not self._keeper.save_cursors():
             return
         reached("executor.cursor_saved")

@@ -4,7 +4,7 @@ One job, go-back-N as common/messages/logs.py says:
 
     batch 0 of a newer epoch ──▶ taken, the epoch is the present one; what waited of the old one is dropped
     the next batch of the present epoch ──▶ taken
-    anything else ──▶ AskResend
+    anything else ──▶ AskResend, of the highest epoch that is known
     Flush ──▶ Flushed: Answer up to its last sequence, and only then
           └─▶ FlushFailed: nothing is answered, what waits is dropped, AskResend after `retry_ms`: the sender
               comes back with all that was not acknowledged. Abandoned: nothing of the job is taken any more.
@@ -130,7 +130,8 @@ class Machine:
             self._drop_waiting(event.job, job)
             job.epoch, job.next_batch, job.resend_at_ms = event.epoch, 0, None
         if event.epoch != job.epoch or event.batch != job.next_batch:
-            return [] if job.resend_at_ms is not None else [AskResend(event.job, event.epoch)]
+            # An older epoch: of a sender that came back with its clock behind. It must learn where to go on from.
+            return [] if job.resend_at_ms is not None else [AskResend(event.job, max(event.epoch, job.epoch))]
         if not job.waiting:
             job.waiting_since_ms = event.now_ms
         job.next_batch = event.batch + 1

@@ -62,10 +62,10 @@ def test_nothing_is_answered_before_it_is_flushed() -> None:
 @pytest.mark.threat("E05")
 @pytest.mark.parametrize("wrong", [batch(2), batch(0), batch(1, epoch=0), batch(1, epoch=2), batch(-1)])
 def test_a_batch_out_of_its_turn_is_dropped_and_asked_for_again(wrong: BatchArrived) -> None:
-    """Not the next batch, not of the present epoch, not the first of a newer one: Resend."""
+    """Not the next batch, not of the present epoch, not the first of a newer one: Resend, of the highest epoch."""
     machine = Machine(LIMITS)
     machine.handle(batch(0))
-    assert machine.handle(wrong) == [AskResend(JOB, wrong.epoch)]
+    assert machine.handle(wrong) == [AskResend(JOB, max(wrong.epoch, 1))]
     assert machine.held_bytes == 10
 
 

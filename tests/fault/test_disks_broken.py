@@ -1,0 +1,158 @@
+"""Disks that refuse, run out of inodes, or change what was written, under a node: told in words, and never silent."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from services.persist import member
+from tests.e2e.node import Node, numbers
+from tests.fault.disks_filesystems import MIB, small_tmpfs
+from tests.fault.disks_nodes import (
+    Services,
+    assert_nothing_of_jobs_left,
+    assert_whole,
+    based,
+    fresh_node,
+    needs_root,
+    noise,
+    printed,
+    started,
+    verify,
+    wait_for_states,
+    wait_until_stored,
+)
+from tests.waiting import wait_for
+
+pytestmark = [needs_root, pytest.mark.timeout(300)]
+
+LINES: Final = 4000
+WITHOUT_SPARES: Final = {"joblet": {"jobs": {"spares": 0}, "journal": {"reserve_bytes": 64 * 1024}}}
+HUNDRED_MEMBERS: Final = "for i in $(seq 12); do seq 500; sleep 0.25; done"
+"""A job whose output is stored in several members, because persist flushes after 0.2 s."""
+
+
+@pytest.mark.threat("F13")
+@pytest.mark.threat("F17")
+@pytest.mark.parametrize("fault", ["read-only", "no inodes"])
+def test_logs_that_cannot_be_written(fault: str) -> None:
+    """Jobs go on, what is stored stays readable, and the rest is stored when the disk takes it again."""
+    with based("logs-refused") as node, small_tmpfs(node.base / "logs", 32 * MIB) as disk, started(node):
+        services = Services(node)
+        before = node.detached("--", "seq", "100")
+        wait_until_stored(node, [before])
+        if fault == "read-only":
+            disk.set_read_only()
+        else:
+            disk.set_inodes(os.statvfs(disk.where).f_files - disk.free_inodes)
+            assert disk.free_inodes == 0
+        expected = {node.detached("--", "sh", "-c", noise(key, LINES)): printed(noise(key, LINES)) for key in range(5)}
+        wait_for_states(node, expected, "completed")
+        wait_for(lambda: "no room" in node.log_text(), what="persist to be refused")
+        assert numbers(node.ok("job", "log", before, "--no-follow")) == list(range(1, 101))
+        if fault == "read-only":
+            disk.set_writable()
+        else:
+            disk.set_inodes(10_000)
+        wait_until_stored(node, list(expected), timeout_s=20)
+        for job, output in expected.items():
+            assert node.ok("job", "log", job, "--no-follow") == output
+        assert_whole(node, before, *expected)
+        services.assert_same()
+        assert_nothing_of_jobs_left(node)
+
+
+@pytest.mark.threat("F13")
+@pytest.mark.threat("F17")
+@pytest.mark.parametrize("fault", ["read-only", "no inodes"])
+def test_journals_that_cannot_be_made(fault: str) -> None:
+    """A new job is refused or FAILED in words; the node answers, and runs jobs again when the disk takes them."""
+    with (
+        based("jobs-refused", WITHOUT_SPARES) as node,
+        small_tmpfs(node.base / "jobs", 32 * MIB) as disk,
+        started(node),
+    ):
+        services = Services(node)
+        before = node.detached("--", "seq", "100")
+        wait_until_stored(node, [before])
+        if fault == "read-only":
+            disk.set_read_only()
+            words: tuple[bytes, ...] = (b"read-only", b"read only")
+        else:
+            disk.set_inodes(os.statvfs(disk.where).f_files - disk.free_inodes)
+            words = (b"space", b"room", b"inodes")
+        done = node.rnx("job", "run", "--", "echo", "never")
+        assert done.returncode != 0
+        assert done.stdout == b""
+        assert any(word in done.stderr.lower() for word in words), done.stderr
+        assert {job["state"] for job in node.jobs()} <= {"completed", "failed"}
+        assert numbers(node.ok("job", "log", before, "--no-follow")) == list(range(1, 101))
+        if fault == "read-only":
+            disk.set_writable()
+        else:
+            disk.set_inodes(10_000)
+        assert node.ok("job", "run", "--", "seq", "100") == printed("seq 100")
+        services.assert_same()
+        assert_nothing_of_jobs_left(node)
+
+
+@pytest.fixture(scope="module")
+def damaged_node() -> Iterator[Node]:
+    """The node whose stored files are damaged; each test takes a job of its own."""
+    with fresh_node("damaged") as node:
+        yield node
+
+
+def stored_job(node: Node) -> tuple[str, Path, list[tuple[int, int]]]:
+    """An ended job with several members in its file: id, file, and offset and length of each member."""
+    job = node.detached("--", "sh", "-c", HUNDRED_MEMBERS)
+    node.ok("job", "wait", job)
+    wait_until_stored(node, [job])
+    path = node.base / "logs" / job / "stdout.log.gz"
+    content, offset = path.read_bytes(), 0
+    members = []
+    while (header := member.parse_header(content, offset)) is not None:
+        members.append((offset, header.member_bytes))
+        offset += header.member_bytes
+    assert offset == len(content)
+    assert len(members) > 4, "the job wrote for long enough to be flushed several times"
+    return job, path, members
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x10]))
+
+
+@pytest.mark.threat("F11")
+@pytest.mark.threat("F12")
+@pytest.mark.parametrize("where", ["content", "header"])
+@pytest.mark.parametrize("restarted", [False, True], ids=["known", "loaded"])
+def test_one_flipped_bit_in_a_stored_log(damaged_node: Node, where: str, *, restarted: bool) -> None:
+    """Exactly that member's entries are told as missing, the rest is served; `joblet verify` finds it, too."""
+    node = damaged_node
+    job, path, members = stored_job(node)
+    offset, length = members[2]
+    header = member.parse_header(path.read_bytes(), offset)
+    assert header is not None
+    first, last = header.span.first_sequence, header.span.last_sequence
+    flip(path, offset + (length // 2 if where == "content" else 30))
+    if restarted:
+        node.kill("persist")
+    done = node.rnx("job", "log", job, "--no-follow")
+    assert done.returncode == 0, done.stderr
+    everything = printed(HUNDRED_MEMBERS.replace("sleep 0.25", "true")).splitlines(keepends=True)
+    assert done.stdout == b"".join(everything[: first - 1] + everything[last:])
+    assert f"entries {first} to {last}".encode() in done.stderr, done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert verify(node, job).returncode == 1
+    if where == "content":  # gzip does not look at what is in an extra field
+        assert subprocess.run(["gzip", "-t", path], capture_output=True, check=False).returncode != 0
+    node.ok("job", "delete", job)
