@@ -156,12 +156,15 @@ class MemberIndex:
         high = count
         if bounds.last_sequence is not None:
             high = bisect_right(self._firsts, bounds.last_sequence, lo=low, hi=count)
+        first_ns = 0 if bounds.first_time_ns is None else bounds.first_time_ns
+        last_ns = _TIME_MAX if bounds.last_time_ns is None else bounds.last_time_ns
         numbers = range(low, high + 1)
         for number in reversed(numbers) if backwards else numbers:
             found: list[Piece] = []
             if number in self._holes or (number == count and ended_at is not None):
                 found.append(self._hole(number, count, ended_at or 0))
-            if number < high:
+            # A time may be in the last of a million members: none is made of those before.
+            if number < high and self._last_times[number] >= first_ns and self._first_times[number] <= last_ns:
                 found.append(self[number])
             for piece in reversed(found) if backwards else found:
                 if piece.span.first_sequence <= piece.span.last_sequence and bounds.touch(piece.span):
