@@ -7,9 +7,11 @@ Where members do not follow each other in the file, bytes between them are unrea
 told by damage.py.
 """
 
+import heapq
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final, NamedTuple
 
 from services.persist.member import Header, Span
@@ -131,6 +133,10 @@ class MemberIndex:
         """The last sequence in the file; 0 when it is empty."""
         return self._lasts[self._count - 1] if self._count else 0
 
+    def sequences(self) -> Iterator[tuple[int, int, int]]:
+        """First and last sequence and number of entries of each member that is there now, in their order."""
+        return islice(zip(self._firsts, self._lasts, self._lines, strict=False), self._count)
+
     def touched(self, bounds: Bounds) -> Iterator[Member]:
         """Members that may hold something wanted, in their order, of those that are there now."""
         for number in range(bisect_left(self._lasts, bounds.first_sequence, hi=self._count), self._count):
@@ -150,12 +156,15 @@ class MemberIndex:
         high = count
         if bounds.last_sequence is not None:
             high = bisect_right(self._firsts, bounds.last_sequence, lo=low, hi=count)
+        first_ns = 0 if bounds.first_time_ns is None else bounds.first_time_ns
+        last_ns = _TIME_MAX if bounds.last_time_ns is None else bounds.last_time_ns
         numbers = range(low, high + 1)
         for number in reversed(numbers) if backwards else numbers:
             found: list[Piece] = []
             if number in self._holes or (number == count and ended_at is not None):
                 found.append(self._hole(number, count, ended_at or 0))
-            if number < high:
+            # A time may be in the last of a million members: none is made of those before.
+            if number < high and self._last_times[number] >= first_ns and self._first_times[number] <= last_ns:
                 found.append(self[number])
             for piece in reversed(found) if backwards else found:
                 if piece.span.first_sequence <= piece.span.last_sequence and bounds.touch(piece.span):
@@ -184,17 +193,12 @@ def dense_until(*indexes: MemberIndex) -> int:
     A flush writes one stream after the other; when it was cut off in between, what it wrote to the first must not
     be taken for all there is. Members of one flush interleave, so they count as one step.
     """
-    spans = sorted((index[n].header.span for index in indexes for n in range(len(index))), key=_first_sequence)
     dense = entries = reached = 0
-    for span in spans:
-        if span.first_sequence > reached + 1:
+    for first, last, lines in heapq.merge(*(index.sequences() for index in indexes)):
+        if first > reached + 1:
             break
-        entries += span.lines
-        reached = max(reached, span.last_sequence)
+        entries += lines
+        reached = max(reached, last)
         if entries == reached:
             dense = reached
     return dense
-
-
-def _first_sequence(span: Span) -> int:
-    return span.first_sequence

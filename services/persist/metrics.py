@@ -6,11 +6,14 @@ from typing import Final
 import msgspec
 import structlog
 
+from common.identifiers import JobId
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import samples
+from services.persist.index import Bounds
 from services.persist.lines import INTEGER_MAX
 from services.persist.member import DamagedMember
 from services.persist.samples import Sample
+from services.persist.segment import StaleSegment
 from services.persist.selection import MetricSelection
 from services.persist.store import Store
 
@@ -44,25 +47,29 @@ def read(store: Store, selection: MetricSelection) -> Iterator[list[pb.Metric]]:
 
 
 def _selected(store: Store, selection: MetricSelection) -> Iterator[list[Sample]]:
-    segment, bounds = store.metrics(selection.job), selection.bounds
-    skip, left = selection.offset, selection.limit
-    for found in segment.index.touched(bounds):
-        try:
-            step = samples.decode(store.read(selection.job, segment, found))
-        except FileNotFoundError:
-            return
-        except (DamagedMember, msgspec.DecodeError, ValueError) as cause:
-            log.error("stored samples are damaged", job=selection.job, offset=found.offset, why=str(cause))
-            continue
+    bounds, skip, left = selection.bounds, selection.offset, selection.limit
+    for step in _stored(store, selection.job, bounds):
         first, last = bounds.first_time_ns or 0, INTEGER_MAX if bounds.last_time_ns is None else bounds.last_time_ns
-        step = [sample for sample in step if first <= sample.timestamp <= last]
-        skipped = min(skip, len(step))
+        wanted = [sample for sample in step if first <= sample.timestamp <= last]
+        skipped = min(skip, len(wanted))
         skip -= skipped
-        step = step[skipped:] if left is None else step[skipped : skipped + left]
-        left = None if left is None else left - len(step)
-        yield step
+        wanted = wanted[skipped:] if left is None else wanted[skipped : skipped + left]
+        left = None if left is None else left - len(wanted)
+        yield wanted
         if left == 0:
             return
+
+
+def _stored(store: Store, job: JobId, bounds: Bounds) -> Iterator[Sequence[Sample]]:
+    """Member by member. What was removed meanwhile is not there; nothing else refers to it."""
+    segment = store.metrics(job)
+    for found in segment.index.touched(bounds):
+        try:
+            yield samples.decode(store.read(job, segment, found))
+        except (FileNotFoundError, StaleSegment):
+            return
+        except (DamagedMember, msgspec.DecodeError, ValueError) as cause:
+            log.error("stored samples are damaged", job=job, offset=found.offset, why=str(cause))
 
 
 class _Summary:
