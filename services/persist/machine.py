@@ -52,7 +52,7 @@ class Limits(NamedTuple):
     turn_bytes: int = 4 * 2**20
     retry_ms: int = 1000
     small_bytes: int = 64 * 2**10
-    small_places: int = 8
+    small_places: int = 16
     large_places: int = 2
     round_bytes: int = 32 * 2**20
 

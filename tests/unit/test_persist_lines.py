@@ -51,6 +51,53 @@ def test_a_forged_line_stays_content() -> None:
     assert (entry.sequence, entry.raw) == (1, forged)
 
 
+def reference(payload: bytes, sequence: int, *, stream: str = "stdout", time_ns: int = 17) -> bytes:
+    """The JSON lines of whole lines of UTF-8, one at a time by an ordinary encoder."""
+    contents = [json.dumps(line, ensure_ascii=False) for line in payload.decode().split("\n")[:-1]]
+    return "".join(
+        f'{{"timestamp":{time_ns},"sequence":{number},"stream":"{stream}","content":{content}}}\n'
+        for number, content in enumerate(contents, sequence)
+    ).encode()
+
+
+@pytest.mark.parametrize("stream", [Stream.STDOUT, Stream.STDERR])
+@pytest.mark.parametrize("first", [1, 2, 990, 999, 1000, 1001, 1999, 999_990, 10**15 - 3])
+def test_lines_that_stand_as_they_are_are_numbered_right(first: int, stream: Stream) -> None:
+    """Nothing in them is escaped, so they are put together in blocks: at every border the numbers go on."""
+    payload = b"".join(b"plain %d \xc3\xbc\n" % number for number in range(2500))
+    expected = reference(payload, first, stream=stream.name.lower())
+    assert text_of(output(payload, first, stream=stream, time_ns=17)) == expected
+    skipped = b"".join(payload.splitlines(keepends=True)[1234:])
+    assert text_of(output(payload, first, stream=stream, time_ns=17), skip=1234) == reference(
+        skipped, first + 1234, stream=stream.name.lower()
+    )
+
+
+@pytest.mark.parametrize("odd", [*map(chr, [*range(9), *range(11, 32), 127, 0x85, 0x2028]), '"', "\\", "/", "<"])
+def test_one_odd_character_among_plain_lines_is_escaped(odd: str) -> None:
+    """Wherever it is: a piece with it is encoded another way, and means the same."""
+    for place in (0, 700, 1499):
+        contents = [f"line {number}" for number in range(1500)]
+        contents[place] += odd
+        payload = "".join(f"{content}\n" for content in contents).encode()
+        found = text_of(output(payload, 1, time_ns=17))
+        assert [json.loads(line)["content"] for line in found.split(b"\n")[:-1]] == contents
+        assert [entry.sequence for entry in lines.decode(found)] == list(range(1, 1501))
+
+
+def test_a_line_that_is_not_utf8_slows_its_piece_only() -> None:
+    """And sequences go on over pieces, whatever is in them."""
+    rows = [b"x" * 99] * 5000
+    rows[2500] = b"\xff"
+    chunks = list(lines.encode(records(output(b"".join(row + b"\n" for row in rows), 7))[0]))
+    assert len(chunks) > 3
+    assert [chunk.span.first_sequence for chunk in chunks[1:]] == [
+        chunk.span.last_sequence + 1 for chunk in chunks[:-1]
+    ]
+    assert [entry.raw for chunk in chunks for entry in lines.decode(chunk.text)] == rows
+    assert sum(b"content_b64" in chunk.text for chunk in chunks) == 1
+
+
 def test_lines_that_are_not_utf8_do_not_spoil_the_others() -> None:
     """In one record, each line is text where it can be."""
     text = text_of(output(b"good\n\xc3\n\xc3\xbc\n", 1))

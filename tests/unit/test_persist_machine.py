@@ -166,6 +166,126 @@ def test_the_number_of_jobs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.handle(batch(1)) == []
 
 
+def test_a_small_flush_does_not_wait_for_large_ones() -> None:
+    """Both places for large ones are taken and more wait: what is small begins at once."""
+    machine = Machine(LIMITS)
+    floods = [machine.handle(batch(0, size=100, job=new_job_id())) for _ in range(5)]
+    assert [len(begun) for begun in floods] == [1, 1, 0, 0, 0]
+    machine.handle(batch(0, size=50, at=0))
+    (quiet,) = machine.handle(Tick(200))
+    assert isinstance(quiet, Flush)
+    assert quiet.job == JOB
+
+
+def test_a_turn_is_smaller_when_more_wait() -> None:
+    """So that a round through all of them stays as long as it was; never less than is flushed anyway."""
+    limits = LIMITS._replace(large_places=1, round_bytes=1600)
+    for waiting, batches in ((1, 10), (4, 4), (100, 1)):
+        machine = Machine(limits)
+        (running,) = machine.handle(batch(0, size=100, job=new_job_id()))
+        for _ in range(waiting):
+            job = new_job_id()
+            for number in range(20):
+                machine.handle(batch(number, size=100, job=job))
+        _, begun = machine.handle(flushed(running))
+        assert isinstance(begun, Flush)
+        assert len(begun.batches) == batches
+
+
+def test_what_is_dropped_leaves_its_line() -> None:
+    """A new epoch, or a deletion, of a job that was due and not begun: nothing of it is flushed."""
+    machine = Machine(LIMITS)
+    running = [machine.handle(batch(0, size=100, job=new_job_id()))[0] for _ in range(2)]
+    machine.handle(batch(0, size=100))
+    machine.handle(batch(0, size=100, job=OTHER))
+    machine.handle(JobDeleted(JOB))
+    assert machine.handle(batch(0, size=10, epoch=2, job=OTHER, at=5)) == []
+    assert len(machine.handle(flushed(running[0]))) == 1, "the answer, and no flush"
+    (begun,) = machine.handle(Tick(205))
+    assert isinstance(begun, Flush)
+    assert (begun.job, begun.epoch) == (OTHER, 2)
+
+
+class _Fairness:
+    """What must hold at every step of a run with many jobs, from outside: by its events and instructions alone."""
+
+    def __init__(self, limits: Limits, jobs: list[str], quiet: str) -> None:
+        self.machine = Machine(limits)
+        self._limits, self._quiet = limits, quiet
+        self.sent = dict.fromkeys(jobs, 0)
+        self.begun = dict.fromkeys(jobs, 0)
+        self.under_way: list[Flush] = []
+        self._overtaken = dict.fromkeys(jobs, 0)
+        """Flushes of other jobs that began since the job's last one ended, while some of it waited and was due."""
+
+    def send(self, job: str, size: int, now_ms: int) -> None:
+        """One more batch."""
+        self.sent[job] += 1
+        self._do(self.machine.handle(batch(self.sent[job] - 1, size=size, job=job, at=now_ms)))
+
+    def end(self, flush: Flush, now_ms: int) -> None:
+        """A flush is durable."""
+        self.under_way.remove(flush)
+        self._do(self.machine.handle(flushed(flush, at=now_ms)))
+
+    def tick(self, now_ms: int) -> None:
+        """Time passed, and everything that waits is due."""
+        self._do(self.machine.handle(Tick(now_ms)))
+        flushing = {flush.job for flush in self.under_way}
+        waiting = {job for job, sent in self.sent.items() if sent > self.begun[job]} - flushing
+        assert not waiting or len(flushing) >= self._limits.large_places, "a place is empty and somebody is due"
+        assert self._quiet not in waiting, "the only small one waits"
+
+    def _do(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Flush(job=job, batches=batches):
+                    assert job not in {flush.job for flush in self.under_way}, "two flushes of a job"
+                    assert [one.batch for one in batches] == [*range(self.begun[job], self.begun[job] + len(batches))]
+                    self.begun[job] += len(batches)
+                    self.under_way.append(instruction)
+                    self._count(job)
+                case AskResend():
+                    raise AssertionError(instruction)
+                case Answer():
+                    pass
+        assert len(self.under_way) <= self._limits.places
+
+    def _count(self, begun: str) -> None:
+        self._overtaken[begun] = 0
+        if begun == self._quiet:
+            return
+        flushing = {flush.job for flush in self.under_way}
+        for job in self.sent:
+            if job not in flushing and self.sent[job] > self.begun[job]:
+                self._overtaken[job] += 1
+                assert self._overtaken[job] <= 2 * len(self.sent), "somebody starves"
+
+
+@pytest.mark.threat("C17")
+@pytest.mark.parametrize("seed", range(20))
+def test_however_many_flood_nobody_starves_and_what_is_small_begins_at_once(seed: int) -> None:
+    """Random floods and one quiet job: order, one flush a job, no empty place, and a bounded wait in turns."""
+    source = random.Random(seed)  # noqa: S311  # no secret
+    jobs = [str(new_job_id()) for _ in range(source.randrange(2, 40))]
+    quiet, limits = jobs[0], LIMITS._replace(round_bytes=4000, small_places=source.randrange(1, 4))
+    run, now = _Fairness(limits, jobs, quiet), 0
+    for _ in range(1500):
+        now += source.randrange(30)
+        match source.randrange(8):
+            case 0:
+                if run.sent[quiet] == run.begun[quiet]:
+                    run.send(quiet, 10, now)
+            case 1 | 2 | 3 | 4:
+                run.send(source.choice(jobs[1:]), source.randrange(60, 400), now)
+            case _ if run.under_way:
+                run.end(source.choice(run.under_way), now)
+        run.tick(now := now + limits.flush_ms)
+    while run.under_way:
+        run.end(source.choice(run.under_way), now)
+    assert run.machine.held_bytes == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_answers_cover_only_what_was_flushed(seed: int) -> None:
     """Random events: no answer beyond the flushed, no second flush of a job at once, and the bytes add up."""
