@@ -83,6 +83,16 @@ def checksum_of(view: memoryview, position: int, end: int) -> int:
     return crc32(view[position + HEADER_BYTES : end], crc32(view[position : position + _CHECKED_BYTES]))
 
 
+def never_whole(descriptor: int, offset: int, size: int) -> bool:
+    """Whether the record at `offset`, whose end is not in the file of `size` bytes yet, has what it cannot have.
+
+    A length that a disk made larger: then the next record is in its payload, with line ends that it does not count.
+    Raises OSError.
+    """
+    data = os.pread(descriptor, min(HEADER_BYTES + PAYLOAD_BYTES_MAX, size - offset), offset)
+    return len(data) >= HEADER_BYTES and not _fits(header_at(data, 0), data[HEADER_BYTES:])
+
+
 def find_next(
     descriptor: int, damaged: int, *, last_sequence: int, start: int, size: int, sealed: bool
 ) -> Found | Unfinished | GivenUp | None:
@@ -154,7 +164,8 @@ class _Search:
                 return None  # nothing is written behind an EXIT: the job has printed this one
             bytes_needed += not self._sealed  # and it may have printed this one, too, while its monitor lives
         if bytes_needed > self._size:
-            return self._unfinished(position, data, bytes_needed)
+            begun = self._read(position, HEADER_BYTES + header.length)[HEADER_BYTES:]
+            return self._unfinished(position, data, bytes_needed) if _fits(header, begun) else None
         return Found(position, header) if self._is_whole(position, header) else None
 
     def _is_whole(self, position: int, header: Header) -> bool:
@@ -162,7 +173,7 @@ class _Search:
         if len(record) < HEADER_BYTES + header.length:
             return False
         right = checksum_of(memoryview(record), 0, len(record)) == header.crc
-        return right and _consistent(header, record[HEADER_BYTES:])
+        return right and _fits(header, record[HEADER_BYTES:])
 
     def _unfinished(self, position: int, data: bytes, bytes_needed: int) -> Unfinished | None:
         return None if self._sealed else Unfinished(position, data, bytes_needed)
@@ -187,10 +198,11 @@ def _believable(header: Header, last_sequence: int) -> bool:
     return header.lines >= 1 if header.type == RecordType.GAP else header.lines == 0
 
 
-def _consistent(header: Header, payload: bytes) -> bool:
-    """Whether the payload is what the header says."""
-    if header.type != RecordType.OUTPUT:
-        return True
-    if header.flags == Flags.PARTIAL:
-        return header.lines == 1 and b"\n" not in payload
-    return payload.endswith(b"\n") and payload.count(b"\n") == header.lines
+def _fits(header: Header, payload: bytes) -> bool:
+    """Whether a payload that begins so, or is so when it has its length, can be what the header says."""
+    if header.type != RecordType.OUTPUT or header.flags == Flags.PARTIAL:
+        return b"\n" not in payload and (header.type != RecordType.OUTPUT or header.lines == 1)
+    line_ends = payload.count(b"\n")
+    if line_ends < header.lines:
+        return len(payload) < header.length
+    return 0 < line_ends == header.lines and payload.rfind(b"\n") == header.length - 1

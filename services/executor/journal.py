@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from common.records import HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, RecordType, encode
-from services.executor.damage import SEARCH_BYTES_MAX, Found, GivenUp, Unfinished, checksum_of, find_next, header_at
+from services.executor.damage import (
+    SEARCH_BYTES_MAX,
+    Found,
+    GivenUp,
+    Unfinished,
+    checksum_of,
+    find_next,
+    header_at,
+    never_whole,
+)
 from services.executor.linux import files
 
 DAMAGED: Final = "journal_damaged"
@@ -105,7 +114,7 @@ class Journal:
         if run.records:
             return run._replace(corrupt="")  # its damage, if any, is the next one's
         size = self.size()
-        if run.corrupt or (self.sealed and size > offset):
+        if size > offset and (run.corrupt or self.sealed or never_whole(self._fd, offset, size)):
             return self._at_damage(run, size, bytes_max)
         return run
 
@@ -151,21 +160,19 @@ class Journal:
         offset, last_sequence = run.end, run.last_sequence
         if self._waits(offset, size):
             return run._replace(corrupt="")
-        kept = self._first_kept()
-        given_back = offset < kept
         problem = run.corrupt or f"corrupt record at byte {offset}: it has no end"
         found = find_next(
             self._fd,
             offset,
             last_sequence=last_sequence,
-            start=kept if given_back else offset,
+            start=max(offset, self._first_kept()),
             size=size,
             sealed=self.sealed,
         )
         self._awaited = (offset, found) if isinstance(found, Unfinished) else None
         match found:
             case Found():
-                return self._pass(run._replace(corrupt=problem), found, bytes_max, given_back=given_back)
+                return self._pass(run._replace(corrupt=problem), found, bytes_max)
             case GivenUp():
                 return run._replace(corrupt=f"{problem}, and no record within {SEARCH_BYTES_MAX} bytes behind it")
             case _:
@@ -178,22 +185,31 @@ class Journal:
         awaited = self._awaited[1]
         return size < awaited.bytes_needed and os.pread(self._fd, HEADER_BYTES, awaited.offset) == awaited.header
 
-    def _pass(self, run: Slice, found: Found, bytes_max: int, *, given_back: bool) -> Slice:
+    def _pass(self, run: Slice, found: Found, bytes_max: int) -> Slice:
         offset, first = run.end, run.last_sequence + 1
         # A record that is written at this moment may be read half old, half new. One behind it is whole by now, so
         # whatever is here now is what will always be here.
         again = self._run(offset, run.last_sequence, bytes_max)
         if again.records:
             return again._replace(corrupt="")
-        missing = found.header.sequence - first
-        gap = b""
-        if missing and not given_back:
+        missing, gap = found.header.sequence - first, b""
+        if not self._was_given_back(offset, found.offset):
             gap = _gap(first, missing, skipped_bytes=found.offset - offset, time_ns=found.header.time_ns)
-        if not given_back:  # what was given back is with persist: a cursor of before is behind, and nothing is lost
             self._tell(Damage(offset, found.offset, first, missing, run.corrupt))
         passage = _Passage(found.offset, gap, found.header.sequence)
         self._passages[offset, run.last_sequence] = passage
         return self._passed(offset, passage, run.last_sequence, bytes_max)
+
+    def _was_given_back(self, offset: int, end: int) -> bool:
+        """Whether what is not there from `offset` to `end` is with persist: then a cursor of before is behind it.
+
+        The hole ends at the border of a block; from there to `end` are zeros.
+        """
+        kept = self._first_kept()
+        if offset < kept:
+            return True
+        in_its_last_block = 0 < kept <= offset and end - kept < os.fstat(self._fd).st_blksize
+        return in_its_last_block and not any(os.pread(self._fd, end - offset, offset))
 
     def _first_kept(self) -> int:
         """Where the journal has bytes; before is what was given back."""

@@ -187,8 +187,8 @@ class Output:
             entries=damage.entries,
             problem=damage.problem,
         )
-        what = f"{damage.entries} entries are" if damage.entries else "no output is"
-        self._listener.damaged(job, f"{damage.problem}; {what} lost")
+        what = f"{damage.entries} entries cannot be read" if damage.entries else "no output is missing"
+        self._listener.damaged(job, f"{damage.problem}; {what}")
 
     def _count_damaged(self, job: JobId) -> None:
         self._journals_damaged += job not in self._damaged

@@ -140,14 +140,32 @@ def test_an_exit_behind_damage_is_found(reader: Reader) -> None:
     assert sequences(reader.rest()) == [(GAP, 2, 1), (EXIT, 3, 0)]
 
 
-def test_a_length_that_became_larger_hides_nothing(reader: Reader) -> None:
-    """While the monitor lives it looks like a record that is being written; afterwards what is behind is read."""
-    longer = bytearray(line(2))
+@pytest.mark.parametrize("kind", ["lines", "piece", "start"])
+def test_a_length_that_became_larger_hides_nothing(reader: Reader, kind: str) -> None:
+    """It looks like a record that is being written, until it has line ends of the next one."""
+    records = {"lines": line(1), "piece": line(1, b"x", partial=True)}
+    longer = bytearray(records.get(kind, encode(RecordType.START, b"{}", time_ns=1, sequence=1)))
     longer[30] ^= 1  # 64 KiB more
-    reader.append(line(1), bytes(longer), line(3), line(4))
+    gap = [] if kind == "start" else [(GAP, 1, 1)]
+    first = 1 if kind == "start" else 2
+    reader.append(bytes(longer))
+    assert reader.rest() == []
+    reader.append(line(first))
+    assert sequences(reader.rest()) == [*gap, (OUTPUT, first, 1)]
+
+
+def test_a_length_that_became_larger_before_pieces_is_waited_for(reader: Reader) -> None:
+    """No line end tells: the pieces behind it come when it would be whole and is not, or when the monitor is gone."""
+    longer = bytearray(line(2, b"x", partial=True))
+    longer[30] ^= 1
+    reader.append(line(1), bytes(longer), line(3, b"y" * 100, partial=True))
     assert sequences(reader.rest()) == [(OUTPUT, 1, 1)]
-    reader.append(line(5, b"z" * 70_000 + b"\n"))
-    assert sequences(reader.rest()) == [(GAP, 2, 1), (OUTPUT, 3, 1), (OUTPUT, 4, 1), (OUTPUT, 5, 1)]
+    reader.append(line(4, b"z" * 65_536, partial=True))
+    assert sequences(reader.rest()) == [(GAP, 2, 1), (OUTPUT, 3, 1), (OUTPUT, 4, 1)]
+    reader.append(flipped(line(5, b"x", partial=True), 29), line(6, b"y", partial=True))
+    assert reader.rest() == []
+    reader.seal()
+    assert sequences(reader.rest()) == [(GAP, 5, 1), (OUTPUT, 6, 1)]
 
 
 def test_the_end_of_a_sealed_journal_is_torn_or_corrupt(reader: Reader) -> None:
@@ -179,6 +197,21 @@ def test_a_hole_that_was_given_back_is_no_damage(reader: Reader) -> None:
     found = reader.rest()
     assert sequences(found) == [(OUTPUT, 3, 1), (GAP, 4, 1), (OUTPUT, 5, 1)]
     assert [each.first for each in reader.told] == [4]
+
+
+def test_a_cursor_in_the_last_block_of_what_was_given_back_is_behind_it(reader: Reader) -> None:
+    """There the hole is zeros in a block that is kept. The same zeros in a journal without a hole are damage."""
+    records = [line(1, b"o" * 8000 + b"\n"), *(line(n) for n in range(2, 12))]
+    reader.append(*records)
+    offset, end = len(b"".join(records[:5])), len(b"".join(records[:9]))
+    files.punch_hole(reader.journal._fd, 0, end)
+    reader.offset, reader.last = offset, 5
+    assert sequences(reader.rest()) == [(OUTPUT, 10, 1), (OUTPUT, 11, 1)]
+    assert not reader.told
+    reader.path.write_bytes(b"".join(records[:5]) + bytes(end - offset) + b"".join(records[9:]))
+    reader.journal = Journal(reader.path, reader.told.append)
+    reader.offset, reader.last = offset, 5
+    assert sequences(reader.rest()) == [(GAP, 6, 4), (OUTPUT, 10, 1), (OUTPUT, 11, 1)]
 
 
 def test_what_is_given_back_is_forgotten(reader: Reader) -> None:

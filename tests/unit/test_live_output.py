@@ -119,6 +119,40 @@ def test_live_and_stored_agree_about_a_wrong_checksum(tmp_path: Path) -> None:
 
 
 @pytest.mark.threat("F12")
+def test_what_is_damaged_between_followers_and_persist_is_told(tmp_path: Path) -> None:
+    """Followers had it, the stored log has a gap in its place: record and node say so. Lost for followers it is not."""
+
+    async def scenario() -> None:
+        transport = Memory()
+        settings = node_settings(tmp_path, journal=JournalSettings(unacknowledged_bytes_max=1))
+        async with running_node(settings, transport) as node:  # a record at a time goes to persist: nobody answers
+            job, monitor = await launched(node)
+            monitor.start()
+            monitor.output(numbered(1, 3))
+            offset = monitor.journal.stat().st_size
+            monitor.output(numbered(4, 5))
+            monitor.output(numbered(6, 7))
+
+            async def published() -> bool:
+                return (await got(node, job)).last_sequence == 7
+
+            await await_for(published, what="seven lines")
+            monitor.journal.write_bytes(flipped(monitor.journal.read_bytes(), offset + 8))
+            persist = FakePersist(transport)
+            storing = asyncio.create_task(persist.run())
+            await await_for(lambda: persist.last.get(job) == 7, what="the rest with persist")
+            record = await got(node, job)
+            assert (record.lost_entries, record.last_sequence) == (0, 7)
+            assert (await counters(node))["journals_damaged"] == 1
+            assert f"corrupt record at byte {offset}" in record.reason
+            assert [gap[:3] for gap in lost(persist, job)] == [(4, 2, "journal_damaged")]
+            assert lines_of(persist, job) == numbered(1, 3) + numbered(6, 7)
+            storing.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("F12")
 @pytest.mark.parametrize("which", ["start", "exit"])
 def test_a_job_whose_start_or_exit_is_damaged_has_an_end(tmp_path: Path, which: str) -> None:
     """Without its START it ends as its EXIT says; without its EXIT it is LOST, with a reason. No output is missing."""
