@@ -272,7 +272,7 @@ def test_it_happens_by_itself_and_early_when_there_is_no_room(tmp_path: Path) ->
         try:
             await await_for(lambda: first not in directories(tmp_path), what="the first to go")
             second = await finished(rig, days=8)
-            rig.keeper.hurry()
+            rig.keeper.hurry(1)
             await await_for(lambda: second not in directories(tmp_path), what="the second to go")
         finally:
             running.cancel()
