@@ -37,6 +37,8 @@ EARLY_S: Final = 1.0
 IDLE_EARLY_S: Final = 5.0
 """… and when it does not; or so many times what a round takes:"""
 IDLE_FACTOR: Final = 20
+SPARE_BYTES: Final = 64 * 1024
+"""For directories and other things that a file system needs to write something."""
 UNFINISHED: Final = "unfinished"
 """In the audit log, in place of a rule: a removal that a process before did not come to the end of."""
 
@@ -112,6 +114,7 @@ class Keeper:
         self._early = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = Event()
+        self._wanted_bytes = 0
         self.counts: Counter[str] = Counter()
         """jobs_removed and bytes_removed."""
         self.facts = Facts()
@@ -130,10 +133,13 @@ class Keeper:
                 pass
             self._early.clear()
 
-    def hurry(self) -> None:
-        """There is no room: do not wait for the next time. May be called in any thread."""
+    def hurry(self, wanted_bytes: int) -> None:
+        """There is no room for so much: do not wait for the next time. May be called in any thread.
+
+        What could not be written is taken back, so it may find `free_bytes` free; it needs more than that, then.
+        """
         if self._loop is not None and any(self._rules):
-            self._loop.call_soon_threadsafe(self._early.set)
+            self._loop.call_soon_threadsafe(self._want, wanted_bytes)
 
     def stop(self) -> None:
         """The process ends: what is under way in the thread ends as soon as it can."""
@@ -157,6 +163,10 @@ class Keeper:
         left = format_duration_ms(max(60_000, self._watched.unsettled_ns // 10**6 // 60_000 * 60_000))
         return f"the clock was set, or may be wrong: for another {left} no job is removed for its age"
 
+    def _want(self, wanted_bytes: int) -> None:
+        self._wanted_bytes = max(self._wanted_bytes, wanted_bytes)
+        self._early.set()
+
     async def _round(self) -> int:
         removals = 0
         try:
@@ -177,12 +187,17 @@ class Keeper:
         if not dry_run:
             self._tidy(found)
             self.facts = Facts(len(found.jobs), found.log_bytes, found.metric_bytes, found.free_bytes, now.wall_ns)
+        rules, wanted_bytes = self._rules, self._wanted_bytes
+        if not dry_run:
+            self._wanted_bytes = 0
+        if rules.free_bytes and wanted_bytes:
+            rules = rules._replace(free_bytes=max(rules.free_bytes, wanted_bytes + SPARE_BYTES))
         cuts = self._cuts(found.jobs)
         jobs = [_with_cut(job, cuts.get(job.job)) for job in found.jobs]
         assert self._watched is not None
         removals = retention.plan(
             jobs,
-            self._rules,
+            rules,
             free_bytes=found.free_bytes,
             now_ns=now.wall_ns,
             clock_believed=self._watched.is_believed,

@@ -72,8 +72,8 @@ class Store:
         self._jobs = Holdings()
         self._abandoned: set[JobId] = set()
         self._damaged: set[tuple[JobId, str, int]] = set()
-        self.when_full: Callable[[], None] = _nothing
-        """Called in a worker thread when something could not be written for want of room."""
+        self.when_full: Callable[[int], None] = _nothing
+        """Called in a worker thread when so many bytes could not be written for want of room."""
 
     @property
     def members_damaged(self) -> int:
@@ -104,10 +104,6 @@ class Store:
             for _ in range(_LOADS_MAX):
                 try:
                     return self._write(job, stored, batch, through=through, end=end, kept=kept)
-                except OSError as cause:
-                    if cause.errno in _NO_ROOM:
-                        self.when_full()
-                    raise
                 except StaleSegment as stale:
                     log.warning("a stored file was changed by another hand, loading it again", job=job, file=str(stale))
                     stored.forget()
@@ -266,7 +262,8 @@ class Store:
                 if end is not None and segment.ended_at is None and _wants_mark(stream, segment, members):
                     members.append(member.end_mark(end, batch[-1].time_ns if batch else 0))
                 if members or segment.torn or (segment.size_bytes and self._durable and not segment.durable):
-                    segment.append(directory, members, self._disk, durable=self._durable)
+                    with self._telling(sum(map(len, members))):
+                        segment.append(directory, members, self._disk, durable=self._durable)
                 elif not segment.is_in(directory):
                     raise StaleSegment(segment.name)
                 if stream is Stream.STDERR:
@@ -274,10 +271,21 @@ class Store:
             if end is not None:
                 reached("persist.ended")
                 if kept is not None:
-                    summary.write(directory, kept, self._disk, durable=self._durable)
+                    with self._telling(summary.SUMMARY_BYTES_MAX):
+                        summary.write(directory, kept, self._disk, durable=self._durable)
         stored.settled = max(stored.settled, through)
         stored.live = True
         return Written(planned.repeats, planned.missing)
+
+    @contextlib.contextmanager
+    def _telling(self, size_bytes: int) -> Iterator[None]:
+        """Tell whoever can make room that so much is wanted."""
+        try:
+            yield
+        except OSError as cause:
+            if cause.errno in _NO_ROOM:
+                self.when_full(size_bytes)
+            raise
 
     def _members(self, chunks: Iterable[Chunk]) -> list[bytes]:
         return building.members(
@@ -324,8 +332,8 @@ def _can_be_trimmed(logs: dict[Stream, Segment]) -> bool:
     return logs[Stream.STDOUT].ended_at is not None and not any(segment.abandoned for segment in logs.values())
 
 
-def _nothing() -> None:
-    pass
+def _nothing(size_bytes: int) -> None:
+    del size_bytes
 
 
 def _wants_mark(stream: Stream, segment: Segment, members: Sequence[bytes]) -> bool:

@@ -39,12 +39,13 @@ JOB = new_job_id()
 class Rig:
     """A persist without a process around it; `send` is the executor, `stub` the api."""
 
-    def __init__(self, transport: Memory, stub: Any, ingest: Ingest, keeper: Keeper) -> None:
+    def __init__(self, transport: Memory, stub: Any, ingest: Ingest, keeper: Keeper, audit: "Lines") -> None:
         self._push = transport.push(PERSIST_IPC)
         self.answers: list[Body] = []
         self.stub = stub
         self.ingest = ingest
         self.keeper = keeper
+        self.audit = audit
 
     async def send(self, *bodies: Body) -> None:
         """Queue messages for persist."""
@@ -80,7 +81,7 @@ class Lines:
 @asynccontextmanager
 async def running(base: Path, *, concurrent: int = 50, retention: Retention | None = None) -> AsyncIterator[Rig]:
     """A rig below `base`. Retention happens when it is asked for."""
-    transport, store, changes = Memory(), make_store(base), Changes()
+    transport, store, changes, audit = Memory(), make_store(base), Changes(), Lines()
     samples, outbox = Samples(store), Outbox(transport.push(PERSIST_ACKS))
     with ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as keepers:
         ingest = Ingest(
@@ -99,7 +100,7 @@ async def running(base: Path, *, concurrent: int = 50, retention: Retention | No
             logs=base / "logs",
             metrics=base / "metrics",
             settings=retention or Retention(),
-            audit=Lines(),
+            audit=audit,
             removed=ingest.deleted,
             pool=keepers,
         )
@@ -110,7 +111,7 @@ async def running(base: Path, *, concurrent: int = 50, retention: Retention | No
         server.add_insecure_port(f"unix:{base}/grpc.sock")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{base}/grpc.sock") as channel:
-            rig = Rig(transport, PersistServiceStub(channel), ingest, keeper)
+            rig = Rig(transport, PersistServiceStub(channel), ingest, keeper, audit)
             tasks = [
                 asyncio.create_task(work)
                 for work in (ingest.run(), outbox.run(), rig.listen(Receiver(transport, PERSIST_ACKS)))

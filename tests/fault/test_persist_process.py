@@ -67,10 +67,13 @@ class Service:
 class Sender:
     """The executor's side of go-back-N: all records of one job, from what was acknowledged last."""
 
-    def __init__(self, transport: ZeroMQ, job: JobId, encoded: list[bytes]) -> None:
+    def __init__(
+        self, transport: ZeroMQ, job: JobId, encoded: list[bytes], *, owner: str = "", ended_at_ns: int = 0
+    ) -> None:
         self._push = transport.push(PERSIST_IPC)
         self._acks = Receiver(transport, PERSIST_ACKS)
         self._job, self._encoded = job, encoded
+        self._owner, self._ended_at_ns = owner, ended_at_ns
         self._lasts = last_sequences(encoded)
         self._epoch = 0
         self.acknowledged = 0
@@ -100,7 +103,14 @@ class Sender:
                 await asyncio.sleep(0.001)
             await self._push.send(codec.encode(StoreRecords(job=self._job, epoch=epoch, batch=batch, records=records)))
             batch += 1
-        end = EndOfJob(job=self._job, epoch=epoch, batch=batch, last_sequence=self._lasts[-1])
+        end = EndOfJob(
+            job=self._job,
+            epoch=epoch,
+            batch=batch,
+            last_sequence=self._lasts[-1],
+            owner=self._owner,
+            ended_at_ns=self._ended_at_ns,
+        )
         await self._push.send(codec.encode(end))
         await self._go_back.wait()
 

@@ -125,12 +125,15 @@ def test_a_summary_for_which_there_is_no_room(tmp_path: Path) -> None:
     disk = FaultyDisk()
     store = make_store(tmp_path, disk=disk)
     write(store, JOB, output(b"line\n", 1), end=1)
-    called: list[bool] = []
-    store.when_full = lambda: called.append(True)
+    wanted: list[int] = []
+    store.when_full = wanted.append
     disk.room_bytes = 5
     with pytest.raises(OSError, match="No space"):
         store.write(JOB, (), through=1, end=1, owner="ann", ended_at_ns=ENDED_AT_NS)
-    assert called == [True], "whoever can make room is told"
+    assert wanted == [summary.SUMMARY_BYTES_MAX], "whoever can make room is told"
+    with pytest.raises(OSError, match="No space"):
+        write(store, JOB, output(os.urandom(5000).replace(b"\n", b"x") + b"\n", 2))
+    assert wanted[1] > 5000
     assert not scan(tmp_path).untidy
     disk.room_bytes = 2**40
     store.write(JOB, (), through=1, end=1, owner="ann", ended_at_ns=ENDED_AT_NS)
