@@ -3,6 +3,7 @@
 Messages pass as bytes where nobody here looks into them: a query of millions of lines is handed on, not re-encoded.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any, Final
@@ -47,12 +48,22 @@ class History:
             SERVICE + "GetStore", persist_pb2.GetStoreRequest.SerializeToString, persist_pb2.StoreInfo.FromString
         )
 
-    async def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
-        """The answers of a query as they came. Leaving early ends the query."""
+    async def raw(self, method: str, request: Message, *, held_s: float | None = None) -> AsyncGenerator[bytes, None]:
+        """The answers of a query as they came. Leaving early ends the query.
+
+        `held_s`: when an answer is not taken for so long, the query is given up, and the next one asked for is
+        UNAVAILABLE. A client that does not read must not keep one of the few queries that persist answers at once.
+        """
+        loop = asyncio.get_running_loop()
         call = self._streams[method](request)
         try:
             while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+                timer = None if held_s is None else loop.call_later(held_s, call.cancel)
                 yield message
+                if timer is not None:
+                    timer.cancel()
+                    if call.cancelled():
+                        raise unavailable("the query was given up: its answers were not taken")
         except aio.AioRpcError as error:
             raise _as_error(error) from error
         finally:

@@ -25,6 +25,9 @@ from services.api.followers.selection import Selection
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 1.0
 
+HELD_S: Final = 2.0
+"""A client that takes nothing for so long gives its query back, and asks again when it reads."""
+
 NOT_STORED: Final = "not_stored"
 """Reason of a gap: persist passed over these entries and does not say why."""
 REMOVED: Final = "removed"
@@ -34,8 +37,8 @@ REMOVED: Final = "removed"
 class Queries(Protocol):
     """What is needed of `services.api.history.History`."""
 
-    def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
-        """The answers to a query, as bytes."""
+    def raw(self, method: str, request: Message, *, held_s: float) -> AsyncGenerator[bytes, None]:
+        """The answers to a query, as bytes; UNAVAILABLE after an answer that was not taken for `held_s`."""
 
 
 class Part(NamedTuple):
@@ -85,9 +88,9 @@ class Reader:
                 pass  # it is silent, and time goes on
             except JobletError as error:
                 gone = complete and error.reason is Reason.NOT_FOUND  # removed meanwhile: the next answer says so
-                if error.reason is not Reason.UNAVAILABLE and not gone:
+                if error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED} and not gone:
                     raise
-                heard_at = loop.time()  # it is away: that says nothing of what it has
+                heard_at = loop.time()  # it is away, or has too many to serve: that says nothing of what it has
             if first > last:
                 return
             if final and not complete and loop.time() - heard_at >= self._missing_s:
@@ -185,7 +188,7 @@ class Reader:
             yield Part([], last)  # the rest of the range was looked through, and nothing in it is wanted
 
     def _ask(self, query: persist_pb2.LogBatchQueryRequest) -> AsyncGenerator[list[Chunk], None]:
-        return _answers(self._queries.raw("QueryLogBatches", query), self._missing_s)
+        return _answers(self._queries.raw("QueryLogBatches", query, held_s=HELD_S), self._missing_s)
 
     def _of_range(self, first: int, last: int, *, wait: bool) -> persist_pb2.LogBatchQueryRequest:
         return persist_pb2.LogBatchQueryRequest(
