@@ -73,14 +73,13 @@ class Api:
         self.capacity = Capacity(limits.active_streams_max)
         self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
         self.hub = Hub(self._subscriber)
-        self.feeds = Feeds(self.hub, self._executor)
+        self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
         access = Access(self._executor)
         log_streams = LogStreams(
             feeds=self.feeds,
             queries=self._history,
             look=access.look_up,
-            queue_bytes_max=limits.follower_queue_bytes,
         )
         self._health = health_aio.HealthServicer()
         self._server = build_server(

@@ -16,8 +16,8 @@ from common.identifiers import JobId, new_job_id
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api.followers.chunks import batches_of
-from services.api.followers.feed import Follower
 from services.api.followers.follower import LogFollower
+from services.api.followers.output import Output
 from services.api.followers.wanted import wanted_of
 
 JOB = new_job_id()
@@ -38,15 +38,15 @@ class FakeFeed:
     """Hands on what the test publishes."""
 
     def __init__(self) -> None:
-        self.followers: list[Follower] = []
+        self.output = Output(800)
+        self.joined = False
 
     @contextmanager
-    def following(self, job: JobId, follower: Follower) -> Iterator[None]:
+    def following(self, job: JobId) -> Iterator[Output]:
         """See feed.Feeds."""
         assert job == JOB
-        self.followers.append(follower)
-        yield
-        self.followers.remove(follower)
+        self.joined = True
+        yield self.output
 
 
 class PlainHistory:
@@ -221,7 +221,6 @@ async def followed(
         feeds=feed,
         queries=history,
         look=look,
-        queue_bytes_max=400,
     )
     got: list[Entry] = []
     ended = False
@@ -237,15 +236,16 @@ async def followed(
     task = asyncio.create_task(take())
     position = sum(len(run) for run in runs[:before])
     await asyncio.sleep(0)  # the follower comes
-    assert feed.followers or task.done()
-    for tell in list(feed.followers):
-        tell.marked(position)
+    assert feed.joined or task.done()
+    feed.output.marked(position)
+    for _ in range(3):
+        await asyncio.sleep(0)  # a tail counts from where the output is when the client hears of it
     for number, run in enumerate(runs[before:]):
         fate = fates[number % len(fates)] if fates else "live"
-        for tell in list(feed.followers):
-            if fate != "lost":
-                for batch in batches_of(record_of(run)):
-                    tell.live(batch)
+        if fate != "lost":
+            for batch in batches_of(record_of(run)):
+                feed.output.published(batch)
+            feed.output.tell()
         if fate == "slow":
             continue
         await history.store(run[-1].sequence)
@@ -261,8 +261,7 @@ async def followed(
         last_sequence=len(entries),
     )
     await history.store(len(entries))
-    for tell in list(feed.followers):
-        tell.ended(final)
+    feed.output.ended(final)
     async with asyncio.timeout(20):
         await task
     return got, position, ended

@@ -7,22 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.api.followers.machine import (
-    Ended,
-    Finish,
-    Live,
-    Machine,
-    Marked,
-    Mode,
-    Progress,
-    Read,
-    Ready,
-    Send,
-    Wait,
-    Wake,
-)
+from services.api.followers.machine import Finish, Machine, Mode, Progress, Read, Ready, Send, Wait
+from services.api.followers.window import Window
 
-QUEUE_BYTES = 60
+WINDOW_BYTES = 60
 
 
 class Entries(NamedTuple):
@@ -36,8 +24,8 @@ class Entries(NamedTuple):
 class Follower:
     """Does what the machine says, at the pace the test gives, and keeps what it got."""
 
-    def __init__(self, first: int = 1) -> None:
-        self.machine = Machine(next_sequence=first, queue_bytes_max=QUEUE_BYTES)
+    def __init__(self, window: Window, first: int = 1) -> None:
+        self.machine = Machine(next_sequence=first, window=window)
         self.got: list[int] = []
         self.reading: deque[int] = deque()
         self.finished = False
@@ -81,74 +69,105 @@ actions = st.lists(
 )
 
 
-@given(actions=actions, first=st.integers(1, 6), before=st.integers(0, 8))
+@given(actions=actions, firsts=st.lists(st.integers(1, 6), min_size=1, max_size=3), before=st.integers(0, 8))
 @settings(max_examples=400, deadline=None)
 @pytest.mark.threat("E06")
-def test_every_sequence_once_and_in_order(actions: list[tuple[str, int]], first: int, before: int) -> None:
-    """Live, lost, repeated, marked, stored late, read slowly, in any interleaving: nothing is missing or doubled."""
-    follower = Follower(first)
+def test_every_sequence_once_and_in_order(actions: list[tuple[str, int]], firsts: list[int], before: int) -> None:
+    """Live, lost, repeated, marked, stored late, read slowly, in any interleaving: nothing is missing or doubled.
+
+    Followers share one window, take in turns, and none of them can make another miss something.
+    """
+    window = Window(WINDOW_BYTES)
+    followers = [Follower(window, first) for first in firsts]
     written = before
     stored = 0
-    for action, number in actions:
+    for number_of_action, (action, number) in enumerate(actions):
         match action:
             case "write":
-                follower.machine.handle(Live(Entries(written + 1, written + number)))
+                window.add(Entries(written + 1, written + number))
                 written += number
             case "lose":
                 written += number
             case "repeat":
                 start = max(1, written - number)
                 if start <= written:
-                    follower.machine.handle(Live(Entries(start, min(start + 2, written))))
+                    window.add(Entries(start, min(start + 2, written)))
             case "mark":
-                follower.machine.handle(Marked(written))
+                window.reached(written)
             case "store":
                 stored = min(stored + number, written)
             case _:
-                follower.step(stored=stored, at_once=number)
-        assert follower.machine.queued_bytes <= QUEUE_BYTES
-        assert follower.got == list(range(first, first + len(follower.got)))
-    follower.machine.handle(Ended(written))
-    for _ in range(2 * written + 20):
-        follower.step(stored=written, at_once=3)
-    assert follower.finished
-    assert follower.got == list(range(first, written + 1))
+                followers[number_of_action % len(followers)].step(stored=stored, at_once=number)
+        window.release(min(follower.machine.next for follower in followers))
+        window.trim()
+        assert window.size_bytes <= WINDOW_BYTES
+        for follower, first in zip(followers, firsts, strict=True):
+            assert follower.got == list(range(first, first + len(follower.got)))
+    window.ended(written)
+    for follower, first in zip(followers, firsts, strict=True):
+        for _ in range(2 * written + 20):
+            follower.step(stored=written, at_once=3)
+        assert follower.finished
+        assert follower.got == list(range(first, written + 1))
 
 
 def test_a_follower_that_is_in_step_is_sent_each_batch_at_once() -> None:
-    """Once it waits, the next batch wakes it and is sent without a look at history."""
-    machine = Machine(next_sequence=1, queue_bytes_max=QUEUE_BYTES)
-    assert machine.handle(Marked(0)) is None
+    """Once it waits, the next batch is sent without a look at history."""
+    window = Window(WINDOW_BYTES)
+    machine = Machine(next_sequence=1, window=window)
+    window.reached(0)
     assert machine.handle(Ready()) == Wait()
     assert machine.mode is Mode.LIVE
-    assert machine.handle(Live(Entries(1, 3))) == Wake()
+    window.add(Entries(1, 3))
     assert machine.handle(Ready()) == Send([Entries(1, 3)], 1)
     assert machine.handle(Ready()) == Wait()
 
 
-def test_a_full_queue_forgets_the_oldest_and_becomes_a_read() -> None:
-    """A follower that does not take anything holds no more than its bound, and reads what it missed afterwards."""
-    machine = Machine(next_sequence=1, queue_bytes_max=QUEUE_BYTES)
+@pytest.mark.threat("D17")
+def test_a_full_window_forgets_the_oldest_and_becomes_a_read() -> None:
+    """However many never take anything, they hold one window together, and each reads afterwards what it missed."""
+    window = Window(WINDOW_BYTES)
+    stalled = [Machine(next_sequence=1, window=window) for _ in range(50)]
+    quick = Machine(next_sequence=1, window=window)
     for sequence in range(1, 1001):
-        machine.handle(Live(Entries(sequence, sequence)))
-        assert machine.queued_bytes <= QUEUE_BYTES
-    assert machine.dropped == 994
-    assert machine.handle(Ready()) == Read(1, 994)
-    assert machine.mode is Mode.CATCHING_UP
+        window.add(Entries(sequence, sequence))
+        window.release(1)
+        window.trim()
+        assert window.size_bytes <= WINDOW_BYTES
+        assert quick.handle(Ready()) == Send([Entries(sequence, sequence)], sequence)
+    assert window.dropped == 994
+    for machine in stalled:
+        assert machine.handle(Ready()) == Read(1, 994)
+        assert machine.mode is Mode.CATCHING_UP
+
+
+def test_what_everyone_has_is_let_go_and_nothing_else() -> None:
+    """A window of followers that keep up holds next to nothing, however long they follow."""
+    window = Window(10**9)
+    for sequence in range(1, 2001):
+        window.add(Entries(sequence, sequence))
+        window.release(sequence - 2)
+        assert window.size_bytes == 10 * min(sequence, 3)
+    assert window.since(1, bytes_max=10**6) == [Entries(n, n) for n in (1998, 1999, 2000)]
+    assert window.since(2000, bytes_max=1) == [Entries(2000, 2000)]
+    assert window.since(2001, bytes_max=1) == []
+    assert window.dropped == 0
 
 
 def test_a_silent_hole_at_the_end_is_found_by_a_marker() -> None:
     """When the last message was lost, a later marker says how far the output reaches."""
-    machine = Machine(next_sequence=5, queue_bytes_max=QUEUE_BYTES)
+    window = Window(WINDOW_BYTES)
+    machine = Machine(next_sequence=5, window=window)
     machine.handle(Ready())
-    assert machine.handle(Marked(7)) == Wake()
+    window.reached(7)
     assert machine.handle(Ready()) == Read(5, 7)
 
 
 def test_the_end_comes_after_the_last_entry() -> None:
     """An ended job is finished only when its last entry was given."""
-    machine = Machine(next_sequence=1, queue_bytes_max=QUEUE_BYTES)
-    machine.handle(Ended(2))
+    window = Window(WINDOW_BYTES)
+    machine = Machine(next_sequence=1, window=window)
+    window.ended(2)
     assert machine.handle(Ready()) == Read(1, 2)
     machine.handle(Progress(2))
     assert machine.handle(Ready()) == Finish()

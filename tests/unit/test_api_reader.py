@@ -110,10 +110,11 @@ def test_answers_beyond_the_range_are_cut() -> None:
 
 
 def test_a_query_that_breaks_goes_on_where_it_was() -> None:
-    """Persist dies in the middle, is away, and comes back: the next query begins behind what was got."""
-    script = Script([lines(1, 3)], unavailable("away"), [lines(2, 9)])
+    """Persist dies in the middle, is away, comes back crowded: the next query begins behind what was got."""
+    crowded = JobletError(Reason.EXHAUSTED, "too many queries at once")
+    script = Script([lines(1, 3)], unavailable("away"), crowded, [lines(2, 9)])
     assert read(script, 1, 9) == (numbers(1, 9), 9)
-    assert [query.from_sequence for query in script.asked] == [1, 4, 4]
+    assert [query.from_sequence for query in script.asked] == [1, 4, 4, 4]
 
 
 @pytest.mark.parametrize("stay", [True, False])

@@ -5,7 +5,7 @@ Belongs here: reading live records, cutting by sequence, encoding. Does not belo
 line end.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Final, NamedTuple, cast
 
@@ -14,9 +14,9 @@ import msgspec
 from common import records
 from proto.joblet.v1 import job_pb2, persist_pb2
 
-BATCH_BYTES: Final = 1024 * 1024
-"""A batch is closed when it has so many bytes: with the largest record it stays below the 4 MiB that a gRPC client
-accepts by default."""
+BATCH_BYTES: Final = 256 * 1024
+"""A batch is closed when it has so many bytes, and a record that has more is cut at line ends. So a message stays far
+below the 4 MiB that a gRPC client accepts by default, and costs little while a client does not read it."""
 CHUNK_OVERHEAD_BYTES: Final = 64
 LARGE_DATA_BYTES: Final = 16 * 1024
 _LENGTH_DELIMITED: Final = 2
@@ -60,13 +60,16 @@ class Chunk(NamedTuple):
 
 
 class Batch:
-    """Chunks without a hole between their sequences. One instance, and one encoding, serve every follower."""
+    """Chunks without a hole between their sequences. One instance, and one encoding, serve every follower.
+
+    `size_bytes` is what it takes in memory: the chunks and their encoding.
+    """
 
     def __init__(self, chunks: tuple[Chunk, ...]) -> None:
         self.chunks = chunks
         self.first = chunks[0].first
         self.last = chunks[-1].last
-        self.size_bytes = sum(len(chunk.data) + CHUNK_OVERHEAD_BYTES for chunk in chunks)
+        self.size_bytes = 2 * sum(len(chunk.data) + CHUNK_OVERHEAD_BYTES for chunk in chunks)
 
     @cached_property
     def encoded(self) -> bytes:
@@ -92,14 +95,28 @@ def batches_of(payload: bytes) -> list[Batch]:
     for record in records.decode_all(payload):
         if record.lines == 0:
             continue
-        if run and (record.sequence != run[-1].last + 1 or run_bytes >= BATCH_BYTES):
-            batches.append(Batch(tuple(run)))
-            run, run_bytes = [], 0
-        run.append(_chunk_of(record))
-        run_bytes += len(record.payload)
+        for chunk in _pieces(_chunk_of(record)):
+            if run and (chunk.first != run[-1].last + 1 or run_bytes >= BATCH_BYTES):
+                batches.append(Batch(tuple(run)))
+                run, run_bytes = [], 0
+            run.append(chunk)
+            run_bytes += len(chunk.data)
     if run:
         batches.append(Batch(tuple(run)))
     return batches
+
+
+def _pieces(chunk: Chunk) -> Iterator[Chunk]:
+    """The chunk in pieces of about BATCH_BYTES, whole lines each; as it is when it is no larger."""
+    data, first, start = chunk.data, chunk.first, 0
+    while len(data) - start > BATCH_BYTES:
+        end = data.rfind(b"\n", start, start + BATCH_BYTES) + 1 or data.find(b"\n", start + BATCH_BYTES) + 1
+        if end in {0, len(data)}:
+            break
+        lines = data.count(b"\n", start, end)
+        yield chunk._replace(first=first, lines=lines, data=data[start:end], partial=False)
+        first, start = first + lines, end
+    yield chunk if start == 0 else chunk._replace(first=first, lines=chunk.last - first + 1, data=data[start:])
 
 
 def _chunk_of(record: records.Record) -> Chunk:

@@ -1,7 +1,7 @@
 """The feed of one job: its live output and its end, received once and handed to all its followers.
 
 Belongs here: decoding what is published, keeping in step with the executor by markers, and letting go with the last
-follower. Does not belong here: what a single follower still lacks (`machine.py`).
+follower. Does not belong here: keeping it (`output.py`), what a single follower still lacks (`machine.py`).
 
 In step: after subscribing, `SyncLog` is asked every 50 ms until its marker comes back in-band. All above the marker's
 sequence will be published to us. After 5 s of silence the same again, with a look at the record: PUB may have dropped
@@ -11,7 +11,7 @@ the very last message, and then no later one shows the hole.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 
@@ -23,8 +23,9 @@ from common.identifiers import JobId
 from common.messages import jobs, topics
 from common.messages.envelope import Body
 from common.messages.logs import LogMarker, LogRecords
-from services.api.followers.chunks import Batch, batches_of
+from services.api.followers.chunks import batches_of
 from services.api.followers.hub import Hub
+from services.api.followers.output import Output
 
 log = structlog.get_logger(__name__)
 
@@ -33,20 +34,8 @@ SILENCE_S: Final = 5.0
 RETRY_S_MAX: Final = 2.0
 
 
-class Follower(Protocol):
-    """Whoever is told what happens. None of these may wait."""
-
-    def live(self, batch: Batch) -> None:
-        """A batch was published."""
-
-    def marked(self, last: int) -> None:
-        """The output reaches `last`, and all above it will come as `live`."""
-
-    def ended(self, record: jobs.JobRecord) -> None:
-        """The job has ended; its `last_sequence` is final."""
-
-    def gone(self) -> None:
-        """The job was deleted."""
+WINDOWS_BYTES_MAX: Final = 256 * 2**20
+"""Of the live output that all feeds together keep for followers who lack it."""
 
 
 class Feed:
@@ -62,34 +51,12 @@ class Feed:
         self._hub = hub
         self._executor = executor
         self._silence_s = silence_s
-        self._followers: list[Follower] = []
-        self._position: int | None = None
-        self._end: jobs.JobRecord | None = None
-        self._gone = False
+        self.followers = 0
+        self.output = Output(0)
         self._marker = ""
         self._marker_seen = asyncio.Event()
         self._heard_at = 0.0
         self._corrupt = corrupt
-
-    @contextmanager
-    def followed_by(self, follower: Follower) -> Iterator[None]:
-        """Tell `follower` what is known already, and then all that happens."""
-        self._followers.append(follower)
-        try:
-            if self._position is not None:
-                follower.marked(self._position)
-            if self._end is not None:
-                follower.ended(self._end)
-            if self._gone:
-                follower.gone()
-            yield
-        finally:
-            self._followers.remove(follower)
-
-    @property
-    def followers(self) -> int:
-        """How many follow."""
-        return len(self._followers)
 
     async def run(self) -> None:
         """Subscribe and keep in step, for ever; cancelled when the last follower leaves."""
@@ -98,7 +65,7 @@ class Feed:
             # The job's own topic first: once a marker came through the second one, both are in effect.
             listening.enter_context(self._hub.listening(topics.job_topic(self._job), self._on_change))
             listening.enter_context(self._hub.listening(topics.log_topic(self._job), self._on_log))
-            while not self._gone:
+            while not self.output.gone:
                 await self._step()
                 while (left_s := self._heard_at + self._silence_s - loop.time()) > 0:  # noqa: ASYNC110  # time itself
                     await asyncio.sleep(left_s)  # it is time that is waited for, not a message
@@ -108,7 +75,7 @@ class Feed:
         retry_s = MARKER_WAIT_S
         self._marker = new_message_id()
         self._marker_seen.clear()
-        while not self._gone and not self._marker_seen.is_set():
+        while not self.output.gone and not self._marker_seen.is_set():
             try:
                 await self._executor.request(jobs.SyncLog(job=self._job, marker=self._marker), jobs.LogSynced)
                 retry_s = MARKER_WAIT_S
@@ -130,7 +97,7 @@ class Feed:
 
     def _failed(self, error: JobletError) -> None:
         if error.reason is Reason.NOT_FOUND:
-            self._vanish()
+            self.output.vanished()
         elif error.reason is not Reason.UNAVAILABLE:
             log.warning("cannot keep in step with a job", job=self._job, why=str(error))
 
@@ -139,7 +106,7 @@ class Feed:
         if isinstance(body, LogMarker):
             if body.marker == self._marker:
                 self._marker_seen.set()
-                self._reached(body.last_sequence)
+                self.output.marked(body.last_sequence)
             return
         if not isinstance(body, LogRecords):
             return
@@ -150,56 +117,60 @@ class Feed:
             log.warning("corrupt records on the bus", job=self._job, why=str(error), times=self._corrupt())
             return
         for batch in batches:
-            if self._position is not None:
-                self._position = max(self._position, batch.last)
-            for follower in self._followers:
-                follower.live(batch)
-
-    def _reached(self, last: int) -> None:
-        self._position = max(self._position or 0, last)
-        for follower in self._followers:
-            follower.marked(self._position)
+            self.output.published(batch)
+        self.output.tell()
 
     def _on_change(self, body: Body) -> None:
         if not isinstance(body, jobs.JobChanged):
             return
         if body.deleted:
-            self._vanish()
-        elif body.job.state in jobs.TERMINAL and self._end is None:
-            self._end = body.job
-            for follower in self._followers:
-                follower.ended(body.job)
-
-    def _vanish(self) -> None:
-        self._gone = True
-        for follower in self._followers:
-            follower.gone()
+            self.output.vanished()
+        elif body.job.state in jobs.TERMINAL and self.output.end is None:
+            self.output.ended(body.job)
 
 
 class Feeds:
-    """The feeds of all jobs that somebody follows."""
+    """The feeds of all jobs that somebody follows. `window_bytes_max`: of the live output of one job."""
 
-    def __init__(self, hub: Hub, executor: Requester, *, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, hub: Hub, executor: Requester, *, window_bytes_max: int, silence_s: float = SILENCE_S) -> None:
         self._hub = hub
         self._executor = executor
+        self._window_bytes_max = window_bytes_max
         self._silence_s = silence_s
         self._feeds: dict[JobId, tuple[Feed, asyncio.Task[None]]] = {}
+        self._dropped = 0
         self.corrupt = 0
 
     @contextmanager
-    def following(self, job: JobId, follower: Follower) -> Iterator[None]:
-        """Follow a job inside the with-block; all followers of a job share one feed."""
+    def following(self, job: JobId) -> Iterator[Output]:
+        """The output of a job, told of inside the with-block; all followers of a job share one."""
         if job not in self._feeds:
             feed = Feed(job, self._hub, self._executor, silence_s=self._silence_s, corrupt=self._count_corrupt)
             self._feeds[job] = feed, asyncio.create_task(feed.run())
+            self._share()
         feed, task = self._feeds[job]
+        feed.followers += 1
         try:
-            with feed.followed_by(follower):
-                yield
+            yield feed.output
         finally:
+            feed.followers -= 1
             if feed.followers == 0:
                 task.cancel()
+                self._dropped += feed.output.window.dropped
                 self._feeds.pop(job, None)
+                self._share()
+
+    @property
+    def dropped(self) -> int:
+        """Live batches that a follower did not take in time, and reads from history."""
+        return self._dropped + sum(feed.output.window.dropped for feed, _ in self._feeds.values())
+
+    def _share(self) -> None:
+        """However many jobs are followed, their windows together are bounded."""
+        share = min(self._window_bytes_max, WINDOWS_BYTES_MAX // max(len(self._feeds), 1))
+        for feed, _ in self._feeds.values():
+            feed.output.window.bytes_max = share
+            feed.output.window.trim()
 
     def _count_corrupt(self) -> int:
         self.corrupt += 1

@@ -3,11 +3,11 @@
 Belongs here: from a start position and a selection, and from instructions, to messages. Does not belong here: requests
 (`wanted.py`), deciding what is next (`machine.py`), receiving (`feed.py`), reading history (`reader.py`).
 Each message is awaited by gRPC's flow control before the next is made, so a client that does not read holds one
-message, its live queue, and nothing else.
+message and nothing else: what it lacks stands in the window of its job, as long as there is room.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing
 from typing import Final, Protocol, TypeAlias, cast
 
@@ -19,21 +19,8 @@ from proto.joblet.v1 import job_pb2
 from services.api.access import no_such_job
 from services.api.convert import job_to_proto
 from services.api.followers.chunks import Batch, Chunk, cut, encode
-from services.api.followers.feed import Follower
-from services.api.followers.machine import (
-    Ended,
-    Finish,
-    Live,
-    Machine,
-    Marked,
-    Mode,
-    Progress,
-    Read,
-    Ready,
-    Send,
-    Wait,
-    Wake,
-)
+from services.api.followers.machine import Finish, Machine, Mode, Progress, Read, Ready, Send, Wait
+from services.api.followers.output import Output
 from services.api.followers.reader import Queries, Reader
 from services.api.followers.selection import Page
 from services.api.followers.wanted import Wanted
@@ -48,8 +35,8 @@ Look: TypeAlias = Callable[[JobId], Awaitable[jobs.JobFound]]
 class Following(Protocol):
     """What is needed of `feed.Feeds`."""
 
-    def following(self, job: JobId, follower: Follower) -> AbstractContextManager[None]:
-        """Tell `follower` what happens inside the with-block."""
+    def following(self, job: JobId) -> AbstractContextManager[Output]:
+        """The output of a job, told of inside the with-block."""
 
 
 class LogFollower:
@@ -66,7 +53,6 @@ class LogFollower:
         feeds: Following,
         queries: Queries,
         look: Look,
-        queue_bytes_max: int,
         missing_s: float = MISSING_S,
     ) -> None:
         record = found.job
@@ -76,11 +62,7 @@ class LogFollower:
         self._wanted = wanted
         self._feeds = feeds
         self._reader = Reader(queries, record.id, wanted.selection, missing_s=missing_s, delivered=self._is_delivered)
-        self._machine = Machine(next_sequence=wanted.from_sequence, queue_bytes_max=queue_bytes_max)
-        self._wake = asyncio.Event()
-        self._position: int | None = None
-        self._end: jobs.JobRecord | None = None
-        self._gone = False
+        self._follow(Output(0))
         self._page = Page(offset=wanted.offset, limit=wanted.limit, gaps_count=wanted.selection.everything)
         self._mark_behind: int | None = None
         self._past_end = False
@@ -90,70 +72,43 @@ class LogFollower:
         """It is served from history now."""
         return self._machine.mode is Mode.CATCHING_UP
 
-    @property
-    def dropped(self) -> int:
-        """Live batches that it did not take in time, and reads from history."""
-        return self._machine.dropped
-
-    def live(self, batch: Batch) -> None:
-        """See feed.Follower."""
-        self._told(Live(batch))
-
-    def marked(self, last: int) -> None:
-        """See feed.Follower."""
-        if self._position is None:
-            self._position = last
-            self._wake.set()
-        self._told(Marked(last))
-
-    def ended(self, record: jobs.JobRecord) -> None:
-        """See feed.Follower."""
-        self._end = record
-        if self._position is None:
-            self._position = record.last_sequence
-            self._wake.set()
-        self._told(Ended(record.last_sequence))
-
-    def gone(self) -> None:
-        """See feed.Follower."""
-        self._gone = True
-        self._wake.set()
-
-    def _told(self, event: Live | Marked | Ended) -> None:
-        if isinstance(self._machine.handle(event), Wake):
-            self._wake.set()
+    def _follow(self, output: Output) -> None:
+        self._output = output
+        self._machine = Machine(next_sequence=self._wanted.from_sequence, window=output.window)
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         """Everything wanted, in order, once; then the ended job when the client follows to the end."""
         if self._record.state in jobs.TERMINAL:
-            self.ended(self._record)
+            self._output.ended(self._record)
         elif self._wanted.follow:
-            with self._feeds.following(self._record.id, self):
-                if self._wanted.tail is not None:
-                    await self._know_position()
-                    self._mark_behind = self._position
-                async with aclosing(self._stream()) as stream:
-                    async for message in stream:
-                        yield message
+            with self._feeds.following(self._record.id) as output:
+                self._follow(output)
+                with output.read_by(self._machine):
+                    if self._wanted.tail is not None:
+                        self._mark_behind = await self._know_position(output)
+                    async with aclosing(self._stream()) as stream:
+                        async for message in stream:
+                            yield message
             return
         else:
-            with self._feeds.following(self._record.id, self):
-                await self._know_position()
-            # What exists now is all that is asked for: for this machine, the job ends here.
-            self._machine = Machine(next_sequence=self._wanted.from_sequence, queue_bytes_max=0)
-            self._machine.handle(Ended(self._position or 0))
+            with self._feeds.following(self._record.id) as output:
+                self._output.window.ended(await self._know_position(output))
+            # What exists now is all that is asked for: for this stream, the job ends here.
         async with aclosing(self._stream()) as stream:
             async for message in stream:
                 yield message
 
-    async def _know_position(self) -> None:
+    async def _know_position(self, output: Output) -> int:
+        """How far the output reaches now, as the executor says."""
         try:
             async with asyncio.timeout(POSITION_WAIT_S):
-                while self._position is None and not self._gone:
-                    self._wake.clear()
-                    await self._wake.wait()
+                while output.position is None:
+                    if output.gone:
+                        raise no_such_job()
+                    await output.news()
         except TimeoutError:
-            self._position = self._record.last_sequence
+            return self._record.last_sequence
+        return max(output.position, output.window.known_last)
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
         for stream in (self._beginning(), self._rest()):
@@ -163,7 +118,8 @@ class LogFollower:
 
     async def _beginning(self) -> AsyncGenerator[bytes, None]:
         """The tail. Without a selection it is a matter of counting; with one persist must look, whatever came live."""
-        tail, position = self._wanted.tail, self._position or 0
+        tail = self._wanted.tail
+        position = self._output.window.known_last if self._mark_behind is None else self._mark_behind
         if tail is None:
             return
         if self._wanted.selection.everything or tail == 0:
@@ -175,14 +131,14 @@ class LogFollower:
 
     async def _rest(self) -> AsyncGenerator[bytes, None]:
         while not (self._page.full or self._past_end):
-            if self._gone:
+            if self._output.gone:
                 raise no_such_job()
             if self._mark_behind is not None and self._machine.next > self._mark_behind:
                 self._mark_behind = None
                 yield _mark(self._machine.next)
             match self._machine.handle(Ready()):
                 case Send(batches, first):
-                    message = self._encoded(cast(Sequence[Batch], batches), first)
+                    message = self._encoded(cast(list[Batch], batches), first)
                     if message:
                         yield message
                 case Read(first, last):
@@ -190,33 +146,32 @@ class LogFollower:
                         async for message in messages:
                             yield message
                 case Wait():
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self._output.news()
                 case Finish():
-                    if self._wanted.follow and self._end is not None:
-                        yield job_pb2.StreamLogsResponse(ended=job_to_proto(self._end)).SerializeToString()
+                    if self._wanted.follow and self._output.end is not None:
+                        yield job_pb2.StreamLogsResponse(ended=job_to_proto(self._output.end)).SerializeToString()
                     return
                 case unexpected:
                     raise AssertionError(unexpected)
 
     async def _read(self, first: int, last: int, tail: int | None = None) -> AsyncGenerator[bytes, None]:
-        parts = self._reader.read(first, last, tail=tail, final=self._end is not None, complete=self._delivered)
+        final = self._output.end is not None
+        parts = self._reader.read(first, last, tail=tail, final=final, complete=self._delivered)
         async with aclosing(parts):
             async for part in parts:
                 chunks = self._page.of(part.chunks)
                 self._machine.handle(Progress(part.through))
                 if chunks:
                     yield encode(chunks)
-                if self._page.full or self._gone:
+                if self._page.full or self._output.gone:
                     return
 
-    def _encoded(self, batches: Sequence[Batch], first: int) -> bytes:
+    def _encoded(self, batches: list[Batch], first: int) -> bytes:
         """One message of live batches; shared bytes where nothing is to be cut."""
         if self._wanted.selection.everything and self._page.whole:
-            whole = [batch.encoded for batch in batches if batch.first >= first]
-            if len(whole) < len(batches):  # only the first one can begin below
-                whole.insert(0, encode(self._cut(batches[0], first)))
-            return whole[0] if len(whole) == 1 else b"".join(whole)
+            if batches[0].first < first:  # only the first one can begin below
+                return b"".join([encode(self._cut(batches[0], first)), *[batch.encoded for batch in batches[1:]]])
+            return batches[0].encoded if len(batches) == 1 else self._output.joined(batches)
         chunks = [
             chosen
             for batch in batches

@@ -25,6 +25,7 @@ from services.api.followers.selection import Selection
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 1.0
 
+
 NOT_STORED: Final = "not_stored"
 """Reason of a gap: persist passed over these entries and does not say why."""
 REMOVED: Final = "removed"
@@ -35,7 +36,7 @@ class Queries(Protocol):
     """What is needed of `services.api.history.History`."""
 
     def raw(self, method: str, request: Message) -> AsyncGenerator[bytes, None]:
-        """The answers to a query, as bytes."""
+        """The answers to a query, as bytes; UNAVAILABLE behind an answer that was not taken for long."""
 
 
 class Part(NamedTuple):
@@ -85,9 +86,9 @@ class Reader:
                 pass  # it is silent, and time goes on
             except JobletError as error:
                 gone = complete and error.reason is Reason.NOT_FOUND  # removed meanwhile: the next answer says so
-                if error.reason is not Reason.UNAVAILABLE and not gone:
+                if error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED} and not gone:
                     raise
-                heard_at = loop.time()  # it is away: that says nothing of what it has
+                heard_at = loop.time()  # it is away, or has too many to serve: that says nothing of what it has
             if first > last:
                 return
             if final and not complete and loop.time() - heard_at >= self._missing_s:

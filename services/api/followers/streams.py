@@ -18,13 +18,11 @@ from services.api.followers.wanted import Wanted, wanted_of
 class LogStreams:
     """Opens log streams. `look` asks the executor for a job, whoever's it is."""
 
-    def __init__(self, *, feeds: Feeds, queries: Queries, look: Look, queue_bytes_max: int) -> None:
+    def __init__(self, *, feeds: Feeds, queries: Queries, look: Look) -> None:
         self._feeds = feeds
         self._queries = queries
         self._look = look
-        self._queue_bytes_max = queue_bytes_max
         self._open: set[LogFollower] = set()
-        self._dropped = 0
 
     def open(self, found: jobs.JobFound, request: job_pb2.StreamLogsRequest) -> AsyncGenerator[bytes, None]:
         """The messages of one client's stream. Raises JobletError for a malformed request, or while iterating."""
@@ -37,7 +35,6 @@ class LogStreams:
             feeds=self._feeds,
             queries=self._queries,
             look=self._look,
-            queue_bytes_max=self._queue_bytes_max,
         )
         self._open.add(follower)
         try:
@@ -46,7 +43,6 @@ class LogStreams:
                     yield message
         finally:
             self._open.remove(follower)
-            self._dropped += follower.dropped
 
     @property
     def counters(self) -> dict[str, int]:
@@ -54,6 +50,6 @@ class LogStreams:
         return {
             "followers": len(self._open),
             "followers_catching_up": sum(follower.catching_up for follower in self._open),
-            "batches_dropped": self._dropped + sum(follower.dropped for follower in self._open),
+            "batches_dropped": self._feeds.dropped,
             "records_corrupt": self._feeds.corrupt,
         }
