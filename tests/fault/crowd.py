@@ -132,7 +132,7 @@ class Crowd:
                 if group.pause_ms:
                     await asyncio.sleep(group.pause_ms / 1000)
         except aio.AioRpcError as error:
-            ended = error.code().name
+            ended = f"{error.code().name}: {error.details()}"
         finally:
             call.cancel()
         if not begun:
