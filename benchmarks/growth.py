@@ -4,7 +4,6 @@ Belongs here: jobs of several sizes, one after the other. Does not belong here: 
 (`logs.py`). A row carries its size; `charts.py` draws the series.
 """
 
-import math
 import statistics
 import threading
 import time
@@ -29,15 +28,15 @@ MIB: Final = 2**20
 
 def growth(node: Node, client: Client, scale: Scale) -> list[Row]:
     """For each size: lines a second, memory, the last lines, and the first byte of a query in the middle."""
-    file = lines_file(node, min(scale.log_lines, max(scale.growth)))
-    bystander = printed(node, client, "echo somebody else", file).job
-    return [row for size in scale.growth for row in _of_size(node, client, size, file, bystander)]
+    bystander = client.run("echo", "somebody else")
+    return [row for size in scale.growth for row in _of_size(node, client, size, scale, bystander)]
 
 
-def _of_size(node: Node, client: Client, size: int, file: Path, bystander: str) -> Iterator[Row]:
-    lines_of_file = int(file.name.rsplit("-", 1)[1])
-    times = math.ceil(size / lines_of_file)
-    command = f"i=0; while [ $i -lt {times} ]; do cat {file.name}; i=$((i+1)); done | head -n {size}"
+def _of_size(node: Node, client: Client, size: int, scale: Scale, bystander: str) -> Iterator[Row]:
+    file = lines_file(node, min(size, scale.log_lines))
+    times, rest = divmod(size, scale.log_lines)
+    assert rest == 0 or times == 0, "a longer job prints the whole file several times"
+    command = f"i=0; while [ $i -lt {max(times, 1)} ]; do cat {file.name}; i=$((i+1)); done"
     with peaks({name: node.service(name) for name in ("persist", "executor")}) as memory:
         made = printed(node, client, command, file)
 

@@ -27,7 +27,8 @@ CHANNEL_ARGUMENTS: Final = (
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     # A node that restarts is back within a second or two: gRPC's own pause between attempts must not outlast ours.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
+    # This one is no pause but how long an attempt may take: TCP and TLS need three round trips, and a busy node's time.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # Nodes are reached directly; a proxy for the web has no business between.
     ("grpc.enable_http_proxy", 0),

@@ -23,7 +23,7 @@ from typing import IO, Any, Final
 import yaml
 
 from tests.leaks import OWN_MARK, children_of, command_of, descendants_of, own_parents
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 PROGRAMS: Final = Path(sys.executable).parent
 READY: Final = re.compile(rb"joblet ready: 127\.0\.0\.1:(\d+) config=(\S+)\n")
@@ -254,7 +254,7 @@ def _remove_groups(parent: Path) -> None:
 
 def _first_line(process: subprocess.Popen[bytes]) -> bytes:
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+    ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S * SLOWNESS)
     return process.stdout.readline() if ready else b""
 
 

@@ -115,7 +115,7 @@ class Crowd:
         """One stream to its end; None for one that does not read."""
         async with self._progress:
             await self._progress.wait_for(lambda: self._pilot.entries >= group.join_at)
-        call = stub.StreamLogs(request_of(group))
+        call = stub.StreamLogs(request_of(group), wait_for_ready=True)  # as many handshakes at once take their time
         ended = "cut off"
         begun = False
         try:
@@ -132,7 +132,7 @@ class Crowd:
                 if group.pause_ms:
                     await asyncio.sleep(group.pause_ms / 1000)
         except aio.AioRpcError as error:
-            ended = error.code().name
+            ended = f"{error.code().name}: {error.details()}"
         finally:
             call.cancel()
         if not begun:

@@ -57,7 +57,7 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """What one follower got: SHA-256 of all data in the order it came, and of each stream's.
 
     `jumps`: how often a chunk did not follow the one before; `gaps`: reasons that were told; `ended`: state of the job
-    in the last message, a status code, or "cut off" when the stream ended without either.
+    in the last message, status code and words, or "cut off" when the stream ended without either.
     """
 
     group: int

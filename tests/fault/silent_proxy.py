@@ -1,4 +1,4 @@
-"""A network between client and node that can go silent: a TCP proxy on loopback.
+"""A network between client and node that can be slow and go silent: a TCP proxy on loopback.
 
 Belongs here: passing bytes on, ceasing to, and cutting. Does not belong here: what the bytes are. While it is silent
 both ends see a connection that is open and says nothing, as behind a router that lost its memory: no FIN, no RST.
@@ -6,18 +6,22 @@ both ends see a connection that is open and says nothing, as behind a router tha
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Final
 
 CHUNK_BYTES: Final = 65536
-POLL_S: Final = 0.05
 
 
 class SilentProxy:
-    """Listens on `port` and passes connections on to 127.0.0.1:`target`, for as long as the with-block lasts."""
+    """Listens on `port` and passes connections on to 127.0.0.1:`target`, for as long as the with-block lasts.
 
-    def __init__(self, target: int) -> None:
+    Whatever passes, in either direction, takes `delay_s`.
+    """
+
+    def __init__(self, target: int, *, delay_s: float = 0.0) -> None:
         self._target = target
+        self._delay_s = delay_s
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -75,5 +79,6 @@ class SilentProxy:
             while data := source.recv(CHUNK_BYTES):
                 if silent.is_set():
                     return  # both sockets stay open, and nobody reads them
+                time.sleep(self._delay_s)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)

@@ -5,6 +5,7 @@ The small cases stand in tests/e2e/test_followers.py.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_a_thousand_followers_two_hundred_of_which_never_read(node_with: Callabl
         wait_for(finished, timeout_s=150, what="the readers to end")
         told = people.told()
         expected = hashlib.sha256(READY + b"".join(lines_of(ROUNDS * LINES_A_ROUND))).hexdigest()
-        assert [each.ended for each in told.heard] == ["COMPLETED"] * READERS
+        assert Counter(each.ended for each in told.heard) == {"COMPLETED": READERS}
         assert {(each.merged, each.entries) for each in told.heard} == {(expected, ROUNDS * LINES_A_ROUND + 1)}
         assert {(each.jumps, each.gaps) for each in told.heard} == {(0, ())}
         assert told.counters["api.followers"] == SLEEPERS
@@ -135,14 +136,7 @@ def test_a_connection_that_goes_silent(node_with: Callable[..., Node], pause_s: 
     job = start_waiting(node, rounds_of_lines(rounds, lines, pause_s))
     api = node.service("api")
     with SilentProxy(node.port) as network:
-        config = node.config.read_text()
-        assert f"127.0.0.1:{node.port}" in config
-        through = node.config.with_name("through-the-proxy.yml")
-        through.write_text(config.replace(f"127.0.0.1:{node.port}", f"127.0.0.1:{network.port}"))
-        through.chmod(0o600)
-        direct, node.config = node.config, through
-        follower = node.background("job", "log", job.id)
-        node.config = direct
+        follower = node.background("--config", str(config_through(network, node)), "job", "log", job.id)
         heard = read_all(follower.stdout)
         complaints = read_all(follower.stderr)
         try:
@@ -164,3 +158,24 @@ def test_a_connection_that_goes_silent(node_with: Callable[..., Node], pause_s: 
         finally:
             end(follower)
     assert node.service("api") == api
+
+
+@pytest.mark.requirement("S2.6")
+@pytest.mark.threat("F27")
+def test_a_client_that_is_far_away(node_with: Callable[..., Node]) -> None:
+    """With a round trip of 0.8 s it takes seconds to connect, and everything arrives."""
+    node = node_with()
+    job = node.detached("--", "seq", "1000")
+    with SilentProxy(node.port, delay_s=0.4) as network:
+        out = node.ok("--config", str(config_through(network, node)), "job", "log", job)
+    assert out == b"".join(b"%d\n" % number for number in range(1, 1001))
+
+
+def config_through(network: SilentProxy, node: Node) -> Path:
+    """The client's configuration with the proxy's address."""
+    config = node.config.read_text()
+    assert f"127.0.0.1:{node.port}" in config
+    through = node.config.with_name("through-the-proxy.yml")
+    through.write_text(config.replace(f"127.0.0.1:{node.port}", f"127.0.0.1:{network.port}"))
+    through.chmod(0o600)
+    return through
