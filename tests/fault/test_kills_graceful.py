@@ -63,7 +63,7 @@ def test_each_service_ends_when_asked_twice(node: Node) -> None:
             assert ends_told(node, name)[-1].startswith("exit code 0"), ends_told(node, name)
         assert alive(pid), "all of that was meant to happen while the job prints"
         assert ended(node, job)["exit_code"] == program.exit_code
-        follower.check(check_whole(node, job, program.expected))
+        check_whole(node, job, program.expected, follower=follower)
     finally:
         follower.close()
     check_traces(node)
