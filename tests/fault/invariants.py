@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cli.joblet.storedlog import STREAMS
+from cli.joblet.storedlog import STREAMS, verify_job
 from tests.e2e.node import PROGRAMS, SERVICES, Node, read_all
-from tests.fault.kills_logs import Log, answer, assert_same, shown, stored, verified
+from tests.fault.kills_logs import Follower, Log, answer, assert_same, shown, stored
 from tests.leaks import children_of, command_of, mounts_below, own_groups, spare_ids
 from tests.waiting import NeverHappened, wait_for
 
@@ -54,16 +54,23 @@ def check_log(node: Node, job: str) -> Log:
         expected += count
     assert [entry.sequence for entry in log.entries] == sorted(entry.sequence for entry in log.entries)
     assert stored(node, job) == log
-    report = verified(node, job)
-    found = (report["lines"], report["last_sequence"], report["gap_entries"], report["findings"])
+    report = verify_job(node.base / "logs" / job)
+    found = (report.lines, report.last_sequence, report.gap_entries, report.findings)
     assert found == (len(log.entries), log.last_sequence, sum(gap.lines for gap in log.gaps), [])
     return log
 
 
-def check_whole(node: Node, job: str, expected: Mapping[str, bytes] | Callable[[bytes], Mapping[str, bytes]]) -> Log:
+def check_whole(
+    node: Node,
+    job: str,
+    expected: Mapping[str, bytes] | Callable[[bytes], Mapping[str, bytes]],
+    *,
+    follower: Follower | None = None,
+) -> Log:
     """The same, without a gap, and the bytes of each stream are those that the job wrote.
 
-    `expected` may be a function of what was found on stdout: Program.expected.
+    `expected` may be a function of what was found on stdout: Program.expected. A `follower` has the same bytes;
+    without one they are printed once more.
     """
     log = check_log(node, job)
     assert log.gaps == ()
@@ -71,8 +78,10 @@ def check_whole(node: Node, job: str, expected: Mapping[str, bytes] | Callable[[
     written = expected(found["stdout"]) if callable(expected) else expected
     for stream in STREAMS:
         assert_same(found[stream], written[stream], f"{stream} of {job}")
-    raw = answer(node, "job", "log", job, "--no-follow")
-    assert_same(raw.stdout, log.merged, f"the raw log of {job}")
+    if follower is None:
+        assert_same(answer(node, "job", "log", job, "--no-follow").stdout, log.merged, f"the raw log of {job}")
+    else:
+        follower.check(log)
     return log
 
 

@@ -102,13 +102,12 @@ def gap_bytes(node: Node, job: str) -> dict[int, int]:
     return {line.sequence: line.gap_bytes for line in _stored_lines(node, job) if line.gap}
 
 
-def verified(node: Node, job: str) -> dict[str, Any]:
-    """`joblet verify --json JOB`: AssertionError with its findings when the files are not whole."""
-    command = [str(PROGRAMS / "joblet"), "verify", job, "--base-dir", str(node.base), "--json"]
+def verified(node: Node) -> dict[str, dict[str, Any]]:
+    """What `joblet verify --json` says of each job; AssertionError with its findings when not all are whole."""
+    command = [str(PROGRAMS / "joblet"), "verify", "--base-dir", str(node.base), "--json"]
     done = subprocess.run(command, capture_output=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return {(found := json.loads(line))["job"]: found for line in done.stdout.splitlines()}
 
 
 def assert_same(found: bytes, written: bytes, what: str) -> None:

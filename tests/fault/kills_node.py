@@ -79,8 +79,13 @@ def failpoints() -> Iterator[Failpoints]:
 
 @contextlib.contextmanager
 def started(name: str, settings: dict[str, Any] | None = None) -> Iterator[Node]:
-    """A node of its own, started; afterwards nothing of it is there."""
-    node = Node(make_base(name, settings))
+    """A node of its own, started; afterwards nothing of it is there.
+
+    Its handshakes may take their time: on a machine that does ten things at once five seconds can pass in one.
+    """
+    settings = settings or {}
+    joblet = {**settings.get("joblet", {}), "grpc": {"handshake_timeout_ms": 60_000}}
+    node = Node(make_base(name, {**settings, "joblet": joblet}))
     try:
         node.start()
         yield node

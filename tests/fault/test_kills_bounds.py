@@ -58,7 +58,7 @@ def test_out_of_memory(node: Node, name: str) -> None:
             assert bound.oom_kills == 1
         assert alive(pid)
         assert ended(node, job)["exit_code"] == program.exit_code
-        follower.check(check_whole(node, job, program.printed(program.rounds)))
+        check_whole(node, job, program.printed(program.rounds), follower=follower)
     finally:
         follower.close()
     check_traces(node)

@@ -26,7 +26,7 @@ from tests.fault.invariants import (
     peak_rss_bytes,
     record_of,
 )
-from tests.fault.kills_logs import Follower, Log, gap_bytes
+from tests.fault.kills_logs import Follower, Log, gap_bytes, verified
 from tests.fault.kills_node import ROUNDS_S, kill_now, rest, seeded, started, still
 from tests.fault.kills_programs import Program, needs_python
 from tests.waiting import wait_for
@@ -51,71 +51,69 @@ FLOOD: Final = Program(0, rounds=700, lines=1000, records=100, pause_ms=10, exit
 @pytest.mark.threat("F20")
 @pytest.mark.threat("F19")
 @pytest.mark.timeout(5 * STILL_S + 240)
-def test_persist_stands_still_and_the_job_waits() -> None:
+def test_persist_stands_still_and_the_job_waits(blocking: Node) -> None:
     """`block`: the journal fills to its bound, the job waits, followers and other jobs go on; then all is there."""
     chance = seeded()
     flood = FLOOD._replace(seed=chance.randrange(2**32), gate=3)
     seconds = round(STILL_S + 5)
     calm = Program(chance.randrange(2**32), seconds=seconds, lines=2, records=1, pause_ms=50, gate=1)
-    with started("still", {"joblet": {"journal": {"bytes_max": JOURNAL_BYTES}}}) as node:
-        jobs = {node.detached("--", *each.arguments): each for each in (calm, flood)}
-        followers = {job: Follower(node, job) for job in jobs}
-        beside, flooding = jobs
-        try:
-            # With all that was stored before it came, a follower is live, and needs nobody but the executor.
-            for job, program in jobs.items():
-                first = sum(map(len, program.begun(program.gate).values()))
-                wait_for(lambda job=job, first=first: followers[job].bytes == first, what="the first rounds")  # type: ignore[misc]
-            executor, persist = node.service("executor"), node.service("persist")
-            before = peak_rss_bytes(executor)
-            with still(persist):
-                for job in jobs:
-                    os.kill(record_of(node, job)["pid"], signal.SIGUSR1)
-                begun = time.monotonic()
-                heard = followers[flooding].bytes
-                journal = node.base / "jobs" / flooding / "journal"
-                wait_for(lambda: occupied(journal) >= JOURNAL_BYTES, timeout_s=45, what="the journal to be full")
-                full = occupied(journal)
-                assert full <= JOURNAL_BYTES + ABOVE_BYTES
-                beside_heard = followers[beside].bytes
-                rest(STILL_S - (time.monotonic() - begun))
-                assert occupied(journal) == full, "the job does not wait"
-                assert record_of(node, flooding)["state"] == "running"
-                assert followers[flooding].bytes > heard, "the live follower stands still, too"
-                assert followers[beside].bytes > beside_heard, "a full journal holds up another job"
-                assert peak_rss_bytes(executor) - before < EXECUTOR_MORE_BYTES_MAX
-            for job, program in jobs.items():
-                assert ended(node, job, timeout_s=90)["exit_code"] == program.exit_code
-                followers[job].check(check_whole(node, job, program.expected))
-            assert (node.service("executor"), node.service("persist")) == (executor, persist)
-        finally:
-            for follower in followers.values():
-                follower.close()
-        check_traces(node)
-        check_services(node)
+    jobs = {blocking.detached("--", *each.arguments): each for each in (calm, flood)}
+    followers = {job: Follower(blocking, job) for job in jobs}
+    beside, flooding = jobs
+    try:
+        # With all that was stored before it came, a follower is live, and needs nobody but the executor.
+        for job, program in jobs.items():
+            first = sum(map(len, program.begun(program.gate).values()))
+            wait_for(lambda job=job, first=first: followers[job].bytes == first, what="the first rounds")  # type: ignore[misc]
+        executor, persist = blocking.service("executor"), blocking.service("persist")
+        before = peak_rss_bytes(executor)
+        with still(persist):
+            for job in jobs:
+                os.kill(record_of(blocking, job)["pid"], signal.SIGUSR1)
+            begun = time.monotonic()
+            heard = followers[flooding].bytes
+            journal = blocking.base / "jobs" / flooding / "journal"
+            wait_for(lambda: occupied(journal) >= JOURNAL_BYTES, timeout_s=45, what="the journal to be full")
+            rest(max(0.0, begun + STILL_S / 2 - time.monotonic()))
+            full, beside_heard = occupied(journal), followers[beside].bytes
+            assert full <= JOURNAL_BYTES + ABOVE_BYTES
+            rest(STILL_S / 2)
+            assert occupied(journal) == full, "the job does not wait"
+            assert record_of(blocking, flooding)["state"] == "running"
+            assert followers[flooding].bytes - heard > JOURNAL_BYTES / 2, "the live follower stands still, too"
+            assert followers[beside].bytes > beside_heard, "a full journal holds up another job"
+            assert peak_rss_bytes(executor) - before < EXECUTOR_MORE_BYTES_MAX
+        for job, program in jobs.items():
+            assert ended(blocking, job, timeout_s=90)["exit_code"] == program.exit_code
+            check_whole(blocking, job, program.expected, follower=followers[job])
+        assert (blocking.service("executor"), blocking.service("persist")) == (executor, persist)
+    finally:
+        for follower in followers.values():
+            follower.close()
+    check_traces(blocking)
+    check_services(blocking)
 
 
 @pytest.mark.threat("F20")
 @pytest.mark.requirement("S0.47")
 @pytest.mark.timeout(300)
-def test_persist_stands_still_and_output_is_dropped() -> None:
+def test_persist_stands_still_and_output_is_dropped(dropping: Node) -> None:
     """`drop`: the job ends by itself meanwhile; gaps tell exactly which entries and how many bytes are missing."""
     program = FLOOD._replace(seed=seeded().randrange(2**32), rounds=400, records=0)
-    settings = {"joblet": {"journal": {"bytes_max": JOURNAL_BYTES, "on_full": "drop"}}}
-    with started("dropping", settings) as node:
-        job = node.detached("--", *program.arguments)
-        wait_for(lambda: record_of(node, job)["state"] == "running", what="the job to run")
-        with still(node.service("persist")):
-            record = node.wait_for_state(job, "failed", timeout_s=60)
-            assert record["exit_code"] == program.exit_code
-        ended(node, job)
-        log = check_log(node, job)
-        assert log.gaps, "nothing was dropped: the flood was too small"
-        assert {gap.reason for gap in log.gaps} == {"journal_full"}
-        written = program.printed(program.rounds)["stdout"]
-        check_parts(log, gap_bytes(node, job), written)
-        check_traces(node)
-        check_services(node)
+    job = dropping.detached("--", *program.arguments)
+    wait_for(lambda: record_of(dropping, job)["state"] == "running", what="the job to run")
+    with still(dropping.service("persist")):
+        record = dropping.wait_for_state(job, "failed", timeout_s=60)
+        assert record["exit_code"] == program.exit_code
+    ended(dropping, job)
+    log = check_log(dropping, job)
+    assert log.gaps, "nothing was dropped: the flood was too small"
+    assert {gap.reason for gap in log.gaps} == {"journal_full"}
+    assert verified(dropping)[job]["gap_entries"] == sum(gap.lines for gap in log.gaps)
+    written = program.printed(program.rounds)["stdout"]
+    check_parts(log, gap_bytes(dropping, job), written)
+    check_traces(dropping)
+    check_services(dropping)
 
 
 def check_parts(log: Log, lost: dict[int, int], written: bytes) -> None:
@@ -157,10 +155,9 @@ def test_persist_that_never_lives_long(looping: Node) -> None:
             rest(chance.choice((0.0, 0.0, 0.3, 1.0)))
             assert kill_now(pid)
             killed.add(pid)
-        assert ROUNDS_S / 6 <= len(killed) <= starts_max(time.monotonic() - begun)
+        assert ROUNDS_S / 15 <= len(killed) <= starts_max(time.monotonic() - begun)
         assert ended(looping, job, timeout_s=90)["exit_code"] == 0
-        log = check_whole(looping, job, program.expected)
-        follower.check(log)
+        check_whole(looping, job, program.expected, follower=follower)
         assert {name: looping.service(name) for name in others} == others
         for name, pid in others.items():
             assert descriptors_of(pid) <= before[name] + DESCRIPTORS_MORE_MAX, name
@@ -168,6 +165,20 @@ def test_persist_that_never_lives_long(looping: Node) -> None:
         follower.close()
     check_traces(looping)
     check_services(looping)
+
+
+@pytest.fixture
+def blocking() -> Iterator[Node]:
+    """A node whose journals are small, and whose jobs wait."""
+    with started("blocking", {"joblet": {"journal": {"bytes_max": JOURNAL_BYTES}}}) as made:
+        yield made
+
+
+@pytest.fixture
+def dropping() -> Iterator[Node]:
+    """A node whose journals are small, and whose jobs lose what does not fit."""
+    with started("dropping", {"joblet": {"journal": {"bytes_max": JOURNAL_BYTES, "on_full": "drop"}}}) as made:
+        yield made
 
 
 @pytest.fixture

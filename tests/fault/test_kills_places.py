@@ -53,9 +53,11 @@ class Way(NamedTuple):
     """Something that is no member is put behind the stored ones."""
     one_end: bool = True
     """The end is announced once: the executor is not killed close to it."""
+    uploads: bool = False
+    """The job comes with a file, which must not be left over."""
 
 
-NOT_STARTED: Final = Way(exit_code=None)
+NOT_STARTED: Final = Way(exit_code=None, one_end=False, uploads=True)
 WAYS: Final[dict[str, Way]] = {
     "persist.taken": Way((1, 2, 5)),
     "persist.flush_begun": Way((1, 2, 4)),
@@ -66,9 +68,9 @@ WAYS: Final[dict[str, Way]] = {
     "persist.stored": Way((1, 2, 4)),
     "persist.acknowledged": Way((1, 2, 4)),
     "persist.ended": Way(),
-    "executor.recorded": NOT_STARTED._replace(one_end=False),
-    "executor.launching": NOT_STARTED._replace(one_end=False),
-    "executor.launched": Way(one_end=False),
+    "executor.recorded": NOT_STARTED,
+    "executor.launching": NOT_STARTED,
+    "executor.launched": Way(one_end=False, uploads=True),
     "executor.published": Way((2, 4, 8), one_end=False),
     "executor.sent": Way((1, 2, 4), one_end=False),
     "executor.heard": Way((1, 2, 4), one_end=False),
@@ -131,7 +133,8 @@ def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
     if not (way.recovers or way.torn):
         fragile.points.arm(place, chance.choice(way.numbers))
     printing = program(chance)
-    job = node.detached("--", *printing.arguments)
+    upload = ("--upload", str(Path(__file__))) if way.uploads else ()
+    job = node.detached(*upload, "--", *printing.arguments)
     follower = Follower(node, job)
     try:
         if way.recovers:
@@ -147,9 +150,9 @@ def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
             assert record["reason"].startswith("could not be started: "), record
             log = check_log(node, job)
             assert log.last_sequence == 0
+            follower.check(log)
         else:
-            log = check_whole(node, job, printing.printed(printing.rounds))
-        follower.check(log)
+            check_whole(node, job, printing.printed(printing.rounds), follower=follower)
     finally:
         follower.close()
         fragile.points.disarm()
