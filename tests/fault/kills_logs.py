@@ -4,6 +4,7 @@ Not here: what must be true of it (`invariants.py`).
 """
 
 import base64
+import gzip
 import json
 import re
 import subprocess
@@ -12,13 +13,15 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from cli.joblet.storedlog import STREAMS, StoredLine, read_lines
+from cli.client.gaps import WORDS
+from cli.joblet.storedlog import STREAMS, StoredLine
 from tests.e2e.node import PROGRAMS, Node, end, read_all
 from tests.waiting import wait_for
 
 UNAVAILABLE: Final = 5
 """Exit code of rnx when the node does not answer: a service is on its way back."""
-GAP: Final = re.compile(r"rnx: output is missing: entries (\d+) to (\d+)(?:, [^:]+)?: (.+)")
+GAP: Final = re.compile(r"rnx: output is missing: entr(?:y|ies) (\d+)(?: to (\d+))?(?: of \w+)? \((\d+) [^)]*\): (.+)")
+REASONS: Final = {words: reason for reason, words in WORDS.items()}
 
 
 class Entry(NamedTuple):
@@ -79,8 +82,9 @@ def shown(node: Node, job: str) -> Log:
     for line in done.stderr.decode().splitlines():
         found = GAP.fullmatch(line)
         assert found, f"rnx job log says {line!r}"
-        first, last = int(found[1]), int(found[2])
-        gaps.append(Gap(first, last - first + 1, found[3]))
+        gap = Gap(int(found[1]), int(found[3]), REASONS[found[4]])
+        assert int(found[2] or gap.first) == gap.first + gap.lines - 1, line
+        gaps.append(gap)
     return Log(entries, tuple(gaps))
 
 
@@ -159,7 +163,8 @@ def _stored_lines(node: Node, job: str) -> Iterator[_Stored]:
     for stream in STREAMS:
         path = node.base / "logs" / job / f"{stream}.log.gz"
         if path.exists():
-            yield from map(_decoder.decode, read_lines(path))
+            with gzip.open(path) as lines:
+                yield from map(_decoder.decode, lines)
 
 
 def _entry(found: dict[str, Any]) -> Entry:

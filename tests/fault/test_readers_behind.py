@@ -15,7 +15,8 @@ import pytest
 
 from tests.e2e.node import Node, make_base
 from tests.fault.crowd_plan import Group, Heard, crowd
-from tests.fault.test_kill_rounds import ended, seed
+from tests.fault.invariants import ended
+from tests.fault.kills_node import seeded
 from tests.fault.waiting_jobs import READY, lines_of, rounds_of_lines, start_waiting
 from tests.waiting import wait_for
 
@@ -100,7 +101,7 @@ def wanted(group: Group, heard: Heard, log: Sequence[Entry]) -> list[bytes]:
 @pytest.mark.threat("F26")
 def test_readers_at_every_place_of_a_flood(narrow: Node) -> None:
     """Each gets its part exactly, whether it comes live or from the store; the stored log is what the job wrote."""
-    chance = random.Random(seed())  # noqa: S311  # reproducible on purpose
+    chance = seeded()
     job = start_waiting(narrow, rounds_of_lines(ROUNDS, LINES_A_ROUND, 0.1, between=NOISE))
     groups = crowd_of_all_kinds(job.id, chance)
     with crowd(narrow.config, *groups) as people:
@@ -134,7 +135,7 @@ PIECE = 200
 @pytest.mark.threat("F04")
 def test_a_place_in_a_log_outlives_every_service(narrow: Node) -> None:
     """One log is read in pieces by --from-seq while services are killed between them: no line is missing or twice."""
-    chance = random.Random(seed())  # noqa: S311  # reproducible on purpose
+    chance = seeded()
     job = narrow.detached("--", "sh", "-c", COUNTING)
     kinds = [("api",), ("persist",), ("executor",), ("api", "persist", "executor")]
     got: list[bytes] = []
@@ -154,4 +155,4 @@ def test_a_place_in_a_log_outlives_every_service(narrow: Node) -> None:
             os.kill(pid, signal.SIGKILL)
         wait_for(piece, timeout_s=60, what=f"more lines after {', '.join(victims)} were killed")
     assert got == [b"%d\n" % number for number in range(1, LINES + 1)]
-    assert ended(narrow, job).returncode == 5
+    assert ended(narrow, job)["exit_code"] == 5
