@@ -3,14 +3,18 @@
 import json
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from common.config.settings import Local
 from common.identifiers import new_job_id
 from common.records import Stream
 from services.persist import holding
 from services.persist import store as store_module
+from services.persist.disk import HostDisk
 from tests.unit.test_persist_journal import (
     gap,
     joined,
@@ -44,6 +48,25 @@ def test_zcat_gzip_and_jq_read_the_file_as_it_is(tmp_path: Path) -> None:
     assert [json.loads(line)["sequence"] for line in lines] == [1, 2, 4, 5]
     contents = run_program("jq", "-r", ".content // .content_b64", data=b"\n".join(lines)).split()
     assert contents == [b"one", b"two", b"/wA=", b"rest"]
+
+
+def test_compressed_by_others_the_file_is_the_same(tmp_path: Path) -> None:
+    """Members that several threads compress stand in their order, byte for byte as one thread writes them."""
+    payload = b"".join(b"line %d of a large write\n" % number for number in range(60_000))
+    found = []
+    with ThreadPoolExecutor(3) as compressors:
+        for name, pool in (("alone", None), ("helped", compressors)):
+            base = tmp_path / name
+            (base / "logs").mkdir(parents=True)
+            local = msgspec.convert({"flush_bytes": 65536}, Local)
+            store = store_module.Store(
+                logs=base / "logs", metrics=base, settings=local, disk=HostDisk(), compressors=pool
+            )
+            write(store, JOB, output(payload, 1))
+            assert joined(query(store, JOB), Stream.STDOUT) == payload
+            found.append(log_file(base).read_bytes())
+    assert found[0] == found[1]
+    assert found[0].count(b"\x1f\x8b\x08\x04") > 10
 
 
 @pytest.mark.requirement("S0.64")
