@@ -187,7 +187,7 @@ def test_an_expression_and_an_offset_on_a_running_job(node: Node) -> None:
 
 
 def test_removed_output_is_told_at_once(node: Node) -> None:
-    """Stored files that somebody removed: a gap on stderr in words, exit code 0, and no wait for what will never come."""
+    """Stored files that somebody removed: a gap on stderr in words, exit code 0, no wait for what will never come."""
     job = node.detached("--", "seq", "100")
     node.ok("job", "wait", job)
     wait_for(lambda: not (node.base / "jobs" / job).exists(), what="all of it to be stored")
