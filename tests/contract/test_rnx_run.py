@@ -174,3 +174,11 @@ def test_what_no_node_offers_is_refused_here(node: FakeNode) -> None:
     assert outcome.code == 4
     assert "--read-bps" in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_an_attached_run_tells_what_is_missing(node: FakeNode) -> None:
+    """In words, on stderr; its exit code is the job's all the same."""
+    gap = job_pb2.LogChunk(first_sequence=2, lines=3, gap=job_pb2.Gap(reason="journal_full", bytes=10))
+    node.jobs.chunks = [chunk(1, b"1\n"), gap, chunk(5, b"5\n")]
+    told = "entries 2 to 4 (3 entries, 10 B): dropped by the node: the job's journal was full"
+    assert node.rnx("run", "--", "x") == (0, b"1\n5\n", f"rnx: output is missing: {told}\n")

@@ -239,6 +239,18 @@ def test_node_info(node: Node) -> None:
     assert facts["node_id"] == "node-under-test"
     assert facts["cgroup_version"] in ("v1", "v2", "hybrid")
     assert any(each["name"] == "limit.memory" for each in facts["capabilities"])
+    assert facts["counters"]["api.records_corrupt"] == 0
+    assert json.loads(node.ok("--json", "node", "info", node="user"))["counters"] == {}
+
+
+def test_what_happens_when_it_is_full_is_shown(node: Node) -> None:
+    """The node's default, or what the job was started with; nothing was lost of a small one."""
+    for options, policy in (([], "block"), (["--on-full", "drop"], "drop")):
+        job = node.detached(*options, "--", "true")
+        node.ok("job", "wait", job)
+        record = node.status(job)
+        assert (record["on_full"], record["lost_entries"], record["lost_bytes"]) == (policy, 0, 0)
+        assert f"on full:       {policy}" in node.ok("job", "status", job).decode()
 
 
 @pytest.mark.requirement("S0.61")

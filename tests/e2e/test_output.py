@@ -1,6 +1,7 @@
 """A job's output and end, as its user sees them: every byte, each on its own stream, and the job's own exit code."""
 
 import hashlib
+import shutil
 import subprocess
 
 import pytest
@@ -157,6 +158,44 @@ def test_views_of_a_stored_log(node: Node) -> None:
     assert len(view("--from-seq", "12")) == 1
     assert len(view("--limit", "4")) == 4
     assert len(view("--from-seq", "5", "--limit", "4")) == 4
+    assert view("--grep=^ERROR [135]$") == [errors[0], errors[2], errors[4]]
+    assert view("--grep=R [0-9]$", "--offset", "4") == errors[4:]
+    assert view("--grep=R [0-9]$", "--offset", "1", "--limit", "2") == errors[1:3]
+    assert view("--offset", "11") == [b"ERROR 6"]
+    assert view("--filter=ERROR", "--offset", "6") == []
+    for refused in (("--grep", "("), ("--grep", "a", "--filter", "b"), ("--tail", "1", "--offset", "1")):
+        done = node.rnx("job", "log", job, *refused)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1), refused
+
+
+@pytest.mark.requirement("S0.45")
+@pytest.mark.threat("C23")
+def test_an_expression_and_an_offset_on_a_running_job(node: Node) -> None:
+    """What is stored and what comes then are searched as one: offset and limit count over the seam."""
+    script = "seq 1000; while [ ! -e /work/go ]; do sleep 0.05; done"
+    job = node.detached("--", "sh", "-c", f"trap 'seq 1001 2000; exit 0' TERM; {script}")
+    wait_for(lambda: len(node.entries(job)) == 1000, what="the first thousand lines to be stored")
+    followers = [
+        node.background("job", "log", job, "--grep", "(1|7)7$", "--offset", "15", "--limit", "10"),
+        node.background("job", "log", job, "--grep", "(x+x+)+y"),
+    ]
+    node.ok("job", "stop", job)
+    expected = [n for n in range(1, 2001) if n % 100 in (17, 77)][15:25]
+    for follower, lines in zip(followers, (expected, []), strict=True):
+        out, err = follower.communicate(timeout=30)
+        assert numbers(out) == lines, err
+
+
+def test_removed_output_is_told_at_once(node: Node) -> None:
+    """Stored files that somebody removed: a gap on stderr in words, exit code 0, no wait for what will never come."""
+    job = node.detached("--", "seq", "100")
+    node.ok("job", "wait", job)
+    wait_for(lambda: not (node.base / "jobs" / job).exists(), what="all of it to be stored")
+    shutil.rmtree(node.base / "logs" / job)
+    for arguments in ([], ["--no-follow"], ["--grep", "7"]):
+        done = node.rnx("job", "log", job, *arguments)
+        told = b"rnx: output is missing: entries 1 to 100 (100 entries): removed from the store: it was there once\n"
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", told), arguments
 
 
 @pytest.mark.requirement("S0.50")

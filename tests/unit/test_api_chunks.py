@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common import records
 from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api.followers.chunks import (
+    BATCH_BYTES,
     LARGE_DATA_BYTES,
     Batch,
     Chunk,
@@ -83,6 +84,25 @@ def test_messages_are_bounded_and_may_be_joined() -> None:
     assert all(batch.size_bytes < 2 * 2**20 for batch in batches)
     joined = job_pb2.StreamLogsResponse.FromString(b"".join(batch.encoded for batch in batches))
     assert [one.first_sequence for one in joined.chunks] == list(range(1, 41))
+
+
+def test_a_large_record_is_cut_at_line_ends() -> None:
+    """No message is much larger than a batch: a client that does not read holds one. A single long line stays whole."""
+    lines = [b"%d " % n + b"x" * (n * 7919 % 90_000) + b"\n" for n in range(40)]
+    batches = batches_of(record(5, b"".join(lines)))
+    assert len(batches) > 3
+    assert max(len(chunk.data) for batch in batches for chunk in batch.chunks) <= BATCH_BYTES
+    pieces = [chunk for batch in batches for chunk in batch.chunks]
+    assert b"".join(chunk.data for chunk in pieces) == b"".join(lines)
+    assert [(chunk.first, chunk.data.count(b"\n")) for chunk in pieces] == [
+        (before + 1, chunk.lines) for before, chunk in zip([4, *[one.last for one in pieces]], pieces, strict=False)
+    ]
+    assert pieces[-1].last == 44
+    long = b"y" * (3 * BATCH_BYTES) + b"\n"
+    (batch,) = batches_of(record(1, long))
+    assert [(chunk.first, chunk.lines, chunk.data) for chunk in batch.chunks] == [(1, 1, long)]
+    cut = [chunk for batch in batches_of(record(1, long + b"z\n" + long)) for chunk in batch.chunks]
+    assert [(chunk.first, chunk.lines) for chunk in cut] == [(1, 1), (2, 1), (3, 1)]
 
 
 def test_a_corrupt_publication_is_refused_whole() -> None:
