@@ -36,12 +36,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
-def compared(row: Row, *, ratio_min: float | None = None, ratio_max: float | None = None) -> Row:
+def compared(row: Row, *, ratio_min: float | None = None, ratio_max: float | None = None, ours_min: float = 0.0) -> Row:
     """The row with its ratio, judged by the bounds."""
     if row.theirs is None:
         return msgspec.structs.replace(row, note=row.note or f"{row.peer} {MISSING}")
     ratio = row.ours / row.theirs
     met = (ratio_min is None or ratio >= ratio_min) and (ratio_max is None or ratio <= ratio_max)
+    met = met and row.ours >= ours_min
     judged = met if ratio_min is not None or ratio_max is not None else row.met
     return msgspec.structs.replace(row, ratio=ratio, met=judged)
 
