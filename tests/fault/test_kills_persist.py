@@ -99,10 +99,11 @@ def test_persist_stands_still_and_the_job_waits(blocking: Node) -> None:
 @pytest.mark.timeout(300)
 def test_persist_stands_still_and_output_is_dropped(dropping: Node) -> None:
     """`drop`: the job ends by itself meanwhile; gaps tell exactly which entries and how many bytes are missing."""
-    program = FLOOD._replace(seed=seeded().randrange(2**32), rounds=400, records=0)
+    program = FLOOD._replace(seed=seeded().randrange(2**32), rounds=400, records=0, gate=1)
     job = dropping.detached("--", *program.arguments)
-    wait_for(lambda: record_of(dropping, job)["state"] == "running", what="the job to run")
+    pid = dropping.wait_for_state(job, "running")["pid"]
     with still(dropping.service("persist")):
+        os.kill(pid, signal.SIGUSR1)
         record = dropping.wait_for_state(job, "failed", timeout_s=60)
         assert record["exit_code"] == program.exit_code
     ended(dropping, job)
