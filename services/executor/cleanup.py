@@ -22,7 +22,9 @@ from common.identifiers import JobId, parse_job_id
 from services.executor.cgroups import mountinfo
 from services.executor.cgroups.driver import CgroupDriver
 from services.executor.cgroups.mountinfo import Mount
+from services.executor.launcher.jobfiles import JOURNAL
 from services.executor.linux import mounts
+from services.executor.monitors import monitor_pid
 
 log = structlog.get_logger(__name__)
 
@@ -91,7 +93,11 @@ class Cleanup:
             ) from cause
 
     async def sweep(self, *, alive: frozenset[JobId], known: frozenset[JobId]) -> Swept:
-        """At start: remove what jobs that are not `alive` left. Directories of `known` jobs keep journal and lock."""
+        """At start: remove what jobs that are not `alive` left. Directories of `known` jobs keep journal and lock.
+
+        A job that runs and whose record was lost with a damaged database is not touched.
+        """
+        alive |= await asyncio.to_thread(self._running_without_record, alive | known)
         unmounted = await asyncio.to_thread(self._unmount_all_but, alive)
         groups = self._driver.present() - alive
         directories = self._directories()
@@ -105,6 +111,21 @@ class Cleanup:
         if groups or unknown:
             log.info("swept", groups=len(groups), directories=len(unknown))
         return Swept(groups, unknown, unmounted)
+
+    def _running_without_record(self, recorded: frozenset[JobId]) -> frozenset[JobId]:
+        """Jobs of nobody whose monitor lives and has written: a spare's has not, and every other job is `recorded`."""
+        found = set()
+        for job in self._directories() - recorded:
+            directory = self._jobs / job
+            try:
+                monitor = monitor_pid(directory)
+                runs = monitor is not None and (directory / JOURNAL).stat().st_size > 0
+            except OSError:
+                continue  # a spare that goes just now
+            if runs:
+                log.error("a job runs of which there is no record; it is left alone", job_id=job, monitor=monitor)
+                found.add(job)
+        return frozenset(found)
 
     def _unmount_all_but(self, alive: frozenset[JobId]) -> tuple[str, ...]:
         gone = []

@@ -43,7 +43,9 @@ async def recover(jobs: Jobs, store: JobStore, output: Output, sweeps: Sweeps, *
     if persists:
         for cursor in ended:
             jobs.in_background(_deliver_rest(output, store, cursor))
-    await sweeps.sweep(alive=frozenset(alive), known=frozenset(cursors))
+    # A cursor may be left of a record that was lost with a damaged database: nobody knows whether that job has ended.
+    known = frozenset(job for job in cursors if store.get(job) is not None)
+    await sweeps.sweep(alive=frozenset(alive), known=known)
     reached("executor.swept")
     log.info("jobs taken up", alive=len(alive), settled=len(unended) - len(alive), undelivered=len(ended))
 

@@ -82,6 +82,8 @@ def open_store(path: Path, *, now_ns: int) -> sqlite3.Connection:
     if version is not None and (problem := _problem_in(path)):
         damaged = _set_aside(path, now_ns)
         log.error("the job database is damaged and was set aside", file=str(damaged), problem=problem)
+    if version is None and path.exists():
+        log.error("the job database is empty: what jobs it had is not known", file=str(path))
     connection = _connect(path)
     _prepare(connection, path)
     if damaged is not None:
