@@ -1,13 +1,15 @@
 """Disks that refuse, run out of inodes, or change what was written, under a node: told in words, and never silent."""
 
 import os
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from common.records import RecordType, decode_all
 from services.persist import member
 from tests.e2e.node import Node, numbers
 from tests.fault.disks_filesystems import MIB, small_tmpfs
@@ -156,3 +158,105 @@ def test_one_flipped_bit_in_a_stored_log(damaged_node: Node, where: str, *, rest
     if where == "content":  # gzip does not look at what is in an extra field
         assert subprocess.run(["gzip", "-t", path], capture_output=True, check=False).returncode != 0
     node.ok("job", "delete", job)
+
+
+STEPS: Final = (
+    "step() { while [ ! -e /tmp/$1 ]; do sleep 0.02; done; }; "
+    "seq 1 100; step a; seq 101 200; step b; seq 201 300; step c; seq 301 400; step d; exit 6"
+)
+
+
+@pytest.mark.threat("F11")
+@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+def test_one_flipped_bit_in_a_journal(damaged_node: Node, *, ended: bool) -> None:
+    """What stands in that record is told as a gap, by entry; all before and behind it is stored; its end is true."""
+    node = damaged_node
+    persist = node.service("persist")
+    job = node.detached("--", "sh", "-c", STEPS)
+    inside = Path(f"/proc/{node.wait_for_state(job, 'running')['pid']}/root/tmp")
+    journal = node.base / "jobs" / job / "journal"
+    wait_for(lambda: b"\n100\n" in journal.read_bytes(), what="the first hundred")
+    wait_for(lambda: len(node.entries(job)) == 100, what="the first hundred to be stored")
+    os.kill(persist, signal.SIGSTOP)
+    try:
+        for step, last in (("a", b"200"), ("b", b"300"), ("c", b"400")):
+            (inside / step).touch()
+            wait_for(lambda last=last: b"\n" + last + b"\n" in journal.read_bytes(), what=f"line {last!r}")  # type: ignore[misc]
+        if ended:
+            (inside / "d").touch()
+            assert node.wait_for_state(job, "failed")["exit_code"] == 6
+        position, damaged = 0, None
+        for record in decode_all(journal.read_bytes()):
+            if record.type == RecordType.OUTPUT and record.sequence <= 250 <= record.last_sequence:
+                damaged = record
+                break
+            position += 36 + len(record.payload)
+        assert damaged is not None
+        flip(journal, position + 36 + len(damaged.payload) // 2)
+    finally:
+        os.kill(persist, signal.SIGCONT)
+    if not ended:
+        (inside / "d").touch()
+        assert node.wait_for_state(job, "failed")["exit_code"] == 6
+    wait_until_stored(node, [job])
+    first, last_one = damaged.sequence, damaged.last_sequence
+    done = node.rnx("job", "log", job, "--no-follow")
+    assert done.returncode == 0, done.stderr
+    assert numbers(done.stdout) == [n for n in range(1, 401) if not first <= n <= last_one]
+    assert f"entries {first} to {last_one}".encode() in done.stderr
+    assert b"journal_damaged" in done.stderr
+    assert f"{last_one - first + 1} entries in gaps".encode() in verify(node, job).stdout
+    assert node.service("persist") == persist
+    node.ok("job", "delete", job)
+
+
+DATABASE_DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
+    "nothing left": lambda content: content[:0],
+    "half a header": lambda content: content[:50],
+    "cut": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: content[:4096] + bytes(8192) + content[12288:],
+    "one bit": lambda content: flipped(content, content.index(b"\xa4word\xa7FLIPPED") + 8),
+}
+
+
+def flipped(content: bytes, offset: int) -> bytes:
+    """`content` with one bit changed."""
+    return content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :]
+
+
+@pytest.mark.threat("F11")
+def test_a_damaged_job_database() -> None:
+    """The file is kept, the service says what is wrong, answers nothing wrong, and jobs that run are not touched."""
+    with fresh_node("database") as node:
+        ended = [node.detached("--", "sh", "-c", f"echo {number}; exit 7") for number in range(5)]
+        wait_for_states(node, ended, "failed")
+        wait_until_stored(node, ended)
+        script = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.05; done; echo over"
+        running = node.detached("--label", "word=FLIPPED", "--", "sh", "-c", script)
+        before = node.wait_for_state(running, "running")
+        true_states = {job["id"]: (job["state"], job["exit_code"]) for job in node.jobs()}
+        node.stop()
+        database = node.base / "state" / "jobs.db"
+        whole = database.read_bytes()
+        for name, damage in DATABASE_DAMAGES.items():
+            database.write_bytes(damage(whole))
+            said = len(node.log_text())
+            node.start()
+            told = node.log_text()[said:]
+            assert "damaged" in told or "empty" in told, f"{name}: {told}"
+            assert Path(f"/proc/{before['pid']}").exists(), f"{name}: a running job ended"
+            for job in node.jobs():
+                assert (job["state"], job["exit_code"]) == true_states[job["id"]], name
+            if name not in ("nothing left", "one bit"):
+                assert list(database.parent.glob("jobs.db.damaged-*")), name
+            node.stop()
+            for each in database.parent.iterdir():
+                each.unlink()
+        database.write_bytes(whole)
+        node.start()
+        assert {job["id"]: (job["state"], job["exit_code"]) for job in node.jobs()} == true_states
+        Path(f"/proc/{before['pid']}/root/tmp/go").touch()
+        node.ok("job", "wait", running)
+        assert node.ok("job", "log", running) == b"begun\nover\n"
+        wait_until_stored(node, [running])
+        assert_nothing_of_jobs_left(node)
