@@ -214,8 +214,6 @@ DATABASE_DAMAGES: Final[dict[str, Callable[[bytes], bytes]]] = {
     "nothing left": lambda content: content[:0],
     "half a header": lambda content: content[:50],
     "cut": lambda content: content[: len(content) // 2],
-    "cut in a page": lambda content: content[:-1000],
-    "magic": lambda content: b"X" + content[1:],
     "zeros": lambda content: content[:4096] + bytes(8192) + content[12288:],
     "one bit": lambda content: flipped(content, content.index(b"\xa4word\xa7FLIPPED") + 8),
 }
