@@ -78,7 +78,11 @@ class Output:
     @property
     def counters(self) -> dict[str, int]:
         """Since this process began, by the names of NodeFacts.counters."""
-        return {"journals_damaged": self._journals_damaged, "journals_torn": self._journals_torn}
+        return {
+            "journals_damaged": self._journals_damaged,
+            "journals_torn": self._journals_torn,
+            **self.sender.counts,
+        }
 
     def begin(self, cursor: Cursor) -> bool:
         """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
