@@ -145,6 +145,11 @@ class Store:
         with job_directory(root, job) as directory:
             return segment.read(directory, wanted)
 
+    def read_block(self, job: JobId, segment: Segment, offset: int, size_bytes: int) -> bytes:
+        """Bytes of a log file, to be inflated by whoever asks. Raises as `read` does, but for `DamagedMember`."""
+        with job_directory(self._logs, job) as directory:
+            return segment.read_block(directory, offset, size_bytes)
+
     def delete(self, job: JobId) -> tuple[int, int]:
         """Remove all of a job: bytes of logs and of metrics. Raises OSError."""
         with self._using(job) as stored, stored.lock:
