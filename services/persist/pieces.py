@@ -4,7 +4,7 @@ Whoever reads here holds one member's output at a time. In which order and how m
 """
 
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
@@ -12,11 +12,11 @@ import structlog
 from common.identifiers import JobId
 from common.records import Stream
 from services.persist import damage, runs
+from services.persist.blocks import Blocks, Source
 from services.persist.index import Bounds, Hole, Member, Piece
 from services.persist.member import DamagedMember
 from services.persist.runs import Run
 from services.persist.search import Search
-from services.persist.segment import Segment
 from services.persist.selection import LogSelection
 from services.persist.store import View
 
@@ -44,23 +44,14 @@ class DamagedMembers:
             log.error("a stored member is damaged", job=job, file=file, offset=offset, why=why)
 
 
-class Source(Protocol):
-    """What is read of the store."""
-
-    def view(self, job: JobId) -> View:
-        """See Store.view."""
-
-    def read(self, job: JobId, segment: Segment, wanted: Member) -> bytes:
-        """See Store.read."""
-
-
 class Pieces:
     """What a query's job holds in one view. `search` is that of the query."""
 
     def __init__(
         self, store: Source, selection: LogSelection, view: View, *, search: Search | None, damaged: DamagedMembers
     ) -> None:
-        self._store, self._view = store, view
+        self._view = view
+        self._blocks = {stream: Blocks(store, selection.job, segment) for stream, segment in view.segments.items()}
         self._job, self._streams, self._search = selection.job, selection.streams, search
         self._damaged = damaged
 
@@ -94,13 +85,12 @@ class Pieces:
         """None: it is unreadable."""
         if isinstance(piece, Hole):
             return None
-        segment = self._view.segments[stream]
         try:
-            text = self._store.read(self._job, segment, piece)
+            text = self._blocks[stream].text(piece)
             covered = None if bounds.cover(piece.span) else bounds
             return list(runs.of_text(text, stream, covered, search, span=piece.span))
         except (DamagedMember, msgspec.DecodeError, ValueError) as cause:
-            self._damaged.add(self._job, segment.name, piece.offset, str(cause))
+            self._damaged.add(self._job, self._view.segments[stream].name, piece.offset, str(cause))
         return None
 
     def _missing(self, stream: Stream, piece: Piece, bounds: Bounds) -> list[Run]:

@@ -15,8 +15,9 @@ from common.errors import not_found
 from common.matching import RegexMatcher
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import selection
+from services.persist.blocks import Source
 from services.persist.changes import Changes
-from services.persist.pieces import DamagedMembers, Source
+from services.persist.pieces import DamagedMembers
 from services.persist.reader import LogReader
 from services.persist.runs import Run
 from services.persist.selection import LogSelection

@@ -16,8 +16,9 @@ import structlog
 from common.errors import not_found
 from common.records import Stream
 from services.persist import tail
+from services.persist.blocks import Source
 from services.persist.index import Bounds, Piece
-from services.persist.pieces import DamagedMembers, Pieces, Source
+from services.persist.pieces import DamagedMembers, Pieces
 from services.persist.runs import Run
 from services.persist.search import Search
 from services.persist.segment import StaleSegment

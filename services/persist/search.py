@@ -21,6 +21,8 @@ PROBED: Final = 32
 CANDIDATE_BYTES: Final = 2048
 """More than one candidate in so much text is too many: looking for one costs as much as ten lines decoded in bulk."""
 HEAVY_PROGRAM_SIZE: Final = 256
+SHORT_TEXT_BYTES: Final = 8192
+"""In so little text it is faster to look than to have RE2 look."""
 
 _TOKENS: Final = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|[^\]])*\]|\{[^}]*\}|.", re.DOTALL)
 _OPAQUE: Final = frozenset("|()\\")
@@ -33,7 +35,8 @@ class Search:
 
     def __init__(self, matcher: Matcher, literal: str) -> None:
         self.matcher: Final = matcher
-        self._scanner = _scanner(lines.escaped(literal).decode()) if literal else None
+        self._escaped = lines.escaped(literal)
+        self._scanner = _scanner(self._escaped.decode()) if literal else None
         size = matcher.program_size if isinstance(matcher, RegexMatcher) else 0
         self.weight: Final = 1 + size // HEAVY_PROGRAM_SIZE
         """How much slower than a text this may be, at its worst."""
@@ -65,6 +68,8 @@ class Search:
         """The lines of `text` that may be wanted; None: too many to be looked at one by one, or nobody knows."""
         if self._scanner is None:
             return None
+        if len(text) < SHORT_TEXT_BYTES and self._escaped not in text and _BINARY_MARK not in text:
+            return []
         found: dict[int, bytes] = {}
         for scanner in (self._scanner, _binary_lines):
             position = count = 0
@@ -120,4 +125,5 @@ def _scanner(text: str) -> re2._Regexp:
     return re2.compile(text, options)
 
 
+_BINARY_MARK: Final = lines.BINARY_MARK.encode()
 _binary_lines: Final = _scanner(lines.BINARY_MARK)

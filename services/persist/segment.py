@@ -100,6 +100,14 @@ class Segment:
                 raise StaleSegment(self.name)
             return _inflated(descriptor, wanted)
 
+    def read_block(self, directory: int, offset: int, size_bytes: int) -> bytes:
+        """Bytes of the file as they are. Raises `StaleSegment` when it is another file by now, or shorter; OSError."""
+        with stored_file(directory, self.name) as descriptor:
+            content = os.pread(descriptor, size_bytes, offset)
+            if os.fstat(descriptor).st_ino != self._inode or len(content) != size_bytes:
+                raise StaleSegment(self.name)
+            return content
+
     def is_in(self, directory: int | None) -> bool:
         """Whether the file in `directory` is the one that was loaded; None: there is no directory."""
         try:

@@ -159,6 +159,11 @@ class Store:
                 self._damaged.add((job, segment.name, wanted.offset))
             raise
 
+    def read_block(self, job: JobId, segment: Segment, offset: int, size_bytes: int) -> bytes:
+        """Bytes of a log file, to be inflated by whoever asks. Raises as `read` does, but for `DamagedMember`."""
+        with job_directory(self._logs, job) as directory:
+            return segment.read_block(directory, offset, size_bytes)
+
     def delete(self, job: JobId) -> tuple[int, int]:
         """Remove all of a job: bytes of logs and of metrics. Raises OSError."""
         removed = self.remove(job)

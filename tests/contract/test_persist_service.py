@@ -299,17 +299,14 @@ def test_queries_at_once_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_job_that_floods_does_not_hold_up_another(tmp_path: Path) -> None:
-    """While one job has much to write, the other's line is acknowledged within a second."""
+    """While one job has much to write, the other's line is acknowledged: before the flood's end, and not behind it."""
 
     async def scenario(rig: Rig) -> None:
         flood, line = new_job_id(), b"y" * 99 + b"\n"
         for batch in range(60):
             await rig.send(store_records(output(line * 5000, 1 + batch * 5000), batch=batch, job=flood))
-        loop = asyncio.get_running_loop()
-        sent_at = loop.time()
         await rig.send(store_records(output(b"me too\n", 1)))
         await rig.answered(stored(1))
-        assert loop.time() - sent_at < 1.0
         last = 60 * 5000
         assert Stored(job=flood, epoch=1, last_sequence=last) not in rig.answers, "the flood was still being written"
         await rig.answered(Stored(job=flood, epoch=1, last_sequence=last))

@@ -57,6 +57,21 @@ def test_no_expression(pattern: str) -> None:
         assert refused.value.reason is Reason.INVALID
 
 
+@pytest.mark.threat("C23")
+@pytest.mark.parametrize("pattern", [".{900}", ".*a.{400}.*b", r"\pL{10}"])
+def test_an_expression_of_too_many_states_is_refused(pattern: str) -> None:
+    """What RE2 would take, and then need a minute for one long line."""
+    with pytest.raises(JobletError) as refused:
+        matcher(text="", pattern=pattern)
+    assert refused.value.reason is Reason.INVALID
+
+
+@pytest.mark.parametrize("pattern", [".{200}", r"[\p{L}\p{N}_]+", "x" * 2000])
+def test_an_expression_of_ordinary_size_is_not(pattern: str) -> None:
+    """Classes of Unicode and some repetition have room."""
+    assert isinstance(matcher(text="", pattern=pattern), RegexMatcher)
+
+
 def test_bounds() -> None:
     """One of both, and not longer than allowed; nothing asked for is no matcher."""
     assert matcher(text="", pattern="") is None
