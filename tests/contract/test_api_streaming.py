@@ -11,10 +11,8 @@ from grpc import aio
 
 from common import records
 from common.config.settings import Grpc
-from common.errors import JobletError, Reason
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, persist_pb2
-from services.api.history import History
 from tests.api_node import Client, running_node
 from tests.waiting import await_for
 
@@ -334,35 +332,6 @@ def test_a_lost_part_is_told_live_and_stored(tmp_path: Path) -> None:
                 assert [chunk.gap.bytes for chunk in chunks if chunk.gap.reason] == [77]
             record = await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))
             assert (record.lost_entries, record.lost_bytes) == (5, 77)
-
-    asyncio.run(scenario())
-
-
-@pytest.mark.threat("D17")
-def test_a_query_whose_answers_nobody_takes_is_given_back(tmp_path: Path) -> None:
-    """Persist answers a bounded number of them at once: one for a client that does not read must not keep its place."""
-
-    async def scenario() -> None:
-        async with running_node(tmp_path) as node:
-            job = node.executor.add("ann").id
-            node.executor.write(job, b"1\n")
-            query = persist_pb2.LogBatchQueryRequest(
-                query=persist_pb2.LogQueryRequest(job_id=job), until_sequence=9, wait=True
-            )
-            history = History(node.layout.persist_grpc)
-            answers = history.raw("QueryLogBatches", query, held_s=0.05)
-            assert persist_pb2.LogBatches.FromString(await anext(answers)).batches[0].data == b"1\n"
-            await await_for(lambda: node.persist.open == 0, what="the query to be given up")
-            with pytest.raises(JobletError) as given_up:
-                await anext(answers)
-            assert given_up.value.reason is Reason.UNAVAILABLE
-            patient = history.raw("QueryLogBatches", query, held_s=60)
-            await anext(patient)
-            node.executor.write(job, b"2\n")
-            assert persist_pb2.LogBatches.FromString(await anext(patient)).batches[0].data == b"2\n"
-            await patient.aclose()
-            await await_for(lambda: node.persist.open == 0, what="the query to end")
-            await history.close()
 
     asyncio.run(scenario())
 
