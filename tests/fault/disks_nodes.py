@@ -113,7 +113,7 @@ def wait_for_states(node: Node, jobs: Iterable[str], state: str, *, timeout_s: f
     """Wait until all of these jobs are in `state`; one question for all of them."""
     wanted = set(jobs)
     wait_for(
-        lambda: wanted <= {job["id"] for job in node.jobs() if job["state"] == state},
+        lambda: wanted <= {job["id"] for job in node.jobs("--limit", "1000") if job["state"] == state},
         timeout_s=timeout_s,
         what=f"{len(wanted)} jobs to be {state}",
     )
