@@ -60,7 +60,11 @@ def log_path(node: Node, client: Client, scale: Scale) -> list[Row]:
     ours = [scale.log_lines / run.to_durable_s for run in runs]
     budget = f"≥ 0.5 ×, {WRITTEN_MIN:,}/s"
     rows = [
-        compared(rates("log path to durable", "lines/s", ours, peer=name, theirs=figures, budget=budget), ratio_min=0.5)
+        compared(
+            rates("log path to durable", "lines/s", ours, peer=name, theirs=figures, budget=budget),
+            ratio_min=0.5,
+            ours_min=WRITTEN_MIN,
+        )
         for name, figures in theirs.items()
     ]
     saw = [scale.log_lines / run.to_end_s for run in runs]
