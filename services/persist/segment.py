@@ -68,6 +68,14 @@ class Segment:
         """The last entry in it, 0 for none."""
         return self.index.last_sequence
 
+    def read_block(self, directory: int, offset: int, size_bytes: int) -> bytes:
+        """Bytes of the file as they are. Raises `StaleSegment` when it is another file by now, or shorter; OSError."""
+        with stored_file(directory, self.name) as descriptor:
+            content = os.pread(descriptor, size_bytes, offset)
+            if os.fstat(descriptor).st_ino != self._inode or len(content) != size_bytes:
+                raise StaleSegment(self.name)
+            return content
+
     def append(self, directory: int, members: Sequence[bytes], disk: Disk, *, durable: bool) -> None:
         """Write whole members behind the others, all or none.
 
@@ -97,14 +105,6 @@ class Segment:
         """The text of a member. Raises `DamagedMember`, OSError."""
         with stored_file(directory, self.name) as descriptor:
             return _inflated(descriptor, wanted)
-
-    def read_block(self, directory: int, offset: int, size_bytes: int) -> bytes:
-        """Bytes of the file as they are. Raises `StaleSegment` when it is another file by now, or shorter; OSError."""
-        with stored_file(directory, self.name) as descriptor:
-            content = os.pread(descriptor, size_bytes, offset)
-            if os.fstat(descriptor).st_ino != self._inode or len(content) != size_bytes:
-                raise StaleSegment(self.name)
-            return content
 
     def _recognize(self, descriptor: int, disk: Disk) -> None:
         """Is this the file that was loaded? Cuts off what is behind the last whole member."""
