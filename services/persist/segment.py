@@ -67,6 +67,14 @@ class Segment:
         """The last entry in it, 0 for none."""
         return self.index.last_sequence
 
+    def read_block(self, directory: int, offset: int, size_bytes: int) -> bytes:
+        """Bytes of the file as they are. Raises `StaleSegment` when it is another file by now, or shorter; OSError."""
+        with stored_file(directory, self.name) as descriptor:
+            content = os.pread(descriptor, size_bytes, offset)
+            if os.fstat(descriptor).st_ino != self._inode or len(content) != size_bytes:
+                raise StaleSegment(self.name)
+            return content
+
     def append(self, directory: int, members: Sequence[bytes], disk: Disk, *, durable: bool) -> None:
         """Write whole members behind the others, all or none.
 
@@ -99,14 +107,6 @@ class Segment:
             if status.st_ino != self._inode or status.st_size < wanted.offset + wanted.header.member_bytes:
                 raise StaleSegment(self.name)
             return _inflated(descriptor, wanted)
-
-    def read_block(self, directory: int, offset: int, size_bytes: int) -> bytes:
-        """Bytes of the file as they are. Raises `StaleSegment` when it is another file by now, or shorter; OSError."""
-        with stored_file(directory, self.name) as descriptor:
-            content = os.pread(descriptor, size_bytes, offset)
-            if os.fstat(descriptor).st_ino != self._inode or len(content) != size_bytes:
-                raise StaleSegment(self.name)
-            return content
 
     def is_in(self, directory: int | None) -> bool:
         """Whether the file in `directory` is the one that was loaded; None: there is no directory."""
