@@ -206,6 +206,9 @@ def test_a_job_that_is_removed_while_it_is_read() -> None:
     script = Script(JobletError(Reason.NOT_FOUND, "was deleted meanwhile"), [])
     got = told(script, 1, 3, final=True, complete=True, missing_s=60)
     assert (got.data, got.gaps) == (b"", [(1, 3, "removed")])
+    script = Script([lines(1, 2)], JobletError(Reason.NOT_FOUND, "was deleted meanwhile"))
+    got = told(script, 1, 9, wanted=selection(text="no end of it"), final=True, complete=True, missing_s=60)
+    assert (got.data, got.gaps) == (b"", [(1, 9, "removed")])
 
 
 def test_delivery_is_asked_for_when_patience_is_over() -> None:

@@ -26,6 +26,9 @@ RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 1.0
 
 
+GONE_MAX: Final = 3
+"""So often in a row persist says that what it had is not there: then it is not."""
+
 NOT_STORED: Final = "not_stored"
 """Reason of a gap: persist passed over these entries and does not say why."""
 REMOVED: Final = "removed"
@@ -73,7 +76,7 @@ class Reader:
         `complete`: it has had all. Raises JobletError(DATA_LOSS) for what will never be stored.
         """
         loop = asyncio.get_running_loop()
-        retry_s, heard_at = RETRY_S, loop.time()
+        retry_s, heard_at, gone = RETRY_S, loop.time(), 0
         while first <= last:
             before = first
             ask = self._what_is_left if complete else self._what_comes
@@ -85,8 +88,14 @@ class Reader:
             except TimeoutError:
                 pass  # it is silent, and time goes on
             except JobletError as error:
-                gone = complete and error.reason is Reason.NOT_FOUND  # removed meanwhile: the next answer says so
-                if error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED} and not gone:
+                if complete and error.reason is Reason.NOT_FOUND:
+                    # Removed meanwhile: the next answer says what is left, unless persist keeps a file in mind that
+                    # somebody else has removed.
+                    gone = gone + 1 if first == before else 1
+                    if gone == GONE_MAX:
+                        yield Part([_gap(first, last, REMOVED)], last)
+                        return
+                elif error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED}:
                     raise
                 heard_at = loop.time()  # it is away, or has too many to serve: that says nothing of what it has
             if first > last:
