@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
+from itertools import accumulate
 from pathlib import Path
 
 import grpc
@@ -20,6 +21,7 @@ from tests.fault.test_persist_disk import small_filesystem
 from tests.unit.test_persist_journal import output
 from tests.waiting import await_for
 
+RECORD_BYTES = 101 * 10_000
 LARGE = b"".join(b"%d\n" % (number * 7919 % 1_000_003) for number in range(3000))
 
 
@@ -29,12 +31,15 @@ def ago(days: float) -> int:
 
 
 async def finished(rig: Rig, *, days: float, owner: str = "ann", payload: bytes = b"line\n") -> JobId:
-    """A job with output and a sample, that ended so many days ago."""
+    """A job with output and a sample, that ended so many days ago. More than RECORD_BYTES: lines of 101 bytes."""
     job, lines = new_job_id(), payload.count(b"\n")
-    end = EndOfJob(job=job, epoch=1, batch=1, last_sequence=lines, owner=owner, ended_at_ns=ago(days))
+    pieces = [payload[start : start + RECORD_BYTES] for start in range(0, len(payload), RECORD_BYTES)]
+    firsts = accumulate((piece.count(b"\n") for piece in pieces), initial=1)
+    encoded = [output(piece, first) for piece, first in zip(pieces, firsts, strict=False)]
+    end = EndOfJob(job=job, epoch=1, batch=len(encoded), last_sequence=lines, owner=owner, ended_at_ns=ago(days))
     await rig.send(
         StoreMetric(job=job, time_ns=1, cpu_percent=1.0, memory_bytes=1),
-        StoreRecords(job=job, epoch=1, batch=0, records=output(payload, 1)),
+        *(StoreRecords(job=job, epoch=1, batch=number, records=record) for number, record in enumerate(encoded)),
         end,
     )
     await rig.answered(Stored(job=job, epoch=1, last_sequence=lines, ended=True))
@@ -127,6 +132,37 @@ def test_a_trim_is_told_with_the_entries_that_go(tmp_path: Path) -> None:
         assert await apply(rig) == []
 
     run_settled(tmp_path, scenario, job_bytes=60_000)
+
+
+@pytest.mark.requirement("S0.73")
+def test_a_query_that_is_half_read_goes_on_behind_a_trim(tmp_path: Path) -> None:
+    """What it had not read yet and is gone is a gap; every sequence comes once, and the bytes behind it are right."""
+    payload = b"".join(b"%0100x\n" % (number * 0x9E3779B97F4A7C15 % 2**400) for number in range(200_000))
+
+    async def scenario(rig: Rig) -> None:
+        job = await finished(rig, days=1, payload=payload)
+        query = pb.LogBatchQueryRequest(query=pb.LogQueryRequest(job_id=job))
+        call = rig.stub.QueryLogBatches(query)
+        found = list((await call.read()).batches)
+        (told,) = await apply(rig)
+        assert told.through_sequence > found[-1].first_sequence + found[-1].lines
+        while (message := await call.read()) is not grpc.aio.EOF:  # type: ignore[attr-defined]  # missing in the stubs
+            found += message.batches
+        expected = 1
+        for batch in found:
+            assert batch.first_sequence == expected
+            expected += batch.lines
+        assert expected == 200_001
+        (gap,) = [batch for batch in found if batch.gap_reason]
+        assert gap.gap_reason == "retention"
+        before = b"".join(batch.data for batch in found if batch.first_sequence < gap.first_sequence)
+        behind = b"".join(batch.data for batch in found if batch.first_sequence > gap.first_sequence)
+        assert payload.startswith(before)
+        assert payload.endswith(behind)
+        assert len(before) == (gap.first_sequence - 1) * 101
+        assert len(behind) == (200_000 - told.through_sequence) * 101
+
+    run_settled(tmp_path, scenario, job_bytes=300_000)
 
 
 @pytest.mark.requirement("S0.73")
