@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 JOBS: Final = 100
 LINES: Final = 5000
+FIRSTS: Final = range(0, JOBS * LINES, LINES)
 SERVICE_GROWTH_MAX: Final = 192 * MIB
 BURST_LINES: Final = 20_000
 PADDING: Final = "-" * 92
@@ -58,7 +60,9 @@ def test_a_hundred_jobs_flood_at_once() -> None:
     with fresh_node("hundred") as node:
         services = Services(node)
         script = f"mkfifo /tmp/go; : < /tmp/go; seq $1 $(($1 + {LINES - 1})); exit 3"
-        firsts = {node.detached("--", "sh", "-c", script, "sh", str(key * LINES)): key * LINES for key in range(JOBS)}
+        with ThreadPoolExecutor(4) as pool:
+            started = pool.map(lambda first: node.detached("--", "sh", "-c", script, "sh", str(first)), FIRSTS)
+            firsts = dict(zip(started, FIRSTS, strict=True))
         wait_for_states(node, firsts, "running", timeout_s=60)
         for record in node.jobs("--state", "running", "--limit", "200"):
             let_go(Path(f"/proc/{record['pid']}/root/tmp/go"))
