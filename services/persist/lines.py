@@ -27,6 +27,8 @@ bounds."""
 INTEGER_MAX: Final = 2**63 - 1
 BINARY_MARK: Final = '_b64":'
 """In a text of ours only where the content of a line is not UTF-8: a quotation mark inside of content is escaped."""
+GAP_MARK: Final = '"gap":'
+"""Likewise, only in the line of a gap."""
 _REASON_CHARACTERS: Final = 200
 _SOME: Final = 4
 """Of so many lines one or more: all are decoded, which is no slower than decoding some and joining them before."""

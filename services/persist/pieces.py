@@ -69,17 +69,17 @@ class Pieces:
     def runs(self, stream: Stream, piece: Piece, bounds: Bounds) -> list[Run]:
         """The wanted runs of a piece. Raises `StaleSegment`, OSError."""
         read = self._read(stream, piece, bounds, self._search)
-        if read is not None:
-            return read
-        if self._search is not None:
-            return []  # a gap is nothing that one can search for
-        return self._missing(stream, piece, bounds)
+        return self._missing(stream, piece, bounds) if read is None else read
+
+    def counts(self, run: Run) -> bool:
+        """Whether its entries are among those that are counted: a gap is told to who searches, and not counted."""
+        return self._search is None or not run.gap_reason
 
     def count(self, stream: Stream, piece: Piece, bounds: Bounds) -> tuple[int, int]:
         """How many wanted entries a piece has, and what it cost to know it. Raises as `runs` does."""
         if self._search is None and isinstance(piece, Member) and bounds.cover(piece.span):
             return piece.span.lines, 0
-        return sum(run.lines for run in self.runs(stream, piece, bounds)), self.cost(piece)
+        return sum(run.lines for run in self.runs(stream, piece, bounds) if self.counts(run)), self.cost(piece)
 
     def _read(self, stream: Stream, piece: Piece, bounds: Bounds, search: Search | None) -> list[Run] | None:
         """None: it is unreadable."""

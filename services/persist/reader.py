@@ -88,7 +88,7 @@ class LogReader:
                 if not live and not cost:
                     break
                 if live and all(cursor.runs or cursor.is_done for cursor in cursors):
-                    size += self._take(live, step)
+                    size += self._take(pieces, live, step)
                 work += cost
                 if size >= STEP_BYTES or work >= STEP_COST_BYTES:
                     self._passed(cursors, given=bool(step))
@@ -142,17 +142,18 @@ class LogReader:
             position = min((cursor.position for cursor in cursors if cursor.position is not None), default=0)
             self._bounds = self._bounds._replace(first_sequence=max(self._bounds.first_sequence, position))
 
-    def _take(self, live: list["_Cursor"], step: list[Run]) -> int:
+    def _take(self, pieces: Pieces, live: list["_Cursor"], step: list[Run]) -> int:
         """Move runs of the first cursor to `step`, up to where the second begins; their bytes."""
         size = 0
         limit = live[1].runs[0].first if len(live) > 1 else None
         source = live[0].runs
         while source and not self.is_full and size < STEP_BYTES and (limit is None or source[0].first < limit):
             run = source.popleft()
-            if self._skip >= run.lines:
+            counts = pieces.counts(run)
+            if counts and self._skip >= run.lines:
                 self._skip -= run.lines
                 continue
-            if self._skip or self._left is not None:
+            if counts and (self._skip or self._left is not None):
                 take = run.lines - self._skip if self._left is None else min(self._left, run.lines - self._skip)
                 run = run.cut(self._skip, take)
                 self._skip = 0

@@ -4,6 +4,8 @@ Where every wanted entry has some text in it (a filter is such a text, an expres
 looked for that have it, too, escaped as it is there. Such a line is a candidate only: the text may stand in its
 metadata, or a part of an escape may look like it; and a line in base64 is always one. So each is decoded and tried.
 Where there is no such text, or it is everywhere, the contents of the member are decoded in bulk and tried as one.
+
+A gap is told whatever is looked for: what is missing might have been wanted.
 """
 
 import re
@@ -53,7 +55,7 @@ class Search:
                 return cls(matcher, "")
 
     def entries(self, text: bytes, span: Span, candidates: list[bytes] | None) -> list[Entry]:
-        """The wanted entries of a member, of `candidates` where there are some. Gaps are not wanted.
+        """The wanted entries of a member, of `candidates` where there are some, and its gaps.
 
         Raises `msgspec.DecodeError` when the text is not ours.
         """
@@ -68,10 +70,10 @@ class Search:
         """The lines of `text` that may be wanted; None: too many to be looked at one by one, or nobody knows."""
         if self._scanner is None:
             return None
-        if len(text) < SHORT_TEXT_BYTES and self._escaped not in text and _BINARY_MARK not in text:
+        if len(text) < SHORT_TEXT_BYTES and not any(mark in text for mark in (self._escaped, *_MARKS)):
             return []
         found: dict[int, bytes] = {}
-        for scanner in (self._scanner, _binary_lines):
+        for scanner in (self._scanner, *_marked_lines):
             position = count = 0
             while (hit := scanner.search(text, position)) is not None:
                 start = text.rfind(b"\n", 0, hit.start()) + 1
@@ -96,7 +98,7 @@ class Search:
 
     def _wanted(self, entries: list[Entry]) -> list[Entry]:
         matches = self.matcher.matches
-        return [entry for entry in entries if not entry.gap and matches(entry.raw)]
+        return [entry for entry in entries if entry.gap or matches(entry.raw)]
 
 
 def required_text(pattern: str) -> str:
@@ -125,5 +127,6 @@ def _scanner(text: str) -> re2._Regexp:
     return re2.compile(text, options)
 
 
-_BINARY_MARK: Final = lines.BINARY_MARK.encode()
-_binary_lines: Final = _scanner(lines.BINARY_MARK)
+_MARKS: Final = (lines.BINARY_MARK.encode(), lines.GAP_MARK.encode())
+"""Of lines that are always candidates."""
+_marked_lines: Final = tuple(_scanner(mark.decode()) for mark in _MARKS)

@@ -109,7 +109,7 @@ def _all_agree(store: Store, entries: Entries, missing: dict[int, str], hit: Str
     word = "line 1"
     found, lost = given(query(store, JOB, filter=word))
     assert found == {n: e for n, e in entries.items() if n not in missing and word.encode() in e[1]}
-    assert not lost
+    assert lost == missing
 
 
 @pytest.mark.threat("F12")

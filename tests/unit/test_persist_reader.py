@@ -122,7 +122,7 @@ def test_runs_have_one_time_and_stay_in_bounds(tmp_path: Path) -> None:
 
 
 def test_gaps_are_entries(tmp_path: Path) -> None:
-    """A gap is given with its lines, is cut by bounds, limits and tails, and matches no filter."""
+    """A gap is given with its lines, is cut by bounds, limits and tails, and is told uncut to who searches."""
     store = make_store(tmp_path)
     write(store, JOB, output(b"a\n", 1), gap(2, 10), output(b"b\n", 12))
     assert [(r.first, r.lines, r.gap_reason, r.gap_bytes) for r in query(store, JOB)] == [
@@ -133,7 +133,9 @@ def test_gaps_are_entries(tmp_path: Path) -> None:
     assert [(r.first, r.lines) for r in query(store, JOB, from_sequence=4, until_sequence=6)] == [(4, 3)]
     assert [(r.first, r.lines) for r in query(store, JOB, offset=3, limit=2)] == [(4, 2)]
     assert [(r.first, r.lines) for r in query(store, JOB, tail=3)] == [(10, 2), (12, 1)]
-    assert query(store, JOB, filter="journal") == []
+    for fields in ({"filter": "b"}, {"filter": "b", "limit": 1}, {"regex": "^b", "tail": 1, "from_sequence": 2}):
+        assert [(r.first, r.lines) for r in query(store, JOB, **fields)] == [(2, 10), (12, 1)], fields
+    assert [(r.first, r.lines) for r in query(store, JOB, filter="journal")] == [(2, 10)]
     write(store, JOB, gap(13, 2, stream=Stream.NONE))
     assert [(r.first, r.stream) for r in query(store, JOB, tail=2)] == [(13, Stream.NONE)]
 
@@ -152,7 +154,8 @@ def test_a_damaged_member_is_named_and_the_rest_is_given(tmp_path: Path) -> None
     assert joined(runs, Stream.STDOUT) == b"line 1\nline 2\nline 4\nline 5\n"
     assert [(run.first, run.lines) for run in runs if run.gap_reason == "damaged"] == [(3, 1)]
     assert len(damaged) == 1
-    assert query(make_store(tmp_path), JOB, filter="line 3") == []
+    (lost,) = query(make_store(tmp_path), JOB, filter="line 3")
+    assert (lost.first, lost.gap_reason) == (3, "damaged")
     assert [run.first for run in query(make_store(tmp_path), JOB, from_sequence=4)] == [4, 5]
 
 

@@ -102,6 +102,9 @@ def test_a_search_gives_what_looking_at_every_entry_gives(
         for fields, matcher in cases:
             expected = [entry for entry in written.entries if matcher.matches(entry[2])]
             assert _entries(query(store, JOB, **fields)) == expected, fields
+            assert _gaps(query(store, JOB, **fields)) == _gaps(query(store, JOB)), (
+                "what is missing may have been wanted"
+            )
             assert _entries(query(store, JOB, **fields, offset=1, limit=2)) == expected[1:3]
             assert _entries(query(store, JOB, **fields, tail=2)) == expected[-2:]
             first = len(written.entries) // 2
@@ -176,6 +179,10 @@ def test_what_matches_has_the_required_text_in_it(pattern: str, entries: list[st
     text, matcher = search.required_text(pattern), RegexMatcher(pattern)
     for entry in entries:
         assert text in entry or not matcher.matches(entry.encode()), (pattern, text, entry)
+
+
+def _gaps(runs: list[Run]) -> list[tuple[int, int]]:
+    return [(run.first, run.last) for run in runs if run.gap_reason]
 
 
 def _entries(runs: list[Run]) -> list[tuple[int, Stream, bytes, bool]]:
