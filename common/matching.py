@@ -18,6 +18,8 @@ ENGINE_BYTES_MAX: Final = 8 * 2**20
 PROGRAM_SIZE_MAX: Final = 3000
 """Instructions of one compiled expression. Where its states do not fit into memory, RE2 tries all of them at each byte:
 a mebibyte without a line end takes up to 3 ms an instruction, so a bound of memory alone would let it take a minute."""
+HEAVY_PROGRAM_SIZE: Final = 256
+"""A larger one may hold its thread for long; RE2 lets the other threads run meanwhile."""
 _TEXT_ANCHORS: Final = ("\\A", "\\z")
 """They mean the ends of an entry, and in a batch they would mean the ends of the batch."""
 
@@ -69,6 +71,11 @@ class RegexMatcher:
         """Instructions of the compiled expression: how slow it can be."""
         size: int = self._expression.programsize
         return size
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it must not be tried where others wait for the thread."""
+        return self.program_size > HEAVY_PROGRAM_SIZE
 
     def matches(self, entry: bytes) -> bool:
         """See Matcher."""

@@ -13,7 +13,7 @@ from typing import Final
 
 import re2
 
-from common.matching import Matcher, RegexMatcher, TextMatcher
+from common.matching import HEAVY_PROGRAM_SIZE, Matcher, RegexMatcher, TextMatcher
 from services.persist import lines
 from services.persist.lines import Entry
 from services.persist.member import Span
@@ -22,7 +22,6 @@ PROBED: Final = 32
 """So many candidates are taken before it is asked whether there are too many."""
 CANDIDATE_BYTES: Final = 2048
 """More than one candidate in so much text is too many: looking for one costs as much as ten lines decoded in bulk."""
-HEAVY_PROGRAM_SIZE: Final = 256
 SHORT_TEXT_BYTES: Final = 8192
 """In so little text it is faster to look than to have RE2 look."""
 

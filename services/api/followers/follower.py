@@ -14,6 +14,7 @@ from typing import Final, Protocol, TypeAlias, cast
 from common import records
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
+from common.matching import RegexMatcher
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2
 from services.api.access import no_such_job
@@ -138,7 +139,7 @@ class LogFollower:
                 yield _mark(self._machine.next)
             match self._machine.handle(Ready()):
                 case Send(batches, first):
-                    message = self._encoded(cast(list[Batch], batches), first)
+                    message = await self._encoded(cast(list[Batch], batches), first)
                     if message:
                         yield message
                 case Read(first, last):
@@ -166,22 +167,25 @@ class LogFollower:
                 if self._page.full or self._output.gone:
                     return
 
-    def _encoded(self, batches: list[Batch], first: int) -> bytes:
+    async def _encoded(self, batches: list[Batch], first: int) -> bytes:
         """One message of live batches; shared bytes where nothing is to be cut."""
         if self._wanted.selection.everything and self._page.whole:
             if batches[0].first < first:  # only the first one can begin below
                 return b"".join([encode(self._cut(batches[0], first)), *[batch.encoded for batch in batches[1:]]])
             return batches[0].encoded if len(batches) == 1 else self._output.joined(batches)
-        chunks = [
-            chosen
-            for batch in batches
-            for chunk in self._cut(batch, first)
-            for chosen in self._wanted.selection.of(chunk)
-        ]
+        matcher = self._wanted.selection.matcher
+        if isinstance(matcher, RegexMatcher) and matcher.is_heavy:
+            chunks = await asyncio.to_thread(self._selected, batches, first)
+        else:
+            chunks = self._selected(batches, first)
         end_ns = self._wanted.selection.end_ns
         self._past_end = bool(end_ns) and batches[-1].chunks[-1].time_ns >= end_ns
         chunks = self._page.of(chunks)
         return encode(chunks) if chunks else b""
+
+    def _selected(self, batches: list[Batch], first: int) -> list[Chunk]:
+        selected = self._wanted.selection.of
+        return [chosen for batch in batches for chunk in self._cut(batch, first) for chosen in selected(chunk)]
 
     @staticmethod
     def _cut(batch: Batch, first: int) -> list[Chunk]:
