@@ -119,10 +119,15 @@ def test_a_query_that_breaks_goes_on_where_it_was() -> None:
 
 @pytest.mark.parametrize("stay", [True, False])
 def test_the_missing_end_of_an_ended_job_is_an_error(*, stay: bool) -> None:
-    """Persist answers and has no more, by silence or by ending: DATA_LOSS that says from where, not a wait for ever."""
+    """Persist answers and has no more, by silence or by ending: an error that says from where, and not a wait for ever.
+
+    It is no loss: nobody has said that persist had it, so the job's journal has it still.
+    """
     with pytest.raises(JobletError, match="from entry 3 to 9") as lost:
         read(Script([lines(1, 2)], [], stay=stay), 1, 9, final=True)
-    assert lost.value.reason is Reason.DATA_LOSS
+    assert lost.value.reason is Reason.UNAVAILABLE
+    assert lost.value.retryable
+    assert "from sequence 3" in lost.value.detail
 
 
 def test_other_errors_are_not_retried() -> None:

@@ -4,7 +4,8 @@ Belongs here: queries to persist for a closed range of sequences, waiting while 
 what is not stored. Does not belong here: which range (`machine.py`).
 
     the job runs             what is missing is on its way: waited for
-    it has ended             the same; when persist answers and has nothing more for `missing_s`, it is lost: DATA_LOSS
+    it has ended             the same; when persist answers and takes nothing more for `missing_s`: UNAVAILABLE.
+                             It is no gap, because the job's journal still has it
     ended and delivered      persist has had all of it: what it does not have any more was removed, and is a gap at once
 """
 
@@ -73,7 +74,7 @@ class Reader:
         """Every wanted entry from `first` to `last`, in order, once. Goes on while persist is away or behind.
 
         `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all;
-        `complete`: it has had all. Raises JobletError(DATA_LOSS) for what will never be stored.
+        `complete`: it has had all. Raises JobletError(UNAVAILABLE) when it takes nothing more, as with a full disk.
         """
         loop = asyncio.get_running_loop()
         retry_s, heard_at, gone = RETRY_S, loop.time(), 0
@@ -103,7 +104,7 @@ class Reader:
             if final and not complete and loop.time() - heard_at >= self._missing_s:
                 complete = await self._delivered()
                 if not complete and await self._lacks(first):
-                    raise _lost(first, last)
+                    raise _not_yet(first, last)
                 heard_at = loop.time()
                 continue
             retry_s = RETRY_S if first > before else min(retry_s * 2, RETRY_S_MAX)
@@ -216,11 +217,12 @@ class Reader:
         return request
 
 
-def _lost(first: int, last: int) -> JobletError:
+def _not_yet(first: int, last: int) -> JobletError:
     return JobletError(
-        Reason.DATA_LOSS,
-        f"the output from entry {first} to {last} is not stored",
-        detail=f"to read what comes after, ask from sequence {last + 1}",
+        Reason.UNAVAILABLE,
+        f"the output from entry {first} to {last} is kept on the node and cannot be stored now",
+        detail=f"is the disk of the logs full? Ask again later, from sequence {first}",
+        retryable=True,
     )
 
 
