@@ -72,7 +72,7 @@ class Spares:
         return None
 
     def refill(self) -> None:
-        """Prepare what is missing, one by one, in the background."""
+        """Prepare what is missing, one by one, in the background; what has died meanwhile is missing, and removed."""
         if not self._closed and self._refilling is None and len(self._ready) < self._count:
             self._refilling = asyncio.create_task(self._refill())
 
@@ -91,6 +91,9 @@ class Spares:
 
     async def _refill(self) -> None:
         try:
+            for job in [job for job, begun in self._ready.items() if not begun.alive]:
+                await self._ready.pop(job).end()
+                await self._remove(job)
             while len(self._ready) < self._count:
                 job = new_job_id()
                 self._ready[job] = await self._prepare(job)

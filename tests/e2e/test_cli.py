@@ -250,7 +250,7 @@ def test_what_happens_when_it_is_full_is_shown(node: Node) -> None:
         node.ok("job", "wait", job)
         record = node.status(job)
         assert (record["on_full"], record["lost_entries"], record["lost_bytes"]) == (policy, 0, 0)
-        assert f"on full:       {policy}" in node.ok("job", "status", job).decode()
+        assert f"on full:     {policy}\n" in node.ok("job", "status", job).decode()
 
 
 @pytest.mark.requirement("S0.61")

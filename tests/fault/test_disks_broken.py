@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from cli.client.gaps import WORDS
 from common.records import RecordType, decode_all
 from services.persist import member
 from tests.e2e.node import Node, numbers
@@ -206,7 +207,7 @@ def test_one_flipped_bit_in_a_journal(damaged_node: Node, *, ended: bool) -> Non
     assert done.returncode == 0, done.stderr
     assert numbers(done.stdout) == [n for n in range(1, 401) if not first <= n <= last_one]
     assert f"entries {first} to {last_one}".encode() in done.stderr
-    assert b"journal_damaged" in done.stderr
+    assert WORDS["journal_damaged"].encode() in done.stderr
     assert f"{last_one - first + 1} entries in gaps".encode() in verify(node, job).stdout
     node.ok("job", "delete", job)
 

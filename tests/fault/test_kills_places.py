@@ -33,6 +33,7 @@ OF_OTHERS: Final = {
     "persist.chosen": "retention's rules choose nothing here",
     "persist.logs_removed": "the same",
     "persist.trimmed": "the same",
+    "persist.half_trimmed": "the same",
 }
 """Places that the jobs here never pass, and why."""
 FIRST_LINES: Final = 20
