@@ -32,7 +32,7 @@ pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 JOBS: Final = 10
 LINES: Final = 8000
-WAITING_LINES: Final = 15_000
+WAITING_LINES: Final = 40_000
 """More than what a pipe and one read of it hold: who cannot be read waits."""
 RESUMED_S: Final = 5.0
 """How soon storing must go on after there is room (F13)."""
