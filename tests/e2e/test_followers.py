@@ -133,10 +133,11 @@ def test_both_streams_at_once_live_and_stored(node: Node) -> None:
     lines = 50_000
     job = node.detached("--", "sh", "-c", f"sleep 1; seq -f 'o%.0f' {lines} & seq -f 'e%.0f' {lines} >&2; wait")
     live = [json.loads(line) for line in node.ok("--json", "job", "log", job, timeout_s=100).splitlines()]
-    assert [each["sequence"] for each in live] == list(range(1, 2 * lines + 1))
+    assert [each["sequence"] for each in live] == list(range(1, len(live) + 1))
     for stream in ("stdout", "stderr"):
-        said = [each["content"] for each in live if each["stream"] == stream]
-        assert said == [f"{stream[3]}{number}" for number in range(1, lines + 1)]
+        # A process that pauses within a line leaves it in two entries, the first one partial.
+        said = [each["content"] + ("" if each.get("partial") else "\n") for each in live if each["stream"] == stream]
+        assert "".join(said) == "".join(f"{stream[3]}{number}\n" for number in range(1, lines + 1))
     assert node.entries(job) == live
 
 
