@@ -208,11 +208,14 @@ class Sender:
 
     def _give_back_where_short(self) -> None:
         """Give back every page that is acknowledged: on a full disk jobs wait for room that only we can make."""
-        journals = [parcel for parcel in self._parcels.values() if parcel.journal is not None]
-        free_bytes = journals[0].journal.free_bytes() if journals and journals[0].journal is not None else None
-        self._short = free_bytes is not None and free_bytes < max(self._settings.reserve_bytes, GIVE_BACK_BYTES)
+        one = next((parcel.journal for parcel in self._parcels.values() if parcel.journal is not None), None)
+        try:
+            self._short = one is not None and one.free_bytes() < max(self._settings.reserve_bytes, GIVE_BACK_BYTES)
+        except OSError as cause:
+            self._short = False
+            log.warning("the room for journals is not known", problem=str(cause))
         if self._short:
-            for parcel in journals:
+            for parcel in self._parcels.values():
                 self._give_back(parcel)
 
     def _give_back(self, parcel: _Parcel) -> None:
