@@ -101,8 +101,10 @@ class Sender:
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
         outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=self._wall_ns())
-        self._parcels[cursor.job] = _Parcel(outbox, journal)
-        self._given_back[cursor.job] = cursor.acknowledged_offset
+        self._parcels[cursor.job] = parcel = _Parcel(outbox, journal)
+        self._given_back[cursor.job] = 0
+        if cursor.acknowledged_offset:  # a process before may have died between saving this and giving it back
+            self._free(parcel)
         self._enqueue(cursor.job)
 
     def grown(self, job: JobId, readable: int) -> None:
@@ -226,6 +228,12 @@ class Sender:
         if parcel.journal is None or end - self._given_back[job] < threshold or not self._keeper.save_cursors():
             return
         reached("executor.cursor_saved")
+        self._free(parcel)
+
+    def _free(self, parcel: _Parcel) -> None:
+        job, end = parcel.outbox.job, parcel.outbox.acknowledged.offset
+        if parcel.journal is None:
+            return
         try:
             parcel.journal.give_back(end)
         except OSError as cause:

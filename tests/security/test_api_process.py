@@ -1,6 +1,7 @@
 """The api as a process: TLS 1.3 only, no privileges, a clean end. And the self-test that would refuse to serve."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal

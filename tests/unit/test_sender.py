@@ -1,6 +1,7 @@
 """The sender around turns and cursors: floods, a persist that is silent or stopped, and what is sent again."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -246,3 +247,22 @@ def test_a_removed_job_leaves_nothing_on_the_way(tmp_path: Path) -> None:
                 assert made.sender.unacknowledged_bytes == 0
 
     asyncio.run(scenario())
+
+
+def test_what_a_process_before_acknowledged_is_given_back_at_once(tmp_path: Path) -> None:
+    """It may have died between saving its cursor and freeing the space, and the job may be waiting for just that."""
+    freed: list[JobId] = []
+
+    class Told(Keeper):
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    job, path = new_job_id(), tmp_path / "journal"
+    path.write_bytes(encode(RecordType.OUTPUT, b"x" * (MIB - 1), time_ns=1, sequence=1, lines=1, stream=Stream.STDOUT))
+    size, blocks = path.stat().st_size, path.stat().st_blocks
+    with contextlib.closing(Journal(path)) as journal:
+        sender = Sender(Persist(), Told(), SETTINGS)
+        sender.add(Cursor(job=job, acknowledged_offset=size, acknowledged_sequence=1), journal)
+        assert freed == [job]
+        assert path.stat().st_blocks < blocks / 2
+        assert path.stat().st_size == size
