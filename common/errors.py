@@ -28,15 +28,24 @@ class JobletError(Exception):
     """A failure with a reason that a program can act on and a text that a person can.
 
     `message` says what was tried, with its value; `detail` what to do about it; `retryable` whether the same
-    request may succeed later without a change.
+    request may succeed later without a change, and `retry_after_s` how long to wait before it, where that is known.
     """
 
-    def __init__(self, reason: Reason, message: str, *, detail: str = "", retryable: bool = False) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        detail: str = "",
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.detail = detail
         self.retryable = retryable
+        self.retry_after_s = retry_after_s
 
     def __str__(self) -> str:
         return f"{self.message}: {self.detail}" if self.detail else self.message
@@ -57,9 +66,9 @@ def precondition(message: str, detail: str = "") -> JobletError:
     return JobletError(Reason.PRECONDITION, message, detail=detail)
 
 
-def exhausted(message: str, detail: str = "") -> JobletError:
+def exhausted(message: str, detail: str = "", *, retry_after_s: float | None = None) -> JobletError:
     """A bound is reached; the same request may succeed later."""
-    return JobletError(Reason.EXHAUSTED, message, detail=detail, retryable=True)
+    return JobletError(Reason.EXHAUSTED, message, detail=detail, retryable=True, retry_after_s=retry_after_s)
 
 
 def unavailable(message: str, detail: str = "") -> JobletError:

@@ -1,4 +1,6 @@
-"""An error as it travels over gRPC: a google.rpc.Status that carries an ErrorInfo. One table from reason to code.
+"""An error as it travels over gRPC: a google.rpc.Status with an ErrorInfo. One table from reason to code.
+
+A RetryInfo goes with it where it is known when to try again.
 
 Belongs here: what api and persist answer with, as protobuf messages; the codes are those of google/rpc/code.proto, and
 so gRPC's. Not here: gRPC itself, which common does not import. The richer error model is that of
@@ -8,6 +10,7 @@ https://grpc.io/docs/guides/error/.
 from typing import Final
 
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
 
 from common.errors import JobletError, Reason
@@ -49,9 +52,18 @@ def rich_status(error: JobletError) -> tuple[int, str, tuple[tuple[str, bytes], 
             "retryable": "true" if error.retryable else "false",
         },
     )
-    packed = any_pb2.Any()
-    packed.Pack(info)
+    details = [info]
+    if error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        details.append(retry)
     code = CODES[error.reason]
-    status = status_pb2.Status(code=code, message=message, details=[packed])
+    status = status_pb2.Status(code=code, message=message, details=[_packed(detail) for detail in details])
     # Two errors with the same text must be the same bytes on the wire: map entries have no order of their own.
     return code, message, ((DETAILS_TRAILER, status.SerializeToString(deterministic=True)),)
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed

@@ -20,11 +20,15 @@ _KEY_MARK: Final = b"PRIVATE KEY-----"
 
 
 class ServerMaterial(NamedTuple):
-    """What the front door shows, and whose certificates it trusts. PEM, all three."""
+    """What the front door shows, and whose certificates it trusts. PEM, all of them.
+
+    `crl`: certificate revocation lists, of RFC 5280 section 5; empty: there is none.
+    """
 
     cert: bytes
     key: bytes
     ca: bytes
+    crl: bytes = b""
 
 
 def read_pem(value_or_path: str, what: str) -> bytes:

@@ -110,7 +110,8 @@ def effective(settings: Settings) -> dict[str, Any]:
     persist["storage"]["base_dir"] = settings.persist.storage.base_dir or settings.joblet.base_dir
     persist["storage"]["local"]["logs"]["directory"] = str(layout.logs)
     persist["storage"]["local"]["metrics"]["directory"] = str(layout.metrics)
-    shown["joblet"]["limits"] = _what_is_set(shown["joblet"]["limits"])
+    for section in ("limits", "quotas"):
+        shown["joblet"][section] = _what_is_set(shown["joblet"][section])
     return shown
 
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import msgspec
 
 VERSION: Final = "3.0"
+MARKS: Final = {"1.3.6.1.4.1.12345.1.1": "admin", "1.3.6.1.4.1.12345.1.2": "reader"}
 DEFAULT_BASE_DIR: Final = "/opt/joblet"
 
 
@@ -33,12 +34,28 @@ class Logging(Section, frozen=True, kw_only=True):
     output: str = "stdout"  # or "stderr", or a path
 
 
+class Identity(Section, frozen=True, kw_only=True):
+    """Where in a client certificate its roles stand; what is found in several places adds up."""
+
+    organization: bool = True  # subject O values
+    extension: bool = True  # 1.2.840.10070.8.1, UTF8String: one role, or several with commas
+    marks: dict[str, str] = msgspec.field(default_factory=lambda: dict(MARKS))  # extensions whose presence is a role
+    roles: dict[str, str] = {}  # further words, in O and in the extension, and the role that each means
+
+
 class Security(Section, frozen=True, kw_only=True):
-    """PEM text or a path, each. Empty: `{base}/certs/server.crt`, `server.key`, `ca.crt`."""
+    """PEM text or a path, each. Empty: `{base}/certs/server.crt`, `server.key`, `ca.crt`; `ca.crl` if it is there.
+
+    Files are read again when they change; PEM text in the configuration is read at start.
+    """
 
     server_cert: str = msgspec.field(name="serverCert", default="")
     server_key: str = msgspec.field(name="serverKey", default="")
     ca_cert: str = msgspec.field(name="caCert", default="")
+    crl: str = ""
+    identity: Identity = Identity()
+    reload_ms: int = 1000  # how often the files are looked at
+    expiry_warning_days: int = 14
 
 
 class Users(Section, frozen=True, kw_only=True):
@@ -98,7 +115,8 @@ class Jobs(Section, frozen=True, kw_only=True):
     tmp_bytes: int = 64 * 2**20
     pids: int = 4096
     grace_ms: int = 10_000
-    running_max: int = 1000
+    running_max: int = 1000  # at once; more wait as PENDING
+    queued_max: int = 10_000  # waiting, SCHEDULED ones included; more are refused
     uid_first: int = 100_000  # each owner has a range of 65,536 from here
     read_only_paths: tuple[str, ...] = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/sbin")
     metrics_interval_ms: int = 5_000
@@ -149,6 +167,38 @@ class RoleLimits(Section, frozen=True, kw_only=True):
     user: LimitBounds = LimitBounds()
 
 
+class Quota(Section, frozen=True, kw_only=True):
+    """How much one owner may use at once. None: no bound but the node's."""
+
+    running_jobs: int | None = None  # more wait
+    queued_jobs: int | None = None  # waiting, SCHEDULED ones included
+    calls_per_s: int | None = None  # of all methods; a second's worth may come at once
+    streams: int | None = None  # log, watch and metric streams
+    upload_bytes: int | None = None  # staged and not yet taken by a job
+
+
+class RoleQuotas(Section, frozen=True, kw_only=True):
+    """What differs for owners of a role; of several roles the most generous value counts."""
+
+    admin: Quota = Quota()
+    writer: Quota = Quota()
+    user: Quota = Quota()
+    reader: Quota = Quota()
+
+
+class Quotas(Quota, frozen=True, kw_only=True):
+    """Bounds of everybody, and of roles: `services/api/quotas.py` has the rules."""
+
+    roles: RoleQuotas = RoleQuotas()
+
+
+class AuditLog(Section, frozen=True, kw_only=True):
+    """The files of the audit log."""
+
+    file_bytes_max: int = 64 * 2**20  # then a new one is begun
+    files_kept: int = 8
+
+
 class LimitPolicy(LimitBounds, frozen=True, kw_only=True):
     """Bounds of everybody, and of roles: `services/api/limit_policy.py` has the rules."""
 
@@ -165,6 +215,8 @@ class Joblet(Section, frozen=True, kw_only=True):
     journal: Journal = Journal()
     jobs: Jobs = Jobs()
     limits: LimitPolicy = LimitPolicy()
+    quotas: Quotas = Quotas()
+    audit: AuditLog = AuditLog()
     networks: Networks = Networks()
     cgroup_parent: str = "joblet"  # name of the group below the cgroup root that holds the jobs' groups
 

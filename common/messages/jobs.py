@@ -97,6 +97,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     grace_ms: int = 10_000
     stop_signal: int = 15
     on_full: OnFull | None = None
+    priority: int = 0  # while it waits; a higher one goes first among its owner's jobs
+    start_at_ns: int = 0  # not before then; 0: at once
+    secret_names: tuple[str, ...] = ()  # of secret variables; their values travel beside the spec, never in it
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +137,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     stop_requested_at_ns: int = 0
     lost_entries: int = 0  # of its output, for good: the journal has gap records in their place
     lost_bytes: int = 0  # likewise, as far as known
+    queue_position: int = 0  # while PENDING: 1 starts next; filled in when the record is shown, not stored
 
 
 # Commands to the executor. `visible_owner`: the caller sees this owner's jobs only; None: all jobs.
@@ -145,6 +149,12 @@ class RunJob(Body, frozen=True, kw_only=True):
     owner: str
     spec: JobSpec
     idempotency_key: str = ""
+    secrets: dict[str, str] = msgspec.field(default_factory=dict)  # values of spec.secret_names, for the job only
+    running_max: int | None = None  # of this owner at once; more wait
+    queued_max: int | None = None  # of this owner waiting; more are refused
+
+    def __repr__(self) -> str:
+        return f"RunJob(owner={self.owner!r}, spec={self.spec!r}, secrets of {sorted(self.secrets)})"
 
 
 class JobAccepted(Body, frozen=True, kw_only=True):
@@ -266,6 +276,8 @@ class NodeFacts(Body, frozen=True, kw_only=True):
     running_jobs: int
     capabilities: tuple[Capability, ...] = ()
     counters: dict[str, int] = msgspec.field(default_factory=dict)  # since the executor began
+    queued_jobs: int = 0  # PENDING
+    running_max: int = 0
 
 
 # Published on `job.<id>`.

@@ -45,6 +45,14 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             running = len(page.jobs)
         return node_to_proto(facts, running_jobs=running, counters=counters)
 
+    async def QueryAudit(  # type: ignore[override]  # refused before it would stream
+        self,
+        request: node_pb2.QueryAuditRequest,
+        context: Context,
+    ) -> None:
+        """Refused: not in this release."""
+        raise JobletError(Reason.UNIMPLEMENTED, "the audit log is not served in this release", detail="read the file")
+
     async def _counted_by_persist(self) -> Mapping[str, int]:
         try:
             return (await self._history.store(timeout_s=STORE_WAIT_S)).counters

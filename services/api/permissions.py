@@ -66,6 +66,7 @@ GRANTS: Final[dict[Role, dict[Permission, Scope]]] = {
 _JOBS: Final = "/joblet.v1.JobService/"
 _PERSIST: Final = "/joblet.v1.PersistService/"
 _VOLUMES: Final = "/joblet.v1.VolumeService/"
+_WORKER: Final = "/joblet.v1.WorkerService/"
 
 RULES: Final[dict[str, Rule]] = {
     _JOBS + "RunJob": Rule(Permission.RUN),
@@ -87,6 +88,11 @@ RULES: Final[dict[str, Rule]] = {
     _PERSIST + "ApplyRetention": Rule(Permission.MANAGE_NODE, streams=True),
     _PERSIST + "GetStore": Rule(Permission.MANAGE_NODE),
     "/joblet.v1.NodeService/GetInfo": Rule(Permission.SEE_NODE),
+    "/joblet.v1.NodeService/QueryAudit": Rule(Permission.MANAGE_NODE, streams=True),
+    _WORKER + "Start": Rule(Permission.RUN),
+    _WORKER + "Stop": Rule(Permission.CONTROL),
+    _WORKER + "Query": Rule(Permission.READ),
+    _WORKER + "Stream": Rule(Permission.READ, streams=True),
     _VOLUMES + "CreateVolume": Rule(Permission.CHANGE_VOLUMES),
     _VOLUMES + "ListVolumes": Rule(Permission.LIST_VOLUMES),
     _VOLUMES + "GetVolume": Rule(Permission.LIST_VOLUMES),

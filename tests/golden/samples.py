@@ -17,10 +17,15 @@ from common.identifiers import JobId
 from common.messages import jobs, logs
 from common.messages.envelope import Body, Failure, kind_of
 
-EARLIER: Final = (Path(__file__).with_name("messages_v1.json"), Path(__file__).with_name("messages_v1_isolation.json"))
-"""Before the limits of files, the usage of disks and networks, and the pressures; before on_full, what is lost of a
-job's output, and what retention needs to know."""
-GOLDEN: Final = Path(__file__).with_name("messages_v1_logs.json")
+EARLIER: Final = tuple(
+    Path(__file__).with_name(f"messages_v1{what}.json")
+    for what in (
+        "",  # before the limits of files, the usage of disks and networks, and the pressures
+        "_isolation",  # before on_full, what is lost of a job's output, and what retention needs to know
+        "_logs",  # before queues, schedules and secrets
+    )
+)
+GOLDEN: Final = Path(__file__).with_name("messages_v1_queue.json")
 SENT_AT_NS: Final = 1_704_067_200_123_456_789
 JOB: Final = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 RECORD: Final = records.encode(
@@ -60,6 +65,9 @@ SPEC: Final = jobs.JobSpec(
     grace_ms=500,
     stop_signal=2,
     on_full=jobs.OnFull.DROP,
+    priority=-5,
+    start_at_ns=SENT_AT_NS + 9,
+    secret_names=("TOKEN",),
 )
 RECORD_OF_JOB: Final = jobs.JobRecord(
     id=JOB,
@@ -90,6 +98,7 @@ RECORD_OF_JOB: Final = jobs.JobRecord(
     stop_requested_at_ns=SENT_AT_NS + 3,
     lost_entries=4,
     lost_bytes=5,
+    queue_position=3,
 )
 METRIC: Final = logs.StoreMetric(
     job=JOB,
@@ -109,7 +118,14 @@ METRIC: Final = logs.StoreMetric(
 )
 SAMPLES: Final[tuple[Body, ...]] = (
     Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True),
-    jobs.RunJob(owner="ann", spec=SPEC, idempotency_key="k"),
+    jobs.RunJob(
+        owner="ann",
+        spec=SPEC,
+        idempotency_key="k",
+        secrets={"TOKEN": "t0p"},
+        running_max=2,
+        queued_max=20,
+    ),
     jobs.JobAccepted(job=RECORD_OF_JOB, existing=True),
     jobs.PlanJob(owner="ann", spec=SPEC),
     jobs.JobPlan(steps=("mount /proc", "exec /bin/echo")),
@@ -141,6 +157,8 @@ SAMPLES: Final[tuple[Body, ...]] = (
         running_jobs=3,
         capabilities=(jobs.Capability(name="limit.memory", level="enforced", detail="v1"),),
         counters={"lost_entries": 4},
+        queued_jobs=6,
+        running_max=7,
     ),
     logs.LogRecords(job=JOB, records=RECORD),
     logs.LogMarker(job=JOB, marker="m", last_sequence=7),

@@ -358,5 +358,6 @@ def test_every_setting_is_documented() -> None:
     """docs/configuration.md names every key of the file; what everybody has, a role has under the same name."""
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     of_everybody = re.compile(r"^joblet\.limits\.(roles\.\w+\.)?(default|max)\.")
-    keys = {of_everybody.sub("joblet.limits.max.", key) for key in dotted_keys()}
+    of_role = re.compile(r"^joblet\.quotas\.roles\.\w+")
+    keys = {of_role.sub("joblet.quotas", of_everybody.sub("joblet.limits.max.", key)) for key in dotted_keys()}
     assert sorted(key for key in keys if f"`{key}`" not in text) == []

@@ -99,7 +99,7 @@ class VolumeMount(_message.Message):
     def __init__(self, name: _Optional[str] = ..., path: _Optional[str] = ..., read_only: _Optional[bool] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("command", "args", "name", "labels", "environment", "secret_environment", "workdir", "work_bytes", "limits", "volumes", "network", "upload_ids", "grace_ms", "stop_signal", "start_at", "on_full")
+    __slots__ = ("command", "args", "name", "labels", "environment", "secret_environment", "workdir", "work_bytes", "limits", "volumes", "network", "upload_ids", "grace_ms", "stop_signal", "start_at", "on_full", "priority")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -137,6 +137,7 @@ class JobSpec(_message.Message):
     STOP_SIGNAL_FIELD_NUMBER: _ClassVar[int]
     START_AT_FIELD_NUMBER: _ClassVar[int]
     ON_FULL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     command: str
     args: _containers.RepeatedScalarFieldContainer[str]
     name: str
@@ -153,7 +154,8 @@ class JobSpec(_message.Message):
     stop_signal: str
     start_at: _timestamp_pb2.Timestamp
     on_full: OnFull
-    def __init__(self, command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secret_environment: _Optional[_Mapping[str, str]] = ..., workdir: _Optional[str] = ..., work_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., network: _Optional[_Union[NetworkMode, str]] = ..., upload_ids: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., stop_signal: _Optional[str] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., on_full: _Optional[_Union[OnFull, str]] = ...) -> None: ...
+    priority: int
+    def __init__(self, command: _Optional[str] = ..., args: _Optional[_Iterable[str]] = ..., name: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secret_environment: _Optional[_Mapping[str, str]] = ..., workdir: _Optional[str] = ..., work_bytes: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., volumes: _Optional[_Iterable[_Union[VolumeMount, _Mapping]]] = ..., network: _Optional[_Union[NetworkMode, str]] = ..., upload_ids: _Optional[_Iterable[str]] = ..., grace_ms: _Optional[int] = ..., stop_signal: _Optional[str] = ..., start_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., on_full: _Optional[_Union[OnFull, str]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("cpu_time_us", "memory_peak_bytes", "oom_kills", "io_read_bytes", "io_write_bytes", "io_read_ops", "io_write_ops", "network_rx_bytes", "network_tx_bytes")
@@ -178,7 +180,7 @@ class Usage(_message.Message):
     def __init__(self, cpu_time_us: _Optional[int] = ..., memory_peak_bytes: _Optional[int] = ..., oom_kills: _Optional[int] = ..., io_read_bytes: _Optional[int] = ..., io_write_bytes: _Optional[int] = ..., io_read_ops: _Optional[int] = ..., io_write_ops: _Optional[int] = ..., network_rx_bytes: _Optional[int] = ..., network_tx_bytes: _Optional[int] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "name", "owner", "node_id", "state", "spec", "pid", "exit_code", "signal", "oom_killed", "reason", "created_at", "started_at", "ended_at", "usage", "last_sequence", "lost_entries", "lost_bytes")
+    __slots__ = ("id", "name", "owner", "node_id", "state", "spec", "pid", "exit_code", "signal", "oom_killed", "reason", "created_at", "started_at", "ended_at", "usage", "last_sequence", "lost_entries", "lost_bytes", "queue_position")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +199,7 @@ class Job(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LOST_ENTRIES_FIELD_NUMBER: _ClassVar[int]
     LOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     owner: str
@@ -215,7 +218,8 @@ class Job(_message.Message):
     last_sequence: int
     lost_entries: int
     lost_bytes: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., owner: _Optional[str] = ..., node_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., oom_killed: _Optional[bool] = ..., reason: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., last_sequence: _Optional[int] = ..., lost_entries: _Optional[int] = ..., lost_bytes: _Optional[int] = ...) -> None: ...
+    queue_position: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., owner: _Optional[str] = ..., node_id: _Optional[str] = ..., state: _Optional[_Union[JobState, str]] = ..., spec: _Optional[_Union[JobSpec, _Mapping]] = ..., pid: _Optional[int] = ..., exit_code: _Optional[int] = ..., signal: _Optional[int] = ..., oom_killed: _Optional[bool] = ..., reason: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ended_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., last_sequence: _Optional[int] = ..., lost_entries: _Optional[int] = ..., lost_bytes: _Optional[int] = ..., queue_position: _Optional[int] = ...) -> None: ...
 
 class RunJobRequest(_message.Message):
     __slots__ = ("spec", "idempotency_key")

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aproto/joblet/v1/node.proto\x12\tjoblet.v1\"\x10\n\x0eGetInfoRequest\"\xa1\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x14\n\x0crunning_jobs\x18\x07 \x01(\r\x12+\n\x0c\x63\x61pabilities\x18\x08 \x03(\x0b\x32\x15.joblet.v1.Capability\x12\x33\n\x08\x63ounters\x18\t \x03(\x0b\x32!.joblet.v1.NodeInfo.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x9f\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05level\x18\x02 \x01(\x0e\x32\x1b.joblet.v1.Capability.Level\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NFORCED\x10\x01\x12\x0c\n\x08\x44\x45GRADED\x10\x02\x12\x0b\n\x07MISSING\x10\x03\x32H\n\x0bNodeService\x12\x39\n\x07GetInfo\x12\x19.joblet.v1.GetInfoRequest\x1a\x13.joblet.v1.NodeInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aproto/joblet/v1/node.proto\x12\tjoblet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetInfoRequest\"\xff\x02\n\x08NodeInfo\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x16\n\x0e\x63group_version\x18\x04 \x01(\t\x12\x0c\n\x04\x63pus\x18\x05 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x04\x12\x14\n\x0crunning_jobs\x18\x07 \x01(\r\x12+\n\x0c\x63\x61pabilities\x18\x08 \x03(\x0b\x32\x15.joblet.v1.Capability\x12\x33\n\x08\x63ounters\x18\t \x03(\x0b\x32!.joblet.v1.NodeInfo.CountersEntry\x12\x13\n\x0bqueued_jobs\x18\n \x01(\r\x12\x13\n\x0brunning_max\x18\x0b \x01(\r\x12\x32\n\x0c\x63\x65rtificates\x18\x0c \x03(\x0b\x32\x1c.joblet.v1.CertificateExpiry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"o\n\x11\x43\x65rtificateExpiry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12-\n\tnot_after\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04soon\x18\x04 \x01(\x08\"\x95\x01\n\x11QueryAuditRequest\x12\x12\n\nstart_time\x18\x01 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x02 \x01(\x03\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0e\n\x06object\x18\x05 \x01(\t\x12\x0f\n\x07outcome\x18\x06 \x01(\t\x12\x0c\n\x04tail\x18\x07 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x08 \x01(\x08\"<\n\x12QueryAuditResponse\x12&\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x15.joblet.v1.AuditEntry\"\xc7\x01\n\nAuditEntry\x12\x11\n\ttimestamp\x18\x01 \x01(\x03\x12\x0b\n\x03who\x18\x02 \x01(\t\x12\x0e\n\x06serial\x18\x03 \x01(\t\x12\r\n\x05roles\x18\x04 \x03(\t\x12\x0e\n\x06scheme\x18\x05 \x01(\t\x12\x0e\n\x06method\x18\x06 \x01(\t\x12\x0e\n\x06object\x18\x07 \x01(\t\x12\x0c\n\x04peer\x18\x08 \x01(\t\x12\x0f\n\x07outcome\x18\t \x01(\t\x12\x0b\n\x03why\x18\n \x01(\t\x12\x0e\n\x06number\x18\x0b \x01(\x04\x12\x0e\n\x06source\x18\x0c \x01(\t\"\x9f\x01\n\nCapability\x12\x0c\n\x04name\x18\x01 \x01(\t\x12*\n\x05level\x18\x02 \x01(\x0e\x32\x1b.joblet.v1.Capability.Level\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x45NFORCED\x10\x01\x12\x0c\n\x08\x44\x45GRADED\x10\x02\x12\x0b\n\x07MISSING\x10\x03\x32\x95\x01\n\x0bNodeService\x12\x39\n\x07GetInfo\x12\x19.joblet.v1.GetInfoRequest\x1a\x13.joblet.v1.NodeInfo\x12K\n\nQueryAudit\x12\x1c.joblet.v1.QueryAuditRequest\x1a\x1d.joblet.v1.QueryAuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +34,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODEINFO_COUNTERSENTRY']._loaded_options = None
   _globals['_NODEINFO_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_GETINFOREQUEST']._serialized_start=41
-  _globals['_GETINFOREQUEST']._serialized_end=57
-  _globals['_NODEINFO']._serialized_start=60
-  _globals['_NODEINFO']._serialized_end=349
-  _globals['_NODEINFO_COUNTERSENTRY']._serialized_start=302
-  _globals['_NODEINFO_COUNTERSENTRY']._serialized_end=349
-  _globals['_CAPABILITY']._serialized_start=352
-  _globals['_CAPABILITY']._serialized_end=511
-  _globals['_CAPABILITY_LEVEL']._serialized_start=440
-  _globals['_CAPABILITY_LEVEL']._serialized_end=511
-  _globals['_NODESERVICE']._serialized_start=513
-  _globals['_NODESERVICE']._serialized_end=585
+  _globals['_GETINFOREQUEST']._serialized_start=74
+  _globals['_GETINFOREQUEST']._serialized_end=90
+  _globals['_NODEINFO']._serialized_start=93
+  _globals['_NODEINFO']._serialized_end=476
+  _globals['_NODEINFO_COUNTERSENTRY']._serialized_start=429
+  _globals['_NODEINFO_COUNTERSENTRY']._serialized_end=476
+  _globals['_CERTIFICATEEXPIRY']._serialized_start=478
+  _globals['_CERTIFICATEEXPIRY']._serialized_end=589
+  _globals['_QUERYAUDITREQUEST']._serialized_start=592
+  _globals['_QUERYAUDITREQUEST']._serialized_end=741
+  _globals['_QUERYAUDITRESPONSE']._serialized_start=743
+  _globals['_QUERYAUDITRESPONSE']._serialized_end=803
+  _globals['_AUDITENTRY']._serialized_start=806
+  _globals['_AUDITENTRY']._serialized_end=1005
+  _globals['_CAPABILITY']._serialized_start=1008
+  _globals['_CAPABILITY']._serialized_end=1167
+  _globals['_CAPABILITY_LEVEL']._serialized_start=1096
+  _globals['_CAPABILITY_LEVEL']._serialized_end=1167
+  _globals['_NODESERVICE']._serialized_start=1170
+  _globals['_NODESERVICE']._serialized_end=1319
 # @@protoc_insertion_point(module_scope)

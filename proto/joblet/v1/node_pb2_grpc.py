@@ -40,6 +40,11 @@ class NodeServiceStub:
                 request_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.GetInfoRequest.SerializeToString,
                 response_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.NodeInfo.FromString,
                 _registered_method=True)
+        self.QueryAudit = channel.unary_stream(
+                '/joblet.v1.NodeService/QueryAudit',
+                request_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -52,6 +57,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryAudit(self, request, context):
+        """Lines of the audit log, oldest first: who asked for what, and what was decided. For those who manage the node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.GetInfo,
                     request_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.GetInfoRequest.FromString,
                     response_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.NodeInfo.SerializeToString,
+            ),
+            'QueryAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.QueryAudit,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +106,33 @@ class NodeService:
             '/joblet.v1.NodeService/GetInfo',
             proto_dot_joblet_dot_v1_dot_node__pb2.GetInfoRequest.SerializeToString,
             proto_dot_joblet_dot_v1_dot_node__pb2.NodeInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/joblet.v1.NodeService/QueryAudit',
+            proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,8 @@ class NodeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     GetInfo: _grpc.UnaryUnaryMultiCallable[_node_pb2.GetInfoRequest, _node_pb2.NodeInfo]
+    QueryAudit: _grpc.UnaryStreamMultiCallable[_node_pb2.QueryAuditRequest, _node_pb2.QueryAuditResponse]
+    """Lines of the audit log, oldest first: who asked for what, and what was decided. For those who manage the node."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -41,6 +43,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetInfo: _aio.UnaryUnaryMultiCallable[_node_pb2.GetInfoRequest, _node_pb2.NodeInfo]  # type: ignore[assignment]
+    QueryAudit: _aio.UnaryStreamMultiCallable[_node_pb2.QueryAuditRequest, _node_pb2.QueryAuditResponse]  # type: ignore[assignment]
+    """Lines of the audit log, oldest first: who asked for what, and what was decided. For those who manage the node."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """What this node is and can do."""
@@ -51,5 +55,13 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _node_pb2.GetInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_node_pb2.NodeInfo, _abc.Awaitable[_node_pb2.NodeInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def QueryAudit(
+        self,
+        request: _node_pb2.QueryAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.QueryAuditResponse], _abc.AsyncIterator[_node_pb2.QueryAuditResponse]]:
+        """Lines of the audit log, oldest first: who asked for what, and what was decided. For those who manage the node."""
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
