@@ -11,9 +11,9 @@ import asyncio
 import hashlib
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import structlog
@@ -26,6 +26,7 @@ from services.api.calls import Call, Context
 from services.api.capacity import Capacity
 from services.api.identity import principal_of
 from services.api.permissions import RULES, Scope, roles_with, scope_of
+from services.api.revocation import Trust
 from services.api.status import status_of
 
 log = structlog.get_logger(__name__)
@@ -39,6 +40,13 @@ HANDLERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
 }
 
 
+class _Running(NamedTuple):
+    """Whose a running call is: the chain of certificates that its connection was opened with, and the call."""
+
+    presented: bytes
+    call: Call
+
+
 class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Admits calls. `clock` gives Unix seconds. After `shut` nothing new is admitted."""
 
@@ -47,7 +55,9 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         self._capacity = capacity
         self._clock = clock
         self._wrapped: dict[str, Any] = {}
-        self._running: set[asyncio.Task[Any]] = set()
+        self._trust = Trust()
+        self._running: dict[asyncio.Task[Any], _Running | None] = {}
+        self._cut: dict[asyncio.Task[Any], JobletError] = {}
         self._shut = False
 
     async def intercept_service(
@@ -69,6 +79,21 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=5.0)
+
+    def trust_from_now_on(self, trust: Trust) -> int:
+        """Admit by `trust`, and end every running call that it refuses with that status; how many those were.
+
+        Nobody else's calls notice. What gRPC has already taken for a client that does not read is not called back.
+        """
+        self._trust = trust
+        for task, running in self._running.items():
+            error = trust.refusal(running.presented) if running is not None else None
+            if running is not None and error is not None and task not in self._cut:
+                call = running.call
+                log.warning("running call cut", who=call.principal.name, method=call.method, why=error.message)
+                self._cut[task] = error
+                task.cancel()
+        return len(self._cut)
 
     def _wrap(self, method: str, handler: Any) -> Any:  # as above
         streams_in, streams_out = handler.request_streaming, handler.response_streaming
@@ -99,10 +124,12 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
     async def _guard(self, method: str, context: Context, run: Callable[[], Awaitable[Any]]) -> Any:
         task = asyncio.current_task()
         assert task is not None
-        self._running.add(task)
+        self._running[task] = None
         call: Call | None = None
         try:
-            call = self._admit(method, context)
+            properties = context.auth_context()
+            call = self._admit(method, context, properties)
+            self._running[task] = _Running(_presented(properties), call)
             calls.enter(call)
             with self._capacity.of(call.rule):
                 answer = await run()
@@ -112,6 +139,10 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             self._refused(call, error)
             return await _abort(context, error)
         except asyncio.CancelledError:
+            cut = self._cut.get(task)
+            if cut is not None:
+                self._refused(call, cut)
+                return await _abort(context, cut)
             if not self._shut:
                 raise
             return await _abort(context, unavailable("the api service is stopping", "try again"))
@@ -121,7 +152,8 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             log.exception("call failed", method=method)
             return await _abort(context, JobletError(Reason.INTERNAL, "internal error"))
         finally:
-            self._running.discard(task)
+            self._running.pop(task)
+            self._cut.pop(task, None)
             if call is not None:
                 call.decided("unfinished", "the call ended before it was decided")
 
@@ -131,11 +163,10 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         if call is not None:
             call.decided(error.reason, error.message)
 
-    def _admit(self, method: str, context: Context) -> Call:
+    def _admit(self, method: str, context: Context, properties: Mapping[str, Iterable[bytes]]) -> Call:
         """Who calls, and whether his roles let him use the method at all."""
         if self._shut:
             raise unavailable("the api service is stopping", "try again")
-        properties = context.auth_context()
         pem = b"".join(properties.get("x509_pem_cert", ()))
         serial = ""
         try:
@@ -154,6 +185,11 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             self._turned_away(method, context.peer(), serial, denied)
             raise denied
         call = Call(principal=principal, method=method, rule=rule, peer=context.peer(), audit_log=self._audit)
+        refusal = self._trust.refusal(_presented(properties))
+        if refusal is not None:
+            log.warning("caller refused", method=method, peer=call.peer, who=principal.name, why=refusal.message)
+            call.decided(refusal.reason, refusal.message)
+            raise refusal
         if scope_of(principal.roles, rule.permission) is Scope.NONE:
             denied = JobletError(
                 Reason.DENIED,
@@ -180,6 +216,11 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 why=error.message,
             )
         )
+
+
+def _presented(properties: Mapping[str, Iterable[bytes]]) -> bytes:
+    """A client's certificate and those that it sent along, PEM (grpc/grpc_security_constants.h)."""
+    return b"".join((*properties.get("x509_pem_cert", ()), *properties.get("x509_pem_cert_chain", ())))
 
 
 def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:  # a request of any method

@@ -6,7 +6,6 @@ Argument names: grpc/impl/channel_arg_names.h of grpc 1.85.
 
 from typing import Final
 
-import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
@@ -14,7 +13,6 @@ from grpc_reflection.v1alpha import reflection
 
 from common.config.settings import Grpc
 from common.errors import JobletError, Reason
-from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2,
     job_pb2_grpc,
@@ -29,6 +27,7 @@ from services.api.gate import Gate
 from services.api.job_service import JobService
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.rotation import Credentials
 
 UNARY_CALLS_MAX: Final = 2000
 """At once, beside the streams; beyond, gRPC itself answers RESOURCE_EXHAUSTED."""
@@ -97,14 +96,11 @@ def build_server(
     return server
 
 
-def bind(server: aio.Server, address: str, port: int, material: ServerMaterial) -> int:
+def bind(server: aio.Server, address: str, port: int, credentials: Credentials) -> int:
     """Listen with client certificates required; the port that was bound. JobletError(EXISTS) when it is taken."""
-    credentials = grpc.ssl_server_credentials(
-        [(material.key, material.cert)], root_certificates=material.ca, require_client_auth=True
-    )
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
-        bound: int = server.add_secure_port(where, credentials)
+        bound: int = server.add_secure_port(where, credentials.grpc_credentials())
     except RuntimeError as cause:
         raise JobletError(
             Reason.EXISTS,
