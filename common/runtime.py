@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -182,6 +183,7 @@ def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaita
     os.chdir(layout.base)
     here = layout.from_base()
     _set_oom_score(service)
+    _forbid_core_dumps()
     drops = _unprivileged_uid(service, users) is not None
     if drops:
         renounce_new_privileges()
@@ -225,6 +227,11 @@ def _follow_supervisor() -> bool:
     """Get SIGTERM when the supervisor that started us dies. False: it is dead already."""
     pid = os.environ.get(SUPERVISOR_VARIABLE, "")
     return die_with(int(pid), signal.SIGTERM) if pid.isdecimal() else True
+
+
+def _forbid_core_dumps() -> None:
+    """What a service knows (keys, secrets of jobs) stays in its memory. 1, not 0: core(5) tells of pipes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _set_oom_score(service: Service) -> None:

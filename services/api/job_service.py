@@ -75,7 +75,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         loan = self._uploads.lend(owner, key)
         spec = self._spec(request.spec, loan.take)
         accepted = await self._executor.request(
-            jobs.RunJob(owner=owner, spec=spec, idempotency_key=key), jobs.JobAccepted
+            jobs.RunJob(owner=owner, spec=spec, idempotency_key=key, secrets=requests.secrets(request.spec)),
+            jobs.JobAccepted,
         )
         loan.keep()
         call.job = accepted.job.id

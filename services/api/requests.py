@@ -4,6 +4,7 @@ Belongs here: the shape of requests (bounds, alphabets, enumerations), pure. Doe
 do (executor), and whose uploads those are (`uploads/`). Nothing is ever parsed as a shell would.
 """
 
+import itertools
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping
@@ -52,8 +53,6 @@ def job_spec(
     `network` and `on_full`: what the node does for jobs that do not say. The record has what holds.
     Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
     """
-    if spec.secret_environment:
-        raise _not_available("secret_environment", "pass no secrets, or put them into an uploaded file")
     if spec.HasField("start_at"):
         raise _not_available("start_at", "start the job when it is to run")
     arguments = _arguments(spec)
@@ -68,7 +67,7 @@ def job_spec(
         args=arguments,
         name=parse_name(spec.name, "job") if spec.name else "",
         labels=labels("labels", spec.labels),
-        environment=_environment(spec.environment),
+        environment=_environment("environment", spec.environment),
         workdir=_absolute("workdir", spec.workdir) if spec.workdir else "/work",
         work_bytes=work_bytes,
         limits=_limits(spec.limits),
@@ -78,7 +77,16 @@ def job_spec(
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
         on_full=_on_full(spec.on_full, on_full),
+        secret_names=tuple(sorted(secrets(spec))),
     )
+
+
+def secrets(spec: job_pb2.JobSpec) -> dict[str, str]:
+    """The secret variables of a spec, which reach the job only: they are no part of what is recorded and shown."""
+    both = sorted(spec.environment.keys() & spec.secret_environment.keys())
+    if both:
+        raise invalid(f"secret_environment: {both[0]} is in environment, too", "give it once")
+    return _environment("secret_environment", spec.secret_environment)
 
 
 def stop_grace_ms(request: job_pb2.StopJobRequest) -> int | None:
@@ -138,7 +146,8 @@ def labels(field: str, entries: Mapping[str, str]) -> dict[str, str]:
 def _arguments(spec: job_pb2.JobSpec) -> tuple[str, ...]:
     _at_most("args", len(spec.args), ARGUMENTS_MAX)
     arguments = tuple(_text("args", one, ARGUMENT_BYTES_MAX) for one in spec.args)
-    variables = (text for entry in spec.environment.items() for text in entry)
+    entries = itertools.chain(spec.environment.items(), spec.secret_environment.items())
+    variables = (text for entry in entries for text in entry)
     total = sum(len(text.encode()) + 1 for text in (spec.command, *arguments, *variables))
     if total > ARGUMENTS_BYTES_MAX:
         raise invalid(
@@ -147,15 +156,15 @@ def _arguments(spec: job_pb2.JobSpec) -> tuple[str, ...]:
     return arguments
 
 
-def _environment(entries: Mapping[str, str]) -> dict[str, str]:
-    _at_most("environment", len(entries), VARIABLES_MAX)
+def _environment(field: str, entries: Mapping[str, str]) -> dict[str, str]:
+    _at_most(field, len(entries), VARIABLES_MAX)
     for name, value in entries.items():
         if not _VARIABLE.fullmatch(name):
             raise invalid(
-                f"environment: malformed name {name[:40]!r}",
+                f"{field}: malformed name {name[:40]!r}",
                 "use letters, digits, '_' and '.', not beginning with a digit",
             )
-        _text(f"environment: {name}", value, ARGUMENT_BYTES_MAX - 256)
+        _text(f"{field}: {name}", value, ARGUMENT_BYTES_MAX - 256)
     return dict(entries)
 
 
