@@ -61,9 +61,9 @@ def job_spec(
         raise invalid("upload_ids names an upload twice")
     work_bytes = spec.work_bytes if spec.HasField("work_bytes") else None
     if work_bytes is not None:
-        _within("work_bytes", work_bytes, 4096, SIZE_BYTES_MAX)
+        within("work_bytes", work_bytes, 4096, SIZE_BYTES_MAX)
     return jobs.JobSpec(
-        command=_text("command", spec.command, COMMAND_BYTES_MAX, empty=False),
+        command=command("command", spec.command),
         args=arguments,
         name=parse_name(spec.name, "job") if spec.name else "",
         labels=labels("labels", spec.labels),
@@ -73,7 +73,7 @@ def job_spec(
         limits=_limits(spec.limits),
         volumes=_volumes(spec.volumes),
         network=_network(spec.network, network),
-        grace_ms=_within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
+        grace_ms=within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
         on_full=_on_full(spec.on_full, on_full),
@@ -89,9 +89,14 @@ def secrets(spec: job_pb2.JobSpec) -> dict[str, str]:
     return _environment("secret_environment", spec.secret_environment)
 
 
+def command(field: str, text: str) -> str:
+    """The program to run."""
+    return _text(field, text, COMMAND_BYTES_MAX, empty=False)
+
+
 def stop_grace_ms(request: job_pb2.StopJobRequest) -> int | None:
     """How long the caller gives the job after the stop signal; None: as its spec says."""
-    return _within("grace_ms", request.grace_ms, 0, GRACE_MS_MAX) if request.HasField("grace_ms") else None
+    return within("grace_ms", request.grace_ms, 0, GRACE_MS_MAX) if request.HasField("grace_ms") else None
 
 
 def signal_number(field: str, name: str) -> int | None:
@@ -121,7 +126,7 @@ def job_filter(message: job_pb2.JobFilter) -> jobs.ListJobs:
 
 def page_size(value: int) -> int:
     """How many jobs a page is to have."""
-    return _within("page_size", value, 1, PAGE_SIZE_MAX) if value else PAGE_SIZE_DEFAULT
+    return within("page_size", value, 1, PAGE_SIZE_MAX) if value else PAGE_SIZE_DEFAULT
 
 
 def page_token(text: str) -> str:
@@ -172,7 +177,7 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
     values: dict[str, int] = {}
     for field, (low, high) in LIMIT_RANGES.items():
         if message.HasField(field):
-            values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
+            values[field] = within(f"limits.{field}", getattr(message, field), low, high)
     cores = message.cpu_cores if message.HasField("cpu_cores") else None
     if cores is not None:
         checked_cpu_list(cores, "limits.cpu_cores")
@@ -231,7 +236,8 @@ def _text(field: str, text: str, bytes_max: int, *, empty: bool = True) -> str:
     return text
 
 
-def _within(field: str, value: int, low: int, high: int) -> int:
+def within(field: str, value: int, low: int, high: int) -> int:
+    """`value`, or INVALID with the range."""
     if not low <= value <= high:
         raise invalid(f"{field}: {value} is out of range", f"use {low} to {high}")
     return value
