@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -185,6 +186,7 @@ def _run(
     os.chdir(layout.base)
     here = layout.from_base()
     _set_oom_score(service)
+    _forbid_core_dumps()
     drops = _unprivileged_uid(service, users) is not None
     if before_drop is not None:
         before_drop(settings, here if drops else layout, users)
@@ -230,6 +232,11 @@ def _follow_supervisor() -> bool:
     """Get SIGTERM when the supervisor that started us dies. False: it is dead already."""
     pid = os.environ.get(SUPERVISOR_VARIABLE, "")
     return die_with(int(pid), signal.SIGTERM) if pid.isdecimal() else True
+
+
+def _forbid_core_dumps() -> None:
+    """What a service knows (keys, secrets of jobs) stays in its memory. 1, not 0: core(5) tells of pipes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _set_oom_score(service: Service) -> None:

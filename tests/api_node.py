@@ -25,6 +25,7 @@ from proto.joblet.v1 import (
     node_pb2_grpc,
     persist_pb2_grpc,
     volume_pb2_grpc,
+    worker_pb2_grpc,
 )
 from services.api.process import Api
 from tests.api_executor import FakeExecutor
@@ -41,6 +42,7 @@ class Client:
         self.node: Any = node_pb2_grpc.NodeServiceStub(channel)
         self.persist: Any = persist_pb2_grpc.PersistServiceStub(channel)
         self.volumes: Any = volume_pb2_grpc.VolumeServiceStub(channel)
+        self.worker: Any = worker_pb2_grpc.WorkerServiceStub(channel)
 
 
 class Node:

@@ -67,6 +67,7 @@ def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     yield "network", job_pb2.NetworkMode.Name(spec.network).lower() if spec.network else ""
     yield "volumes", ", ".join(f"{v.name}:{v.path}{':ro' if v.read_only else ''}" for v in spec.volumes)
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))
+    yield "secret variables", " ".join(sorted(spec.secret_environment))
     yield "environment", shlex.join(f"{key}={value}" for key, value in sorted(spec.environment.items()))
     if job.HasField("usage"):
         yield from _usage(job.usage)

@@ -187,4 +187,5 @@ def _check_utf8(options: RunOptions) -> None:
         try:
             word.encode("utf-8")
         except UnicodeEncodeError as cause:
-            raise invalid(f"{word!r} is not UTF-8", "pass such bytes in a file: --upload PATH") from cause
+            shown = word.partition("=")[0] if word in options.secret_env else word
+            raise invalid(f"{shown!r} is not UTF-8", "pass such bytes in a file: --upload PATH") from cause

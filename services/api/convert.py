@@ -90,6 +90,7 @@ def spec_to_proto(spec: jobs.JobSpec) -> job_pb2.JobSpec:
         grace_ms=spec.grace_ms,
         stop_signal=signal_name(spec.stop_signal),
         on_full=None if spec.on_full is None else ON_FULL[spec.on_full],
+        secret_environment=dict.fromkeys(spec.secret_names, ""),
     )
 
 

@@ -31,9 +31,11 @@ from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
 from services.api.server import bind, build_server
+from services.api.submission import Submission
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
 from services.api.watch import Watch
+from services.api.worker_service import WorkerService
 
 STOP_GRACE_S = 2.0
 
@@ -81,6 +83,7 @@ class Api:
             queries=self._history,
             look=access.look_up,
         )
+        submission = Submission(executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet))
         self._health = health_aio.HealthServicer()
         self._server = build_server(
             self._gate,
@@ -93,13 +96,15 @@ class Api:
                 log_streams=log_streams,
                 metric_streams=MetricStreams(hub=self.hub, executor=self._executor, history=self._history),
                 watch=Watch(self.hub, self._executor),
-                uploads=self.uploads,
+                submission=submission,
                 staging=Staging(self.uploads, settings.joblet.uploads),
-                policy=policy_of(settings.joblet),
             ),
             node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
+            worker_service=WorkerService(
+                executor=self._executor, access=access, submission=submission, log_streams=log_streams
+            ),
             health=self._health,
         )
         self.port = bind(self._server, settings.server.address, settings.server.port, material)

@@ -22,12 +22,15 @@ from proto.joblet.v1 import (
     persist_pb2_grpc,
     volume_pb2,
     volume_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
 )
 from services.api.gate import Gate
 from services.api.job_service import JobService
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
 from services.api.rotation import Credentials
+from services.api.worker_service import WorkerService
 
 UNARY_CALLS_MAX: Final = 2000
 """At once, beside the streams; beyond, gRPC itself answers RESOURCE_EXHAUSTED."""
@@ -42,6 +45,7 @@ SERVICES: Final = tuple(
         (node_pb2.DESCRIPTOR, "NodeService"),
         (volume_pb2.DESCRIPTOR, "VolumeService"),
         (persist_pb2.DESCRIPTOR, "PersistService"),
+        (worker_pb2.DESCRIPTOR, "WorkerService"),
         (health_pb2.DESCRIPTOR, "Health"),
     )
 )
@@ -79,6 +83,7 @@ def build_server(
     node_service: NodeService,
     volume_service: VolumeService,
     persist_service: PersistService,
+    worker_service: WorkerService,
     health: health_aio.HealthServicer,
 ) -> aio.Server:
     """The server with all its services behind the gate."""
@@ -91,6 +96,7 @@ def build_server(
     node_pb2_grpc.add_NodeServiceServicer_to_server(node_service, server)
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(volume_service, server)
     persist_pb2_grpc.add_PersistServiceServicer_to_server(persist_service, server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker_service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
     return server

@@ -6,7 +6,7 @@ default of the node filled in.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -147,6 +147,27 @@ def _check_names(spec: JobSpec) -> None:
             raise invalid(
                 f"malformed environment variable name {name[:40]!r}",
                 "use letters, digits and '_', not beginning with a digit, at most 256 characters",
+            )
+
+
+def check_secrets(spec: JobSpec, secrets: Mapping[str, str]) -> None:
+    """Refuse secrets that are not those the spec names, or cannot be variables. Values never stand in a refusal."""
+    if set(spec.secret_names) != secrets.keys() or len(spec.secret_names) != len(secrets):
+        raise invalid("the secret variables are not those that the job names", "send each name with its value")
+    _at_most(len(spec.environment) + len(secrets), VARIABLES_MAX, "environment variables")
+    total = 0
+    for name, value in secrets.items():
+        if not _VARIABLE.fullmatch(name):
+            raise invalid(f"malformed name of a secret variable {name[:40]!r}", "use letters, digits and '_'")
+        if name in spec.environment:
+            raise invalid(f"{name} is a variable and a secret one", "give it once")
+        if "\0" in value:
+            raise invalid(f"NUL in the secret {name}", "the kernel ends strings at a NUL: take it out")
+        size = len(name) + len(value.encode(errors="surrogatepass")) + 1
+        total += size
+        if size > STRING_BYTES_MAX or total > SPEC_BYTES_MAX:
+            raise invalid(
+                f"the secret {name} is too long", f"use {STRING_BYTES_MAX} bytes at most, upload it as a file"
             )
 
 

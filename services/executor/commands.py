@@ -31,7 +31,7 @@ from common.messages.jobs import (
     SyncLog,
 )
 from services.executor import job_pages
-from services.executor.admission import check_stop
+from services.executor.admission import check_secrets, check_stop
 from services.executor.events import CancelRequested, StopRequested
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
@@ -80,9 +80,10 @@ class Commands:
             known = await self.registry.by_key(request.owner, request.idempotency_key)
             if known is not None:  # before admission: its uploads are used up by now, and that is right
                 return JobAccepted(job=self.jobs.view(known.record), existing=True)
+        check_secrets(request.spec, request.secrets)
         spec = self.admit(request.spec)
         self.check_room()
-        record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key)
+        record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key, request.secrets)
         return JobAccepted(job=record, existing=existing)
 
     async def plan_job(self, request: PlanJob) -> Body:

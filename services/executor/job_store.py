@@ -41,6 +41,7 @@ _DELETES: Final = (
     "DELETE FROM jobs WHERE id = ?",
     "DELETE FROM labels WHERE id = ?",
     "DELETE FROM cursors WHERE id = ?",
+    "DELETE FROM secrets WHERE id = ?",
 )
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Job)
@@ -114,8 +115,8 @@ class JobStore:
         """Whether persist does not have all of the job yet."""
         return self.connection.execute("SELECT 1 FROM cursors WHERE id = ?", (job,)).fetchone() is not None
 
-    def insert(self, job: Job, key: str) -> None:
-        """Add a job, its labels and its cursor. Raises sqlite3.IntegrityError for a known id or key."""
+    def insert(self, job: Job, key: str, sealed: bytes = b"") -> None:
+        """Add a job with all that belongs to it. Raises sqlite3.IntegrityError for a known id or key."""
         record = job.record
         self.connection.execute(_INSERT, self._columns(job, key or None))
         self.connection.executemany(
@@ -123,6 +124,25 @@ class JobStore:
             [(n, v, record.created_at_ns, record.id, record.owner) for n, v in record.spec.labels.items()],
         )
         self.save_cursor(Cursor(job=record.id))
+        if sealed:
+            self.connection.execute("INSERT INTO secrets (id, sealed) VALUES (?,?)", (record.id, sealed))
+
+    def sealed_secrets(self, job: JobId) -> bytes:
+        """The job's secrets as they were sealed; empty: it has none, or they were removed."""
+        row = self.connection.execute("SELECT sealed FROM secrets WHERE id=?", (job,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def remove_secrets(self, job: JobId) -> None:
+        """The job has them, or needs them no more."""
+        self.connection.execute("DELETE FROM secrets WHERE id=?", (job,))
+
+    def stale_secrets(self) -> list[JobId]:
+        """Jobs that have begun or ended, and whose secrets an executor before us did not come to remove."""
+        waiting = [state.value for state in (State.SCHEDULED, State.PENDING, State.STARTING)]
+        rows = self.connection.execute(
+            "SELECT id FROM secrets WHERE id NOT IN (SELECT id FROM jobs WHERE state IN (?,?,?))", waiting
+        )
+        return [JobId(row[0]) for row in rows]
 
     def update(self, job: Job) -> None:
         """Replace what is stored of a job."""

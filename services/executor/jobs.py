@@ -6,7 +6,7 @@ the next event. Jobs that have not ended are in memory; ended ones are in the da
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import structlog
@@ -47,6 +47,7 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.registry import Registry
 from services.executor.tasks import Tasks
+from services.executor.vault import Vault, secrets_lost
 from services.executor.writer import RecordWriter
 
 log = structlog.get_logger(__name__)
@@ -71,6 +72,7 @@ class Jobs:
         cleans: Cleans,
         samples: Samples,
         layout: Layout,
+        vault: Vault,
         node_id: str,
         running_max: int,
         clock_ns: Callable[[], int],
@@ -83,6 +85,7 @@ class Jobs:
         self._cleans = cleans
         self._samples = samples
         self._layout = layout
+        self._vault = vault
         self._node_id = node_id
         self._running_max = running_max
         self._clock_ns = clock_ns
@@ -101,8 +104,8 @@ class Jobs:
         """Output that was lost since this process began, by the names of NodeFacts.counters."""
         return {"lost_entries": self._lost_entries, "lost_bytes": self._lost_bytes}
 
-    async def submit(self, owner: str, spec: JobSpec, key: str) -> tuple[JobRecord, bool]:
-        """Record a job durably and begin to launch it; True: `key` was known and nothing was done.
+    async def submit(self, owner: str, spec: JobSpec, key: str, secrets: Mapping[str, str]) -> tuple[JobRecord, bool]:
+        """Record a job durably, its secrets sealed, and begin to launch it; True: `key` was known and nothing was done.
 
         Raises EXHAUSTED when too many jobs run, or when the record cannot be written.
         """
@@ -122,7 +125,7 @@ class Jobs:
         job = Job(record=record)
         self._active[record.id] = job
         try:
-            await self._writer.insert(job, key)
+            await self._writer.insert(job, key, self._vault.seal(record.id, secrets))
         except JobletError:
             del self._active[record.id]
             self._launches.give_back(record.id)
@@ -180,7 +183,7 @@ class Jobs:
         self.happened(job, event)
         if isinstance(event, Started) and job in self._active:
             self._samples.add(job, started_at_ns=event.at_ns)
-            self._drop_uploads(self._active[job])
+            self._drop_staged(self._active[job])
 
     def damaged(self, job: JobId, problem: str) -> None:
         """See output.Listener."""
@@ -273,7 +276,7 @@ class Jobs:
         try:
             async with self._launch_slots:
                 reached("executor.launching")
-                await self._launches.launch(job)
+                await self._launches.launch(job, self._secrets_of(job))
                 reached("executor.launched")
         except (JobletError, OSError) as cause:
             problem = f"could not be started: {cause}"
@@ -293,14 +296,29 @@ class Jobs:
     def _monitor_gone(self, job: JobId) -> None:
         self._tasks.spawn(self.settle_without_monitor(job))
 
+    def remove_secrets(self, job: JobId) -> None:
+        """Nobody needs the sealed secrets of a job any more."""
+        self._writer.remove_secrets(job)
+
+    def _secrets_of(self, job: Job) -> dict[str, str]:
+        names = set(job.record.spec.secret_names)
+        if not names:
+            return {}
+        sealed = self._registry.sealed_secrets(job.record.id)
+        if not sealed:
+            raise secrets_lost("they are not in the database any more")
+        return self._vault.unseal(job.record.id, sealed)
+
     async def _clean_up(self, job: Job) -> None:
         self._samples.finish(job.record.id)
-        self._drop_uploads(job)
+        self._drop_staged(job)
         await self._cleans.end(job.record.id)
         reached("executor.cleaned")
 
-    def _drop_uploads(self, job: Job) -> None:
-        """Staged archives have no use any more once the job has begun, or never will."""
+    def _drop_staged(self, job: Job) -> None:
+        """Staged archives and sealed secrets have no use any more once the job has begun, or never will."""
+        if job.record.spec.secret_names:
+            self.remove_secrets(job.record.id)
         for upload in job.record.spec.uploads:
             try:
                 self._layout.upload(upload.id).unlink(missing_ok=True)

@@ -32,6 +32,8 @@ async def recover(jobs: Jobs, store: JobStore, output: Output, sweeps: Sweeps, *
 
     `output.follower.run()` must be running.
     """
+    for job_id in store.stale_secrets():
+        jobs.remove_secrets(job_id)
     cursors = {cursor.job: cursor for cursor in store.cursors()}
     unended = list(store.unended())
     alive = {job.record.id for job in unended if _take_up(jobs, output, job, cursors, now_ns)}

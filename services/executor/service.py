@@ -31,6 +31,7 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
+from services.executor.vault import Vault
 from services.executor.writer import RecordWriter
 
 log = structlog.get_logger(__name__)
@@ -98,6 +99,7 @@ class Executor:
             cleans=ports.cleans,
             samples=ports.samples,
             layout=layout,
+            vault=Vault(layout.state / "node.key"),
             node_id=ports.node.node_id,
             running_max=settings.joblet.jobs.running_max,
             clock_ns=clock_ns,

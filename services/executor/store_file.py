@@ -16,7 +16,7 @@ from common.errors import precondition
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x4A4C4558  # "JLEX"
 QUICK_CHECK_BYTES: Final = 256 * 2**20
 """Files up to this size are checked whole at start; larger ones row by row as they are read (each has a checksum)."""
@@ -24,7 +24,8 @@ QUICK_CHECK_BYTES: Final = 256 * 2**20
 _HEADER_BYTES: Final = 100
 _MAGIC: Final = b"SQLite format 3\0"
 
-_SCHEMA: Final = """
+_SECRETS: Final = "CREATE TABLE secrets (id TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID"
+_SCHEMA: Final = f"""
 CREATE TABLE jobs (
     row INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -59,10 +60,13 @@ CREATE TABLE owners (
     number INTEGER PRIMARY KEY,
     owner TEXT NOT NULL UNIQUE
 );
+{_SECRETS};
 """
 # A cursor's row stands for "not yet wholly with persist": it goes when persist has the end of the job.
 
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], object]]] = {
+    1: lambda connection: connection.execute(_SECRETS),
+}
 """From each older version to the next one. Version 1 is the first."""
 
 
@@ -109,6 +113,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA cache_size=-16384")
+    connection.execute("PRAGMA secure_delete=FAST")  # sealed secrets are overwritten in the page they were in
     return connection
 
 
@@ -162,7 +167,7 @@ def _salvage(connection: sqlite3.Connection, damaged: Path) -> int:
     source = sqlite3.connect(f"{damaged.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for table in ("owners", "jobs", "labels", "cursors"):
+        for table in ("owners", "jobs", "labels", "cursors", "secrets"):
             copied += _copy_table(source, connection, table)
         connection.execute("COMMIT")
     finally:

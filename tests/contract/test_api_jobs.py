@@ -274,7 +274,7 @@ def test_node_and_refusals_of_this_release(tmp_path: Path) -> None:
             client = node.client("ann", "admin")
             info = await client.node.GetInfo(node_pb2.GetInfoRequest())
             assert (info.node_id, info.cpus, info.capabilities[0].level) == ("node-1", 2, node_pb2.Capability.ENFORCED)
-            spec = job_pb2.JobSpec(command="true", secret_environment={"A": "b"})
+            spec = job_pb2.JobSpec(command="true", start_at={"seconds": 1})
             assert await status(client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))) is grpc.StatusCode.UNIMPLEMENTED
             assert node.executor.jobs == {}
 

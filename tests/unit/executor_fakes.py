@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ class FakeHost:
         self.layout = layout
         self.monitors: dict[JobId, FakeMonitor] = {}
         self.launched: list[JobId] = []
+        self.secrets: dict[JobId, dict[str, str]] = {}
         self.cleaned: list[JobId] = []
         self.fail_launch: Exception | None = None
         self.deaf = False  # monitors take no commands
@@ -133,9 +134,10 @@ class FakeHost:
     def adopt(self, record: JobRecord) -> None:
         """See ports.Launches."""
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
         self.launched.append(job.record.id)
+        self.secrets[job.record.id] = dict(secrets)
         if self.fail_launch is not None:
             raise self.fail_launch
         directory = self.layout.job_dir(job.record.id)

@@ -7,7 +7,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from common.errors import JobletError, Reason
 from common.richstatus import CODES
-from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2, worker_pb2
 from services.api.capacity import Capacity
 from services.api.identity import Role
 from services.api.permissions import GRANTS, RULES, Permission, Rule, Scope, scope_of
@@ -19,6 +19,7 @@ FILES = (
     node_pb2.DESCRIPTOR,
     persist_pb2.DESCRIPTOR,
     volume_pb2.DESCRIPTOR,
+    worker_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
 )

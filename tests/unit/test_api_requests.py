@@ -180,9 +180,22 @@ def test_malformed_fields_are_refused_by_name(field: str, message: job_pb2.JobSp
     assert field in refused.value.message
 
 
+def test_secrets_are_names_in_the_spec_and_values_beside_it() -> None:
+    """What is recorded and shown has names only; one that is a plain variable, too, is refused."""
+    message = spec(environment={"P": "q"}, secret_environment={"B": "two", "A": "one"})
+    parsed = requests.job_spec(message, UPLOADS.__getitem__)
+    assert (parsed.secret_names, parsed.environment) == (("A", "B"), {"P": "q"})
+    assert requests.secrets(message) == {"A": "one", "B": "two"}
+    assert dict(spec_to_proto(parsed).secret_environment) == {"A": "", "B": ""}
+    for wrong in ({"P": "s3cret"}, {"1": "s3cret"}, {"A": "s3cret\0"}):
+        with pytest.raises(JobletError, match="secret_environment") as refused:
+            requests.job_spec(spec(environment={"P": "q"}, secret_environment=wrong), UPLOADS.__getitem__)
+        assert "s3cret" not in str(refused.value)
+
+
 def test_what_this_release_lacks_is_said() -> None:
-    """Secrets and schedules are refused, never ignored."""
-    for message in (spec(secret_environment={"A": "b"}), spec(start_at={"seconds": 1})):
+    """Schedules are refused, never ignored."""
+    for message in (spec(start_at={"seconds": 1}),):
         with pytest.raises(JobletError, match="not available in this release") as refused:
             requests.job_spec(message, UPLOADS.__getitem__)
         assert refused.value.reason is Reason.UNIMPLEMENTED
