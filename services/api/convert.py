@@ -4,12 +4,13 @@ Belongs here: messages → proto. The other way, which can fail, is `requests.py
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 from google.protobuf import timestamp_pb2
 
+from common.expiry import Expiry
 from common.messages import jobs
 from common.messages.logs import StoreMetric
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
@@ -124,8 +125,10 @@ def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
     return persist_pb2.Metric(job_id=fields.pop("job"), timestamp=fields.pop("time_ns"), **fields)
 
 
-def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping[str, int]) -> node_pb2.NodeInfo:
-    """What the node is. `running_jobs` and `counters` come from the caller: how much of them he may see."""
+def node_to_proto(
+    facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping[str, int], certificates: Iterable[Expiry]
+) -> node_pb2.NodeInfo:
+    """What the node is. What is not in `facts` comes from the caller: how much of it he may see."""
     return node_pb2.NodeInfo(
         node_id=facts.node_id,
         version=facts.version,
@@ -143,4 +146,10 @@ def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping
             for one in facts.capabilities
         ],
         counters=counters,
+        certificates=[
+            node_pb2.CertificateExpiry(
+                name=one.name, subject=one.subject, not_after=timestamp(one.not_after_ns), soon=one.soon
+            )
+            for one in certificates
+        ],
     )

@@ -1,8 +1,8 @@
 """api's side of the keeper: the process that reads certificate files when api no longer may (`keeper_program.py`).
 
-It is begun by exec, not fork: grpc is loaded by then, and whatever api holds would be in it. It is begun before api gives
-root up, because nothing that api begins afterwards could have a right (no_new_privs, empty bounding set); therefore it
-cannot be begun again. An ordinary user's has no right at all: the files are his.
+It is begun by exec, not fork: grpc is loaded by then, and whatever api holds would be in it. It is begun before api
+gives root up, because nothing that api begins afterwards could have a right (no_new_privs, empty bounding set);
+therefore it cannot be begun again. An ordinary user's has no right at all: the files are his.
 
 Here: start, looks, end. Not here: what a look means (`rotation.py`).
 """
@@ -51,7 +51,7 @@ class Keeper:
         if not any(paths):
             return
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        ours.settimeout(0)
         uid, gid = (users.api_uid, users.gid) if users else (0, 0)
         numbers = (theirs.fileno(), os.getpid(), uid, gid, max(settings.security.reload_ms, INTERVAL_MS_MIN))
         with theirs:
@@ -65,7 +65,7 @@ class Keeper:
         self._channel = ours
 
     async def looks(self) -> AsyncGenerator[Look, None]:
-        """What it sees, at first and after each change. Ends when the keeper has ended, or does not keep to its frame."""
+        """What it sees, at first and after each change. Ends when the keeper has ended, or sends what is no look."""
         if self._channel is None:
             return
         reader, writer = await asyncio.open_unix_connection(sock=self._channel)

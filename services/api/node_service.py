@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 
 from common.bus.requests import Requester
 from common.errors import JobletError, Reason
+from common.expiry import Expiry
 from common.messages import jobs
 from proto.joblet.v1 import node_pb2, node_pb2_grpc, volume_pb2, volume_pb2_grpc
 from services.api.calls import Context, current
@@ -19,17 +20,29 @@ STORE_WAIT_S: Final = 1.0
 
 
 class NodeService(node_pb2_grpc.NodeServiceServicer):
-    """What the node is and can do, and what its services counted. `counters`: those of this process."""
+    """What the node is and can do, and what its services counted.
 
-    def __init__(self, executor: Requester, history: History, counters: Callable[[], Mapping[str, int]]) -> None:
+    `counters`: those of this process; `certificates`: when those of the server and its authorities end.
+    """
+
+    def __init__(
+        self,
+        executor: Requester,
+        history: History,
+        *,
+        counters: Callable[[], Mapping[str, int]],
+        certificates: Callable[[], tuple[Expiry, ...]],
+    ) -> None:
         self._executor = executor
         self._history = history
         self._counters = counters
+        self._certificates = certificates
 
     async def GetInfo(self, request: node_pb2.GetInfoRequest, context: Context) -> node_pb2.NodeInfo:
-        """The node. Who sees only his own jobs gets the number of his own, and no counters: they tell of the others."""
+        """The node. Who sees only his own jobs gets the number of his own, and neither counters nor certificates."""
         owner = current().visible_owner
         counters: dict[str, int] = {}
+        certificates: tuple[Expiry, ...] = ()
         if owner is None:
             facts, stored = await asyncio.gather(
                 self._executor.request(jobs.GetNode(), jobs.NodeFacts), self._counted_by_persist()
@@ -37,13 +50,14 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             running = facts.running_jobs
             for service, counted in (("executor", facts.counters), ("persist", stored), ("api", self._counters())):
                 counters |= {f"{service}.{name}": count for name, count in counted.items()}
+            certificates = self._certificates()
         else:
             facts = await self._executor.request(jobs.GetNode(), jobs.NodeFacts)
             page = await self._executor.request(
                 jobs.ListJobs(visible_owner=owner, states=(jobs.State.RUNNING,), page_size=PAGE_SIZE_MAX), jobs.JobPage
             )
             running = len(page.jobs)
-        return node_to_proto(facts, running_jobs=running, counters=counters)
+        return node_to_proto(facts, running_jobs=running, counters=counters, certificates=certificates)
 
     async def QueryAudit(  # type: ignore[override]  # refused before it would stream
         self,

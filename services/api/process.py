@@ -17,7 +17,7 @@ from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
 from common.messages import topics
-from common.tls import ServerMaterial
+from common.tls import ServerMaterial, server_sources
 from services.api.access import Access
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
@@ -26,10 +26,13 @@ from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
 from services.api.history import History
 from services.api.job_service import JobService
+from services.api.keeper import Keeper
 from services.api.limit_policy import policy_of
+from services.api.material import checked
 from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.rotation import Credentials, Rotation
 from services.api.server import bind, build_server
 from services.api.submission import Submission
 from services.api.uploads.registry import Registry
@@ -59,10 +62,23 @@ def remove_stale_replies(run: Path) -> None:
 
 
 class Api:
-    """One api process. Make it inside the event loop; it binds its sockets at once and serves after `start`."""
+    """One api process. Make it inside the event loop; it binds its sockets at once and serves after `start`.
 
-    def __init__(self, settings: Settings, layout: Layout, transport: Transport, material: ServerMaterial) -> None:
+    Raises JobletError when `material` is no good. What `keeper` sees replaces it later.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        transport: Transport,
+        material: ServerMaterial,
+        keeper: Keeper | None = None,
+    ) -> None:
         limits = settings.joblet.grpc
+        first = checked(material)
+        credentials = Credentials(first.pem)
+        self._keeper = keeper or Keeper()
         self._executor = Requester(
             transport,
             commands=topics.EXECUTOR_COMMANDS,
@@ -74,6 +90,14 @@ class Api:
         self._audit = AuditFile(layout.audit)
         self.capacity = Capacity(limits.active_streams_max)
         self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        self.rotation = Rotation(
+            first,
+            keeper=self._keeper,
+            sources=server_sources(settings, layout),
+            security=settings.security,
+            credentials=credentials,
+            gate=self._gate,
+        )
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
@@ -99,7 +123,12 @@ class Api:
                 submission=submission,
                 staging=Staging(self.uploads, settings.joblet.uploads),
             ),
-            node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
+            node_service=NodeService(
+                self._executor,
+                self._history,
+                counters=lambda: log_streams.counters | self.rotation.counters,
+                certificates=self.rotation.certificates,
+            ),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
             worker_service=WorkerService(
@@ -107,14 +136,21 @@ class Api:
             ),
             health=self._health,
         )
-        self.port = bind(self._server, settings.server.address, settings.server.port, material)
+        self.port = bind(self._server, settings.server.address, settings.server.port, credentials)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to serve."""
         self.uploads.adopt()
         self._tasks = [
-            asyncio.create_task(forever) for forever in (self._executor.run(), self.hub.run(), self.uploads.sweep())
+            asyncio.create_task(forever)
+            for forever in (
+                self._executor.run(),
+                self.hub.run(),
+                self.uploads.sweep(),
+                self.rotation.follow(),
+                self.rotation.remind(),
+            )
         ]
         await self._server.start()
 
@@ -135,4 +171,5 @@ class Api:
         self._executor.close()
         self._subscriber.close()
         await self._history.close()
+        self._keeper.stop()
         self._audit.close()

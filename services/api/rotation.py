@@ -44,7 +44,9 @@ class Credentials:
     def grpc_credentials(self) -> grpc.ServerCredentials:
         """For one port, with client certificates required."""
         return grpc.dynamic_ssl_server_credentials(
-            self._first, self._fetch, require_client_authentication=True
+            self._first,
+            self._fetch,  # type: ignore[arg-type]  # None means "no change"; the stubs do not know it
+            require_client_authentication=True,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
@@ -62,6 +64,7 @@ class Rotation:
         self,
         material: Material,
         *,
+        keeper: Keeper,
         sources: ServerSources,
         security: Security,
         credentials: Credentials,
@@ -69,6 +72,7 @@ class Rotation:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.material = material
+        self._keeper = keeper
         self._sources = sources
         self._warning_days = security.expiry_warning_days
         self._credentials = credentials
@@ -91,15 +95,23 @@ class Rotation:
         pem = self.material.pem
         return expiries({"server": pem.cert, "ca": pem.ca}, now_ns=self._now_ns(), warning_days=self._warning_days)
 
-    async def follow(self, keeper: Keeper) -> None:
+    def look_now(self) -> None:
+        """Look at the files at once: what SIGHUP does."""
+        if not self._keeper.look_now():
+            log.error("there is no keeper: certificate files cannot be looked at", what_to_do="restart joblet-api")
+
+    async def follow(self) -> None:
         """Take what the keeper sees, for ever. Without one (any more) what is in force stays."""
-        watched = keeper.pid != 0
+        watched = self._keeper.pid != 0
         if watched:
-            log.info("certificate files are watched", keeper=keeper.pid)
-        async for look in keeper.looks():
-            # In a thread: signing and parsing take up to a tenth of a second.
-            now, problems = await asyncio.to_thread(judged, look, self.material, self._sources)
-            self._take(look, now, problems)
+            log.info("certificate files are watched", keeper=self._keeper.pid)
+        async for look in self._keeper.looks():
+            try:
+                # In a thread: parsing and signing take up to a tenth of a second.
+                now, problems = await asyncio.to_thread(judged, look, self.material, self._sources)
+                self._take(look, now, problems)
+            except Exception:  # the boundary of a task: our own mistake about one file must not end every stream
+                log.exception("a change of certificate files is not taken; what was in force stays")
         while watched:
             # Its right cannot be had again (keeper.py), and to end for it would break every stream there is.
             self._counters["keepers_lost"] = 1
