@@ -89,14 +89,14 @@ class Api:
         self._history = History(layout.persist_grpc)
         self._audit = AuditFile(layout.audit)
         self.capacity = Capacity(limits.active_streams_max)
-        self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        self.gate = Gate(audit_log=self._audit, capacity=self.capacity)
         self.rotation = Rotation(
             first,
             keeper=self._keeper,
             sources=server_sources(settings, layout),
             security=settings.security,
             credentials=credentials,
-            gate=self._gate,
+            gate=self.gate,
         )
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
@@ -110,7 +110,7 @@ class Api:
         submission = Submission(executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet))
         self._health = health_aio.HealthServicer()
         self._server = build_server(
-            self._gate,
+            self.gate,
             limits,
             job_service=JobService(
                 executor=self._executor,
@@ -163,7 +163,7 @@ class Api:
     async def stop(self) -> None:
         """No new calls, streams end with UNAVAILABLE, and everything is given back. Within 10 s."""
         await self._health.enter_graceful_shutdown()
-        await self._gate.shut()
+        await self.gate.shut()
         await self._server.stop(STOP_GRACE_S)
         for task in self._tasks:
             task.cancel()
