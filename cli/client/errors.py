@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
 
 from cli.client.contexts import Context
+from cli.client.renewal import advice
 from common.errors import JobletError, Reason
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -95,8 +96,14 @@ def _transport_error(text: str, context: Context) -> JobletError:
             detail="the ca of this context did not sign it, or it is not made for this address",
         )
     if "socket closed" in lowered or "connection reset" in lowered or "handshake" in lowered:
+        certificate = _own_certificate(context)
+        if certificate is not None and datetime.now(UTC) > certificate.not_valid_after_utc:
+            return _expired(context, certificate)
         return ConnectionDropped(
-            Reason.UNAVAILABLE, f"{where} closed the connection", detail=_certificate_advice(context), retryable=True
+            Reason.UNAVAILABLE,
+            f"{where} closed the connection",
+            detail=_certificate_advice(certificate),
+            retryable=True,
         )
     if "refused" in lowered or "no such file" in lowered:
         return JobletError(
@@ -112,16 +119,28 @@ def _transport_error(text: str, context: Context) -> JobletError:
     return JobletError(Reason.UNAVAILABLE, f"{where} is not available: {text}", detail="ask again", retryable=True)
 
 
-def _certificate_advice(context: Context) -> str:
-    """Why a node may have closed the connection, judged from our own certificate."""
+def _own_certificate(context: Context) -> x509.Certificate | None:
     try:
-        certificate = x509.load_pem_x509_certificate(context.cert)
+        return x509.load_pem_x509_certificates(context.cert)[0]
     except ValueError:
+        return None
+
+
+def _expired(context: Context, certificate: x509.Certificate) -> JobletError:
+    """Asking again is of no use."""
+    return JobletError(
+        Reason.UNAVAILABLE,
+        f"{context.address} (context {context.name}) closed the connection: the certificate expired at"
+        f" {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+        detail=advice(context.cert_name, context.cert),
+    )
+
+
+def _certificate_advice(certificate: x509.Certificate | None) -> str:
+    """Why a node may have closed the connection, judged from our own certificate, which has not expired."""
+    if certificate is None:
         return "the cert of this context cannot be read: get a new one"
-    now = datetime.now(UTC)
-    if now > certificate.not_valid_after_utc:
-        return f"the certificate expired at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}: get a new one"
-    if now < certificate.not_valid_before_utc:
+    if datetime.now(UTC) < certificate.not_valid_before_utc:
         return (
             f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} on: check the clock"
         )
