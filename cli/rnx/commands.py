@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from cli.rnx.invocation import DEFAULT_NODE, Invocation
-from cli.rnx.values import DURATION
+from cli.front.connection import DEFAULT_NODE
+from cli.front.values import DURATION
+from cli.rnx.invocation import Invocation
 
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:

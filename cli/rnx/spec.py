@@ -10,16 +10,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from cli.front.values import COUNT, DURATION, MEMORY, PERCENT, RATE, SIGNAL, SIZE
 from cli.rnx.values import (
-    COUNT,
     CPUS,
-    DURATION,
-    MEMORY,
-    PERCENT,
-    RATE,
     SCHEDULE,
-    SIGNAL,
-    SIZE,
     VOLUME,
     VolumeArgument,
     environment,
