@@ -9,10 +9,17 @@ import select
 import sys
 from typing import Final
 
+import click
+
 from cli.client.escape import escape_line
 
 STDOUT: Final = 1
 STDERR: Final = 2
+
+
+def print_line(text: str) -> None:
+    """One line of text on stdout that came from a node, or holds something that did."""
+    click.echo(escape_line(text))
 
 
 def tell(line: str) -> None:

@@ -5,7 +5,7 @@ refused here is a usage error (exit code 2).
 """
 
 import signal as signals
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -67,6 +67,15 @@ def _signal(text: str) -> str:
         return signals.Signals[word if word.startswith("SIG") else f"SIG{word}"].name
     except (ValueError, KeyError):
         raise invalid(f"no such signal {text[:40]!r}: use a name or number, such as TERM, SIGINT or 9") from None
+
+
+def check_utf8(words: Iterable[str]) -> None:
+    """Raise INVALID for a word of the command line that is not: text travels as UTF-8, other bytes cannot."""
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError as cause:
+            raise invalid(f"{word!r} is not UTF-8", "pass such bytes in a file: rnx job run --upload PATH") from cause
 
 
 COUNT: Final = Parsed("N", lambda text: _whole(text, COUNT_MAX))
