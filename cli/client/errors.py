@@ -1,7 +1,7 @@
 """What a failed call means: a gRPC status becomes a JobletError with a text for a person and a reason for an exit code.
 
 Here: the mapping, with the ErrorInfo that the server adds (google.rpc error model), and what the bare transport errors
-of gRPC most likely mean. Not here: printing (`cli/rnx/main.py`), exit codes (`exits.py`).
+of gRPC most likely mean. Not here: printing (`cli/front/program.py`), exit codes (`exits.py`).
 """
 
 from datetime import UTC, datetime
