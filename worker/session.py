@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 KILL: Final = 9
 PAGE_JOBS: Final = 1000
+SETTLE_S_MAX: Final = 15.0
+"""A launch has its deadline of 10 s (`launching.py`), and so has the removal of a group (`cleanup.py`)."""
 
 
 @contextlib.asynccontextmanager
@@ -198,6 +200,8 @@ class Session:
         try:
             if not self._options.keep_jobs:
                 await end_jobs(self._executor, self._layout.jobs, self._changes, hurry)
+            await self._settle()
+            if not self._options.keep_jobs:
                 await self._leave_nothing()
             if self._logs is not None:
                 await self._logs.complete_all_but(self._executor.jobs.active)
@@ -211,9 +215,16 @@ class Session:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
 
+    async def _settle(self) -> None:
+        """Launches that are under way, and the removal of what ended jobs left, are not cut off."""
+        try:
+            async with asyncio.timeout(SETTLE_S_MAX):
+                await self._executor.jobs.settled()
+        except TimeoutError:
+            log.warning("something of the jobs goes on in the background and is cut off", waited_s=SETTLE_S_MAX)
+
     async def _leave_nothing(self) -> None:
         """No job runs: remove what they left on the host, and in a directory that is not to stay, everything."""
-        await self._executor.jobs.settled()
         self._executor.writer.flush()
         kept = self._options.directory is not None
         known = frozenset(cursor.job for cursor in self._executor.store.cursors()) if kept else frozenset[JobId]()
