@@ -213,6 +213,10 @@ class Jobs:
             reason = "could not be started: its monitor ended, or the executor did, before its command ran"
             self._apply(job, LaunchFailed(at_ns=now_ns, reason=reason))
 
+    async def settled(self) -> None:
+        """Returns when nothing goes on behind what was told: of ended jobs, all that was to be removed was tried."""
+        await self._tasks.settled()
+
     async def close(self) -> None:
         """Carry nothing more out. Running jobs go on."""
         await self._tasks.close()

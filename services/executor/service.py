@@ -113,7 +113,7 @@ class Executor:
             layout=layout,
         )
         self.jobs.output = self.output
-        commands = Commands(
+        self.commands = Commands(
             jobs=self.jobs,
             registry=registry,
             store=store,
@@ -125,7 +125,7 @@ class Executor:
             clock_ns=clock_ns,
         )
         self._acknowledgements = Receiver(transport, PERSIST_ACKS)
-        self._responder = Responder(transport, EXECUTOR_COMMANDS, API_REPLIES, commands.handlers())
+        self._responder = Responder(transport, EXECUTOR_COMMANDS, API_REPLIES, self.commands.handlers())
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
