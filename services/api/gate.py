@@ -24,8 +24,9 @@ from common.errors import JobletError, Reason, invalid, unavailable
 from services.api import audit, calls
 from services.api.calls import Call, Context
 from services.api.capacity import Capacity
-from services.api.identity import principal_of
+from services.api.identity import DEFAULT_SCHEMES, Schemes, principal_of
 from services.api.permissions import RULES, Scope, roles_with, scope_of
+from services.api.rates import Rates
 from services.api.status import status_of
 
 log = structlog.get_logger(__name__)
@@ -42,9 +43,19 @@ HANDLERS: Final[dict[tuple[bool, bool], Callable[..., Any]]] = {
 class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Admits calls. `clock` gives Unix seconds. After `shut` nothing new is admitted."""
 
-    def __init__(self, *, audit_log: audit.Audit, capacity: Capacity, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        audit_log: audit.Audit,
+        capacity: Capacity,
+        rates: Rates,
+        schemes: Schemes = DEFAULT_SCHEMES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._audit = audit_log
         self._capacity = capacity
+        self._rates = rates
+        self._schemes = schemes
         self._clock = clock
         self._wrapped: dict[str, Any] = {}
         self._running: set[asyncio.Task[Any]] = set()
@@ -104,7 +115,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         try:
             call = self._admit(method, context)
             calls.enter(call)
-            with self._capacity.of(call.rule):
+            with self._capacity.of(call.rule, call.principal):
                 answer = await run()
             call.decided("allowed")
             return answer
@@ -144,7 +155,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             if not pem:
                 raise JobletError(Reason.UNAUTHENTICATED, "no client certificate", detail="use mutual TLS")
             serial = f"sha256:{hashlib.sha256(pem).hexdigest()}"
-            principal = principal_of(pem, now_s=self._clock())
+            principal = principal_of(pem, self._schemes, now_s=self._clock())
         except JobletError as error:
             self._turned_away(method, context.peer(), serial, error)
             raise
@@ -154,6 +165,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             self._turned_away(method, context.peer(), serial, denied)
             raise denied
         call = Call(principal=principal, method=method, rule=rule, peer=context.peer(), audit_log=self._audit)
+        self._rates.admit(call)
         if scope_of(principal.roles, rule.permission) is Scope.NONE:
             denied = JobletError(
                 Reason.DENIED,

@@ -27,6 +27,7 @@ from services.api.followers.streams import LogStreams
 from services.api.history import History
 from services.api.limit_policy import Policy, applied, check_network
 from services.api.metrics import MetricStreams
+from services.api.quotas import Quota, Quotas
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
 from services.api.watch import Watch
@@ -53,6 +54,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         uploads: Registry,
         staging: Staging,
         policy: Policy,
+        quotas: Quotas,
         recheck_s: float = RECHECK_S,
     ) -> None:
         self._executor = executor
@@ -65,6 +67,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._uploads = uploads
         self._staging = staging
         self._policy = policy
+        self._quotas = quotas
         self._recheck_s = recheck_s
 
     async def RunJob(self, request: job_pb2.RunJobRequest, context: Context) -> job_pb2.RunJobResponse:
@@ -75,7 +78,14 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         loan = self._uploads.lend(owner, key)
         spec = self._spec(request.spec, loan.take)
         accepted = await self._executor.request(
-            jobs.RunJob(owner=owner, spec=spec, idempotency_key=key), jobs.JobAccepted
+            jobs.RunJob(
+                owner=owner,
+                spec=spec,
+                idempotency_key=key,
+                running_max=self._quotas.most(Quota.RUNNING_JOBS, call.principal.roles),
+                queued_max=self._quotas.most(Quota.QUEUED_JOBS, call.principal.roles),
+            ),
+            jobs.JobAccepted,
         )
         loan.keep()
         call.job = accepted.job.id
@@ -103,7 +113,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         """Stage files for one later RunJob of the caller."""
         call = current()
         call.decided("allowed")
-        upload = await self._staging.receive(call.principal.name, request_iterator)
+        bound = self._quotas.of(Quota.UPLOAD_BYTES, call.principal.roles)
+        upload = await self._staging.receive(call.principal.name, request_iterator, bound)
         return job_pb2.UploadFilesResponse(upload_id=upload.id, bytes=upload.bytes, entries=upload.entries)
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:

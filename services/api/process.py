@@ -25,11 +25,14 @@ from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
 from services.api.history import History
+from services.api.identity import schemes_of
 from services.api.job_service import JobService
 from services.api.limit_policy import policy_of
 from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.quotas import Quotas
+from services.api.rates import Rates
 from services.api.server import bind, build_server
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
@@ -70,8 +73,15 @@ class Api:
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
         self._audit = AuditFile(layout.audit)
-        self.capacity = Capacity(limits.active_streams_max)
-        self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        quotas = Quotas(settings.joblet.quotas)
+        self._rates = Rates(quotas)
+        self.capacity = Capacity(limits.active_streams_max, quotas)
+        self._gate = Gate(
+            audit_log=self._audit,
+            capacity=self.capacity,
+            rates=self._rates,
+            schemes=schemes_of(settings.security.identity),
+        )
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
@@ -96,6 +106,7 @@ class Api:
                 uploads=self.uploads,
                 staging=Staging(self.uploads, settings.joblet.uploads),
                 policy=policy_of(settings.joblet),
+                quotas=quotas,
             ),
             node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
             volume_service=VolumeService(),
@@ -109,7 +120,8 @@ class Api:
         """Begin to serve."""
         self.uploads.adopt()
         self._tasks = [
-            asyncio.create_task(forever) for forever in (self._executor.run(), self.hub.run(), self.uploads.sweep())
+            asyncio.create_task(forever)
+            for forever in (self._executor.run(), self.hub.run(), self.uploads.sweep(), self._rates.sweep())
         ]
         await self._server.start()
 
@@ -130,4 +142,5 @@ class Api:
         self._executor.close()
         self._subscriber.close()
         await self._history.close()
+        self._rates.close()
         self._audit.close()
