@@ -28,6 +28,11 @@ class Capacity:
         self._calls_of: dict[str, int] = {}
         self.streams = 0
 
+    @property
+    def owners(self) -> int:
+        """How many owners are remembered: those who hold a place."""
+        return len(self._streams_of.keys() | self._calls_of.keys())
+
     @contextmanager
     def of(self, rule: Rule, principal: Principal) -> Iterator[None]:
         """Hold a place for as long as a call lasts. Raises JobletError(EXHAUSTED) when none is free."""
