@@ -65,7 +65,7 @@ def roles(identity: Identity, schemes: Schemes = DEFAULT_SCHEMES) -> set[str]:
 @pytest.mark.requirement("S2.24")
 @pytest.mark.requirement("S2.25")
 @pytest.mark.threat("D08")
-@pytest.mark.parametrize("on", SUBSETS[1:], ids="+".join)
+@pytest.mark.parametrize("on", SUBSETS[1:], ids=lambda on: "+".join(sorted(on)))
 @pytest.mark.parametrize("places", SUBSETS, ids=lambda places: "+".join(sorted(places)) or "none")
 def test_every_mixture_under_every_switch(places: set[str], on: set[str]) -> None:
     """What counts is what stands in the certificate and is switched on: together, and nothing else."""
