@@ -46,12 +46,15 @@ class Authority:
     @cached_property
     def pem(self) -> bytes:
         """The authority's own certificate."""
+        return self._authority_certificate(self)
+
+    def _authority_certificate(self, subject: "Authority") -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
-            .subject_name(self._name)
+            .subject_name(subject._name)
             .issuer_name(self._name)
-            .public_key(self._key.public_key())
+            .public_key(subject._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
             .not_valid_after(now + 30 * DAY)
@@ -67,6 +70,27 @@ class Authority:
     def client(self, name: str, *roles: str) -> Identity:
         """An ordinary client certificate: roles as organizations."""
         return self.issue([name], roles)
+
+    def crl(self, *revoked: Identity, next_update: datetime.timedelta = DAY) -> bytes:
+        """A revocation list of these certificates; `next_update` is from now."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - DAY)
+            .next_update(now + next_update)
+        )
+        for identity in revoked:
+            serial = x509.load_pem_x509_certificate(identity.cert).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - DAY).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def intermediate(self, name: str) -> "Authority":
+        """An authority whose certificate this one has signed: `pem` is not signed by itself."""
+        below = Authority(name)
+        below.pem = self._authority_certificate(below)
+        return below
 
     def issue(
         self,

@@ -83,6 +83,11 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
 
+    @property
+    def running(self) -> int:
+        """How many calls have begun and are not over."""
+        return len(self._running)
+
     async def shut(self) -> None:
         """End every call with UNAVAILABLE, so that its client tries again, and admit no more."""
         self._shut = True

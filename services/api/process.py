@@ -94,7 +94,7 @@ class Api:
         quotas = Quotas(settings.joblet.quotas)
         self._rates = Rates(quotas)
         self.capacity = Capacity(limits.active_streams_max, quotas)
-        self._gate = Gate(
+        self.gate = Gate(
             audit_log=self._audit,
             capacity=self.capacity,
             rates=self._rates,
@@ -106,7 +106,7 @@ class Api:
             sources=server_sources(settings, layout),
             security=settings.security,
             credentials=credentials,
-            gate=self._gate,
+            gate=self.gate,
         )
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
@@ -122,7 +122,7 @@ class Api:
         )
         self._health = health_aio.HealthServicer()
         self._server = build_server(
-            self._gate,
+            self.gate,
             limits,
             job_service=JobService(
                 executor=self._executor,
@@ -177,7 +177,7 @@ class Api:
     async def stop(self) -> None:
         """No new calls, streams end with UNAVAILABLE, and everything is given back. Within 10 s."""
         await self._health.enter_graceful_shutdown()
-        await self._gate.shut()
+        await self.gate.shut()
         await self._server.stop(STOP_GRACE_S)
         for task in self._tasks:
             task.cancel()

@@ -107,9 +107,7 @@ class Rotation:
             log.info("certificate files are watched", keeper=self._keeper.pid)
         async for look in self._keeper.looks():
             try:
-                # In a thread: parsing and signing take up to a tenth of a second.
-                now, problems = await asyncio.to_thread(judged, look, self.material, self._sources)
-                self._take(look, now, problems)
+                await self.take(look)
             except Exception:  # the boundary of a task: our own mistake about one file must not end every stream
                 log.exception("a change of certificate files is not taken; what was in force stays")
         while watched:
@@ -127,6 +125,12 @@ class Rotation:
         while True:
             self._warn()
             await asyncio.sleep(REMINDER_S)
+
+    async def take(self, look: Look) -> None:
+        """Put in force what is good of it. One at a time."""
+        # In a thread: parsing and signing take up to a tenth of a second.
+        now, problems = await asyncio.to_thread(judged, look, self.material, self._sources)
+        self._take(look, now, problems)
 
     def _take(self, look: Look, now: Material, problems: tuple[Problem, ...]) -> None:
         before, self.material = self.material, now
