@@ -190,7 +190,7 @@ def test_the_list_that_openssl_made_is_shown(made: Path) -> None:
 def test_our_program_renews_and_revokes_what_openssl_made(
     node: Node, made: Path, tmp_path: Path, configured: Callable[..., Path]
 ) -> None:
-    """The role stays where it stood, the node takes it; our list has the entry of theirs, too, and openssl accepts it."""
+    """The role stays where it stood, the node takes it; our list keeps the entry of theirs; openssl accepts it."""
     own = tmp_path / "own"
     shutil.copytree(made, own)
     before = shown(own / "writer.crt")
