@@ -63,6 +63,13 @@ class Authority:
             .public_bytes(serialization.Encoding.PEM)
         )
 
+    @cached_property
+    def key_pem(self) -> bytes:
+        """The authority's own private key."""
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
     def server(self) -> Identity:
         """A server certificate for localhost and 127.0.0.1."""
         return self.issue(["localhost"], usages=[SERVER], names=["localhost", "127.0.0.1"])
