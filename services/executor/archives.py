@@ -1,8 +1,8 @@
 """The staged uploads of jobs on the executor's side: kept while their job waits, removed when it has them.
 
 api stages archives and sweeps those that no job took in time (services/api/uploads). It cannot know what a job holds
-that waits for hours, nor, after its own restart, what was taken at all. So a job that has to wait takes its archives out
-of api's sight, under another name in the same directory, and gives them their name back for the launch.
+that waits for hours, nor, after its own restart, what was taken at all. So a job that has to wait takes its archives
+out of api's sight, under another name in the same directory, and gives them their name back for the launch.
 """
 
 import structlog

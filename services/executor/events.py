@@ -32,8 +32,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job as the executor keeps it. Gaps of its output up to `lost_through` are counted in its record.
 
     `bounds` are its owner's as they were when it came; those of his newest job count for all. None: it was admitted by
-    a release that had no queue. `chosen_boot` is the boot of the machine in which it was chosen to start, durable before
-    anybody is asked to launch it; empty: it was not.
+    a release that had no queue. `chosen_boot` is the boot of the machine in which it was chosen to start, durable
+    before anybody is asked to launch it; empty: it was not.
     """
 
     record: JobRecord

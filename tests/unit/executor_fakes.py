@@ -290,6 +290,8 @@ async def running_node(
     settings: Settings,
     transport: Memory,
     host: FakeHost | None = None,
+    *,
+    clock_ns: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Node]:
     """An executor that serves, and is closed in the end without its monitors noticing."""
     layout = layout_of(settings)
@@ -311,6 +313,7 @@ async def running_node(
         store=JobStore(layout.state / "jobs.db", now_ns=time.time_ns()),
         publisher=Publisher(transport),
         ports=ports,
+        clock_ns=clock_ns,
     )
     ask = Requester(transport, commands=EXECUTOR_COMMANDS, replies=API_REPLIES, reply_file=ASKER)
     answers = asyncio.create_task(ask.run())
