@@ -9,6 +9,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 from common.bus.events import Publisher
@@ -31,6 +32,7 @@ from services.executor.sampler import Sampler
 from services.executor.seccomp.compile import compile_filter
 from services.executor.service import Executor, Metrics, Ports
 
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")  # random(4)
 SWEEP_S: Final = 5.0
 """Between two tries at groups that could not be removed when their job ended."""
 
@@ -102,6 +104,7 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
             unsupported=driver.unsupported,
             refused_network=networks.unsupported,
             node=node_facts(settings, Parts(facts, driver, seccomp, "", networks.capabilities())),
+            boot_id=BOOT_ID.read_text().strip(),
         )
         executor = Executor(
             settings=settings, layout=layout, transport=transport, store=store, publisher=publisher, ports=ports
