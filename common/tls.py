@@ -17,6 +17,7 @@ PEM_BYTES_MAX: Final = 1024 * 1024
 
 _MARK: Final = b"-----BEGIN "
 _KEY_MARK: Final = b"PRIVATE KEY-----"
+_ENCRYPTED_MARKS: Final = (b"-----BEGIN ENCRYPTED PRIVATE KEY-----", b"Proc-Type: 4,ENCRYPTED")  # RFC 7468, RFC 1421
 
 
 class ServerMaterial(NamedTuple):
@@ -107,6 +108,11 @@ def _private_key(value_or_path: str) -> bytes:
     key = read_pem(value_or_path, "server key")
     if _KEY_MARK not in key:
         raise invalid("the server key is no private key", "check security.serverKey")
+    if any(mark in key for mark in _ENCRYPTED_MARKS):  # gRPC would refuse it without saying why
+        raise invalid(
+            "the server key is encrypted, and nobody is there to type its passphrase",
+            "decrypt it: openssl pkey -in server.key -out plain.key, mode 0600",
+        )
     return key
 
 

@@ -18,7 +18,18 @@ from grpc import aio
 
 from common.bus.memory import Memory
 from common.config.layout import Layout, layout_of
-from common.config.settings import Grpc, Joblet, Jobs, Journal, LimitPolicy, Server, Settings, Uploads
+from common.config.settings import (
+    Grpc,
+    Joblet,
+    Jobs,
+    Journal,
+    LimitPolicy,
+    Quotas,
+    Security,
+    Server,
+    Settings,
+    Uploads,
+)
 from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2_grpc,
@@ -94,11 +105,14 @@ async def running_node(
     job_limits: LimitPolicy | None = None,
     job_defaults: Jobs | None = None,
     journal: Journal | None = None,
+    quotas: Quotas | None = None,
+    security: Security | None = None,
     silence_s: float | None = None,
 ) -> AsyncIterator[Node]:
     """A node below `base` that ends with the block."""
     settings = Settings(
         server=Server(address="127.0.0.1", port=0),
+        security=security or Security(),
         joblet=Joblet(
             base_dir=str(base),
             grpc=limits or Grpc(),
@@ -106,6 +120,7 @@ async def running_node(
             limits=job_limits or LimitPolicy(),
             jobs=job_defaults or Jobs(),
             journal=journal or Journal(),
+            quotas=quotas or Quotas(),
         ),
     )
     layout = layout_of(settings)

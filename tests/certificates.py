@@ -57,10 +57,17 @@ class Authority:
             .public_key(subject._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
-            .not_valid_after(now + DAY)
+            .not_valid_after(now + 30 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
+        )
+
+    @cached_property
+    def key_pem(self) -> bytes:
+        """The authority's own private key."""
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
     def server(self) -> Identity:
@@ -101,7 +108,7 @@ class Authority:
         extensions: Iterable[tuple[x509.ObjectIdentifier, bytes]] = (),
         names: Sequence[str] = (),
         not_before: datetime.timedelta = -DAY,
-        not_after: datetime.timedelta = DAY,
+        not_after: datetime.timedelta = 30 * DAY,
         ca: bool = False,
     ) -> Identity:
         """Whatever is asked for. Times are from now; `usages` None: no such extension at all."""

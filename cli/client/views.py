@@ -131,4 +131,8 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
             for certificate in node.certificates
         ],
         "counters": dict(sorted(node.counters.items())),
+        "certificates": [
+            {"name": each.name, "subject": each.subject, "not_after": time_text(each.not_after), "soon": each.soon}
+            for each in node.certificates
+        ],
     }

@@ -8,12 +8,14 @@ import click
 from cli.client.exits import exit_of_job
 from cli.client.jobs import cancel_job, get_job, list_jobs, stop_job, wait_job
 from cli.client.views import job_object, state_of_word, state_word, state_words
+from cli.front.output import print_line
+from cli.front.values import DURATION, SIGNAL
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.run import tell_end
 from cli.rnx.show import JOB_HEADINGS, job_fields, job_row
-from cli.rnx.tables import print_fields, print_json, print_line, print_table
-from cli.rnx.values import DURATION, SIGNAL, pairs
+from cli.rnx.tables import print_fields, print_json, print_table
+from cli.rnx.values import pairs
 from proto.joblet.v1 import job_pb2
 
 LIST_LIMIT = 100

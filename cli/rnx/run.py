@@ -16,13 +16,14 @@ from cli.client.logs import LogStream
 from cli.client.session import Session
 from cli.client.uploads import collect, total_bytes, upload
 from cli.client.views import job_object
+from cli.front.output import print_line, tell
 from cli.rnx.commands import Verb
 from cli.rnx.interrupts import Interrupts, Policy
-from cli.rnx.invocation import Invocation, pass_invocation, tell
+from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.progress import upload_progress
 from cli.rnx.sink import attached_sink
 from cli.rnx.spec import RunOptions, build_spec, job_options
-from cli.rnx.tables import print_json, print_line
+from cli.rnx.tables import print_json
 from common.errors import JobletError
 from common.identifiers import parse_key
 from proto.joblet.v1 import job_pb2

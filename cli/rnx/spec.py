@@ -10,22 +10,16 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from cli.front.values import COUNT, DURATION, MEMORY, PERCENT, RATE, SIGNAL, SIZE, check_utf8
 from cli.rnx.values import (
-    COUNT,
     CPUS,
-    DURATION,
-    MEMORY,
-    PERCENT,
-    RATE,
     SCHEDULE,
-    SIGNAL,
-    SIZE,
     VOLUME,
     VolumeArgument,
     environment,
     pairs,
 )
-from common.errors import JobletError, Reason, invalid
+from common.errors import JobletError, Reason
 from proto.joblet.v1 import job_pb2
 
 NETWORKS: Final = ("none", "isolated", "bridge", "host")
@@ -181,11 +175,6 @@ def _limits(options: RunOptions) -> job_pb2.Limits:
 
 
 def _check_utf8(options: RunOptions) -> None:
-    """Text travels as UTF-8; an argument of other bytes cannot."""
-    words = (*options.command, *options.env, *options.secret_env, *options.label, options.name, options.workdir)
-    for word in words:
-        try:
-            word.encode("utf-8")
-        except UnicodeEncodeError as cause:
-            shown = word.partition("=")[0] if word in options.secret_env else word
-            raise invalid(f"{shown!r} is not UTF-8", "pass such bytes in a file: --upload PATH") from cause
+    check_utf8((*options.command, *options.env, *options.label, options.name, options.workdir))
+    for variable in options.secret_env:
+        check_utf8((variable,), shown=variable.partition("=")[0])

@@ -27,11 +27,6 @@ _STATE_STYLES: Final = {
 }
 
 
-def print_line(text: str) -> None:
-    """One line of text that came from a node, or holds something that did."""
-    click.echo(escape_line(text))
-
-
 def print_json(value: Value) -> None:
     """One JSON document on one line. ASCII only, so that no control character of C1 reaches a terminal."""
     click.echo(json.dumps(value, separators=(",", ":")))

@@ -24,8 +24,9 @@ from common.errors import JobletError, Reason, invalid, unavailable
 from services.api import audit, calls
 from services.api.calls import Call, Context
 from services.api.capacity import Capacity
-from services.api.identity import principal_of
+from services.api.identity import DEFAULT_SCHEMES, Schemes, principal_of
 from services.api.permissions import RULES, Scope, roles_with, scope_of
+from services.api.rates import Rates
 from services.api.revocation import Trust
 from services.api.status import status_of
 
@@ -50,9 +51,19 @@ class _Running(NamedTuple):
 class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Admits calls. `clock` gives Unix seconds. After `shut` nothing new is admitted."""
 
-    def __init__(self, *, audit_log: audit.Audit, capacity: Capacity, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        *,
+        audit_log: audit.Audit,
+        capacity: Capacity,
+        rates: Rates,
+        schemes: Schemes = DEFAULT_SCHEMES,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._audit = audit_log
         self._capacity = capacity
+        self._rates = rates
+        self._schemes = schemes
         self._clock = clock
         self._wrapped: dict[str, Any] = {}
         self._trust = Trust()
@@ -136,7 +147,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             call = self._admit(method, context, properties)
             self._running[task] = _Running(_presented(properties), call)
             calls.enter(call)
-            with self._capacity.of(call.rule):
+            with self._capacity.of(call.rule, call.principal):
                 answer = await run()
             call.decided("allowed")
             return answer
@@ -180,7 +191,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             if not pem:
                 raise JobletError(Reason.UNAUTHENTICATED, "no client certificate", detail="use mutual TLS")
             serial = f"sha256:{hashlib.sha256(pem).hexdigest()}"
-            principal = principal_of(pem, now_s=self._clock())
+            principal = principal_of(pem, self._schemes, now_s=self._clock())
         except JobletError as error:
             self._turned_away(method, context.peer(), serial, error)
             raise
@@ -195,6 +206,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             log.warning("caller refused", method=method, peer=call.peer, who=principal.name, why=refusal.message)
             call.decided(refusal.reason, refusal.message)
             raise refusal
+        self._rates.admit(call)
         if scope_of(principal.roles, rule.permission) is Scope.NONE:
             denied = JobletError(
                 Reason.DENIED,

@@ -26,6 +26,7 @@ from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.history import History
 from services.api.metrics import MetricStreams
+from services.api.quotas import Quota, Quotas
 from services.api.submission import Submission
 from services.api.uploads.staging import Staging
 from services.api.watch import Watch
@@ -51,6 +52,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         watch: Watch,
         submission: Submission,
         staging: Staging,
+        quotas: Quotas,
         recheck_s: float = RECHECK_S,
     ) -> None:
         self._executor = executor
@@ -62,6 +64,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._watch = watch
         self._submission = submission
         self._staging = staging
+        self._quotas = quotas
         self._recheck_s = recheck_s
 
     async def RunJob(self, request: job_pb2.RunJobRequest, context: Context) -> job_pb2.RunJobResponse:
@@ -81,7 +84,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         """Stage files for one later RunJob of the caller."""
         call = current()
         call.decided("allowed")
-        upload = await self._staging.receive(call.principal.name, request_iterator)
+        bound = self._quotas.of(Quota.UPLOAD_BYTES, call.principal.roles)
+        upload = await self._staging.receive(call.principal.name, request_iterator, bound)
         return job_pb2.UploadFilesResponse(upload_id=upload.id, bytes=upload.bytes, entries=upload.entries)
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:

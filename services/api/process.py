@@ -25,6 +25,7 @@ from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
 from services.api.history import History
+from services.api.identity import schemes_of
 from services.api.job_service import JobService
 from services.api.keeper import Keeper
 from services.api.limit_policy import policy_of
@@ -32,6 +33,8 @@ from services.api.material import checked
 from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.quotas import Quotas
+from services.api.rates import Rates
 from services.api.rotation import Credentials, Rotation
 from services.api.server import bind, build_server
 from services.api.submission import Submission
@@ -88,8 +91,15 @@ class Api:
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
         self._audit = AuditFile(layout.audit)
-        self.capacity = Capacity(limits.active_streams_max)
-        self.gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        quotas = Quotas(settings.joblet.quotas)
+        self._rates = Rates(quotas)
+        self.capacity = Capacity(limits.active_streams_max, quotas)
+        self.gate = Gate(
+            audit_log=self._audit,
+            capacity=self.capacity,
+            rates=self._rates,
+            schemes=schemes_of(settings.security.identity),
+        )
         self.rotation = Rotation(
             first,
             keeper=self._keeper,
@@ -107,7 +117,9 @@ class Api:
             queries=self._history,
             look=access.look_up,
         )
-        submission = Submission(executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet))
+        submission = Submission(
+            executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet), quotas=quotas
+        )
         self._health = health_aio.HealthServicer()
         self._server = build_server(
             self.gate,
@@ -122,6 +134,7 @@ class Api:
                 watch=Watch(self.hub, self._executor),
                 submission=submission,
                 staging=Staging(self.uploads, settings.joblet.uploads),
+                quotas=quotas,
             ),
             node_service=NodeService(
                 self._executor,
@@ -150,6 +163,7 @@ class Api:
                 self.uploads.sweep(),
                 self.rotation.follow(),
                 self.rotation.remind(),
+                self._rates.sweep(),
             )
         ]
         await self._server.start()
@@ -172,4 +186,5 @@ class Api:
         self._subscriber.close()
         await self._history.close()
         self._keeper.stop()
+        self._rates.close()
         self._audit.close()

@@ -15,16 +15,18 @@ from proto.joblet.v1 import job_pb2
 from services.api import requests
 from services.api.calls import current
 from services.api.limit_policy import Policy, applied, check_network
+from services.api.quotas import Quota, Quotas
 from services.api.uploads.registry import Registry
 
 
 class Submission:
     """Starts and plans jobs for the present caller. Both raise JobletError."""
 
-    def __init__(self, *, executor: Requester, uploads: Registry, policy: Policy) -> None:
+    def __init__(self, *, executor: Requester, uploads: Registry, policy: Policy, quotas: Quotas) -> None:
         self._executor = executor
         self._uploads = uploads
         self._policy = policy
+        self._quotas = quotas
 
     async def run(self, message: job_pb2.JobSpec, *, idempotency_key: str = "") -> jobs.JobAccepted:
         """Start a job. It is the call's job from then on."""
@@ -34,7 +36,14 @@ class Submission:
         loan = self._uploads.lend(owner, key)
         spec = self._spec(message, loan.take)
         accepted = await self._executor.request(
-            jobs.RunJob(owner=owner, spec=spec, idempotency_key=key, secrets=requests.secrets(message)),
+            jobs.RunJob(
+                owner=owner,
+                spec=spec,
+                idempotency_key=key,
+                secrets=requests.secrets(message),
+                running_max=self._quotas.most(Quota.RUNNING_JOBS, call.principal.roles),
+                queued_max=self._quotas.most(Quota.QUEUED_JOBS, call.principal.roles),
+            ),
             jobs.JobAccepted,
         )
         loan.keep()

@@ -32,9 +32,7 @@ _BY_PREFIX: Final = (
     " WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR owner = ?2) LIMIT 2"
 )
 _BY_KEY: Final = "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE owner = ? AND key = ?"
-_BY_STATE: Final = (
-    "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE state = ? ORDER BY created_at_ns, id"
-)
+_IDS_BY_STATE: Final = "SELECT created_at_ns, id FROM jobs WHERE state = ?"
 _LABEL: Final = "SELECT 1 FROM labels WHERE name = ? AND value = ? AND created_at_ns = ? AND id = ?"
 _INSERT: Final = "INSERT INTO jobs (id, created_at_ns, owner, state, key, data) VALUES (?, ?, ?, ?, ?, ?)"
 _DELETES: Final = (
@@ -57,10 +55,13 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStore:
-    """The database. One instance a node; close it."""
+    """The database. One instance a node; close it.
+
+    `salvaged`: the file was damaged, and what is here was taken over from it. It may be older than what happened.
+    """
 
     def __init__(self, path: Path, *, now_ns: int) -> None:
-        self.connection = open_store(path, now_ns=now_ns)
+        self.connection, self.salvaged = open_store(path, now_ns=now_ns)
         self.damaged_rows = 0
 
     def row(self, job: str) -> Columns | None:
@@ -96,12 +97,14 @@ class JobStore:
         return None if row is None else self.decoded(row)
 
     def unended(self) -> Iterator[Job]:
-        """Every job that is not in a terminal state."""
-        for state in sorted(set(State) - TERMINAL):
-            for row in self.connection.execute(_BY_STATE, (state.value,)).fetchall():
-                job = self.decoded(row)
-                if job is not None:
-                    yield job
+        """Every job that is not in a terminal state, the oldest first; each is read when it is asked for."""
+        found: list[tuple[int, str]] = []
+        for state in set(State) - TERMINAL:
+            found += self.connection.execute(_IDS_BY_STATE, (state.value,)).fetchall()
+        for _, job_id in sorted(found):
+            job = self.get(JobId(job_id))
+            if job is not None:
+                yield job
 
     def cursors(self) -> list[Cursor]:
         """Every job of which persist does not yet have all."""

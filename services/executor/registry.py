@@ -1,4 +1,4 @@
-"""Where the truth about a job is: jobs that have not ended are in memory, ended ones in the database only.
+"""Where the truth about a job is: jobs with a slot are in memory, those that wait or have ended in the database only.
 
 Between the two is what the disk has not taken yet. Nothing is decided here (`machine.py`) or carried out (`jobs.py`).
 """

@@ -70,8 +70,8 @@ MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], object]]] = {
 """From each older version to the next one. Version 1 is the first."""
 
 
-def open_store(path: Path, *, now_ns: int) -> sqlite3.Connection:
-    """The database at `path`, made or migrated as needed, in WAL mode, autocommit.
+def open_store(path: Path, *, now_ns: int) -> tuple[sqlite3.Connection, bool]:
+    """The database at `path`, made or migrated as needed, in WAL mode, autocommit. True: it is what was salvaged.
 
     Raises `JobletError(PRECONDITION)` for a schema newer than this program, and leaves the file as it is. A damaged
     file is set aside as `<name>.damaged-<now_ns>`, kept, reported loudly, and what is whole in it is taken over.
@@ -92,7 +92,7 @@ def open_store(path: Path, *, now_ns: int) -> sqlite3.Connection:
     _prepare(connection, path)
     if damaged is not None:
         log.error("jobs taken over from the damaged database", jobs=_salvage(connection, damaged), file=str(damaged))
-    return connection
+    return connection, damaged is not None
 
 
 def _version_of(path: Path) -> int | None:

@@ -165,9 +165,9 @@ def test_a_user_name_with_odd_characters_is_refused(cn: str) -> None:
 def test_wrong_use_is_told(directory: Path, tmp_path: Path) -> None:
     """No CA, reserved names, days out of bounds, a file that is no certificate, a CA key that others can read."""
     with pytest.raises(JobletError, match="no CA certificate"):
-        issue(tmp_path, cn="alice", role="user")
+        issue(tmp_path, cn="alice", roles=("user",))
     with pytest.raises(JobletError, match="not a client's name"):
-        issue(directory, cn="server", role="user")
+        issue(directory, cn="server", roles=("user",))
     with pytest.raises(JobletError, match="days of validity"):
         make_ca(now=NOW, days=0)
     assert run(["certs", "show", str(directory / "ca.key")]) == 2
@@ -175,7 +175,7 @@ def test_wrong_use_is_told(directory: Path, tmp_path: Path) -> None:
     (directory / "ca.key").chmod(0o644)
     try:
         with pytest.raises(JobletError, match="others can read"):
-            issue(directory, cn="bob", role="user")
+            issue(directory, cn="bob", roles=("user",))
     finally:
         (directory / "ca.key").chmod(0o600)
 
