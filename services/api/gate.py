@@ -26,7 +26,7 @@ from services.api.calls import Call, Context
 from services.api.capacity import Capacity
 from services.api.identity import principal_of
 from services.api.permissions import RULES, Scope, roles_with, scope_of
-from services.api.status import status_of
+from services.api.status import reason_of, status_of
 
 log = structlog.get_logger(__name__)
 
@@ -78,11 +78,13 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         async def guarded(raw: Any, context: Context) -> Any:  # bytes or an iterator of bytes
             async def run() -> Any:  # whatever the behaviour answers
                 request = _parsed_each(parse, raw) if streams_in else _parsed(parse, raw)
+                calls.current().asks(request)
                 answer = behaviour(request, context)
                 if inspect.isawaitable(answer):
                     answer = await answer
                 if not inspect.isasyncgen(answer):
                     return answer
+                calls.current().allowed()
                 async with aclosing(answer) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -106,7 +108,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             calls.enter(call)
             with self._capacity.of(call.rule):
                 answer = await run()
-            call.decided("allowed")
+            call.ended()
             return answer
         except JobletError as error:
             self._refused(call, error)
@@ -116,20 +118,26 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 raise
             return await _abort(context, unavailable("the api service is stopping", "try again"))
         except aio.AbortError:
+            if call is not None:
+                call.ended(reason_of(context.code()), context.details())
             raise
         except Exception:  # the boundary of a task: whatever our own mistake is, the client learns two words
             log.exception("call failed", method=method)
+            if call is not None:
+                call.ended(Reason.INTERNAL, "internal error")
             return await _abort(context, JobletError(Reason.INTERNAL, "internal error"))
         finally:
             self._running.discard(task)
             if call is not None:
-                call.decided("unfinished", "the call ended before it was decided")
+                call.ended(
+                    audit.UNFINISHED, "the service stopped" if self._shut else "the caller left, or its time was over"
+                )
 
     def _refused(self, call: Call | None, error: JobletError) -> None:
         if error.reason is Reason.INTERNAL:
             log.error("call failed", error=str(error))
         if call is not None:
-            call.decided(error.reason, error.message)
+            call.ended(error.reason, error.message)
 
     def _admit(self, method: str, context: Context) -> Call:
         """Who calls, and whether his roles let him use the method at all."""
@@ -160,7 +168,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 f"{principal.name} may not {rule.permission}",
                 detail=f"this needs a certificate with the role {' or '.join(roles_with(rule.permission))}",
             )
-            call.decided(denied.reason, denied.message)
+            call.ended(denied.reason, denied.message)
             raise denied
         return call
 
@@ -174,10 +182,10 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 roles=(),
                 scheme="",
                 method=method,
-                job="",
+                object="",
                 peer=peer,
                 outcome=error.reason,
-                why=error.message,
+                why=error.message[: audit.WHY_CHARACTERS_MAX],
             )
         )
 

@@ -78,7 +78,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
             jobs.RunJob(owner=owner, spec=spec, idempotency_key=key), jobs.JobAccepted
         )
         loan.keep()
-        call.job = accepted.job.id
+        call.object = accepted.job.id
         return job_pb2.RunJobResponse(job=job_to_proto(accepted.job), existing=accepted.existing)
 
     async def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.PlanJobResponse:
@@ -101,9 +101,7 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         context: Context,
     ) -> job_pb2.UploadFilesResponse:
         """Stage files for one later RunJob of the caller."""
-        call = current()
-        call.decided("allowed")
-        upload = await self._staging.receive(call.principal.name, request_iterator)
+        upload = await self._staging.receive(current().principal.name, request_iterator)
         return job_pb2.UploadFilesResponse(upload_id=upload.id, bytes=upload.bytes, entries=upload.entries)
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
@@ -194,11 +192,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         context: Context,
     ) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
         """Jobs as they are and as they change."""
-        call = current()
         wanted = msgspec.structs.replace(
-            requests.job_filter(request.filter), visible_owner=call.visible_owner, page_size=requests.PAGE_SIZE_MAX
+            requests.job_filter(request.filter), visible_owner=current().visible_owner, page_size=requests.PAGE_SIZE_MAX
         )
-        call.decided("allowed")
         return self._watch.changes(wanted)
 
     async def StreamMetrics(  # type: ignore[override]  # a generator; stored samples pass as bytes: see gate.py

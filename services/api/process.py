@@ -69,7 +69,7 @@ class Api:
         )
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
-        self._audit = AuditFile(layout.audit)
+        self._audit = AuditFile(layout.audit, settings.joblet.audit)
         self.capacity = Capacity(limits.active_streams_max)
         self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
         self.hub = Hub(self._subscriber)

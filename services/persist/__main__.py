@@ -19,7 +19,7 @@ from common.audit import AuditFile
 from common.bus.requests import Receiver
 from common.bus.zeromq import IPC_PATH_BYTES_MAX
 from common.config.layout import Layout
-from common.config.settings import Settings
+from common.config.settings import AuditLog, Settings
 from common.errors import JobletError, Reason, invalid, precondition
 from common.messages.logs import PersistStarted
 from common.messages.topics import PERSIST_ACKS, PERSIST_IPC, Service
@@ -58,7 +58,7 @@ async def serve(startup: Startup) -> None:
     limits = Limits(local.flush_bytes, local.flush_ms)
     writing = limits.places + 1  # and one for samples
     with (
-        _audit_file(layout.audit_persist) as audit,
+        _audit_file(layout.audit_persist, settings.joblet.audit) as audit,
         ThreadPoolExecutor(COMPRESSORS, "compress") as compressors,
         ThreadPoolExecutor(writing, "write") as writers,
         ThreadPoolExecutor(READERS, "read") as readers,
@@ -121,10 +121,10 @@ async def _run(ingest: Ingest, outbox: Outbox, keeper: Keeper) -> None:
 
 
 @contextlib.contextmanager
-def _audit_file(directory: Path) -> Iterator[AuditFile]:
+def _audit_file(directory: Path, settings: AuditLog) -> Iterator[AuditFile]:
     """The file in `directory`, by a descriptor: what is above it belongs to api and is closed to persist."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    audit = AuditFile(Path(f"/proc/self/fd/{descriptor}"))
+    audit = AuditFile(Path(f"/proc/self/fd/{descriptor}"), settings)
     try:
         yield audit
     finally:
