@@ -7,20 +7,28 @@ Lines that cannot be read are skipped and counted: who asks is told, and `joblet
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from threading import Lock
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
 from common import auditchain
 from common.auditchain import FILE_NAME, LINE_BYTES_MAX
-from common.errors import JobletError
-from common.quantities import parse_time_ns
+from common.errors import JobletError, invalid
+from common.quantities import parse_time_ns, request_time_ns
 
 BLOCK_BYTES: Final = 256 * 1024
 """Read and decoded in one go: some milliseconds."""
+BATCH_ENTRIES: Final = 500
+"""Of one message, which stays below a mebibyte."""
+TAIL_MAX: Final = 10_000
+FILTER_CHARACTERS_MAX: Final = 256
+POLL_S: Final = 0.5
+"""How often a follower looks for new lines."""
+T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -62,6 +70,21 @@ class Wanted(NamedTuple):
             return True
         time_ns = time_ns_of(entry)
         return self.start_ns <= time_ns and (not self.end_ns or time_ns < self.end_ns)
+
+
+def wanted_of(
+    *, start_time: int, end_time: int, who: str, method: str, object_: str, outcome: str, tail: int
+) -> Wanted:
+    """What a request asks for. Raises JobletError(INVALID)."""
+    if tail > TAIL_MAX:
+        raise invalid(f"tail: {tail} is too many", f"ask for at most {TAIL_MAX}, or for all between two times")
+    for name, text in (("who", who), ("method", method), ("object", object_), ("outcome", outcome)):
+        if len(text) > FILTER_CHARACTERS_MAX:
+            raise invalid(f"{name} has {len(text)} characters, at most {FILTER_CHARACTERS_MAX}")
+    start_ns, end_ns = request_time_ns(start_time), request_time_ns(end_time)
+    if end_ns and start_ns >= end_ns:
+        raise invalid("start_time is not before end_time", "no time lies between them")
+    return Wanted(start_ns, end_ns, who, method, object_, outcome)
 
 
 class Part(NamedTuple):
@@ -118,10 +141,19 @@ class LogReader:
         self._files: list[Opened] = self._stack.enter_context(opened(directory))
         self._offset = 0
         self._rest = b""
+        self._lock = Lock()
+        self._closed = False
 
     def close(self) -> None:
-        """Let go of the files."""
-        self._stack.close()
+        """Let go of the files, after the step that may be under way in a thread."""
+        with self._lock:
+            self._closed = True
+            self._stack.close()
+
+    def run(self, step: Callable[[], T]) -> T | None:
+        """Do a step of this reader; None when it was closed meanwhile."""
+        with self._lock:
+            return None if self._closed else step()
 
     def past(self, tail: int = 0) -> Iterator[Part]:
         """What there is now, oldest first; with `tail` only the last so many of what is wanted. A step is one block.
@@ -192,17 +224,40 @@ class LogReader:
         return Part([entry for entry in entries if self._wanted.matches(entry)], unreadable)
 
 
-async def parts(reader: LogReader, *, tail: int, follow: bool, poll_s: float) -> AsyncIterator[Part]:
-    """What `reader` finds, step by step in threads; with `follow` without an end, looking every `poll_s`."""
-    past = reader.past(tail)
-    while (part := await asyncio.to_thread(next, past, None)) is not None:
-        yield part
-    while follow:
-        part = await asyncio.to_thread(reader.new)
-        if part is None:
-            await asyncio.sleep(poll_s)
-        else:
-            yield part
+async def read(
+    directory: Path, wanted: Wanted, *, tail: int = 0, follow: bool = False, poll_s: float = POLL_S
+) -> AsyncGenerator[Part, None]:
+    """What is wanted, a batch at a time, read in threads; with `follow` without an end. Raises OSError."""
+    reader = await asyncio.to_thread(LogReader, directory, wanted)
+    unreadable = 0
+    try:
+        past = reader.past(tail)
+
+        def of_past() -> Part | None:
+            return next(past, None)
+
+        step = of_past
+        while True:
+            part = await asyncio.to_thread(reader.run, step)
+            if part is not None:
+                unreadable += part.unreadable
+                for batch in _batches(part.entries):
+                    yield Part(batch, unreadable)
+                    unreadable = 0
+            elif not follow:
+                break
+            elif step is of_past:
+                step = reader.new
+            else:
+                await asyncio.sleep(poll_s)
+        if unreadable:
+            yield Part([], unreadable)
+    finally:
+        reader.close()
+
+
+def _batches(entries: list[Entry]) -> Iterator[list[Entry]]:
+    return (entries[start : start + BATCH_ENTRIES] for start in range(0, len(entries), BATCH_ENTRIES))
 
 
 def _entries_of(lines: Iterable[bytes]) -> tuple[list[Entry], int]:

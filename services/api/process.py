@@ -19,6 +19,7 @@ from common.config.settings import Settings
 from common.messages import topics
 from common.tls import ServerMaterial
 from services.api.access import Access
+from services.api.audit_reader import AuditQueries
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
@@ -97,7 +98,12 @@ class Api:
                 staging=Staging(self.uploads, settings.joblet.uploads),
                 policy=policy_of(settings.joblet),
             ),
-            node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
+            node_service=NodeService(
+                self._executor,
+                self._history,
+                lambda: log_streams.counters,
+                AuditQueries(layout.audit, self._history),
+            ),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
             health=self._health,
