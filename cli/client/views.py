@@ -121,15 +121,6 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
             }
             for capability in node.capabilities
         ],
-        "certificates": [
-            {
-                "name": certificate.name,
-                "subject": certificate.subject,
-                "not_after": time_text(certificate.not_after),
-                "soon": certificate.soon,
-            }
-            for certificate in node.certificates
-        ],
         "counters": dict(sorted(node.counters.items())),
         "certificates": [
             {"name": each.name, "subject": each.subject, "not_after": time_text(each.not_after), "soon": each.soon}

@@ -19,6 +19,7 @@ from common.config.settings import Settings
 from common.messages import topics
 from common.tls import ServerMaterial, server_sources
 from services.api.access import Access
+from services.api.audit_reader import AuditQueries
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
@@ -90,7 +91,7 @@ class Api:
         )
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
-        self._audit = AuditFile(layout.audit)
+        self._audit = AuditFile(layout.audit, settings.joblet.audit)
         quotas = Quotas(settings.joblet.quotas)
         self._rates = Rates(quotas)
         self.capacity = Capacity(limits.active_streams_max, quotas)
@@ -141,6 +142,7 @@ class Api:
                 self._history,
                 counters=lambda: log_streams.counters | self.rotation.counters,
                 certificates=self.rotation.certificates,
+                audit=AuditQueries(layout.audit, self._history),
             ),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
