@@ -302,6 +302,21 @@ def test_monitor_on_a_terminal(node: FakeNode) -> None:
     assert (process.returncode, err) == (130, b"")
 
 
+def test_node_info_shows_when_certificates_end(node: FakeNode) -> None:
+    """For those whom the node tells; a table and stable keys."""
+    assert json.loads(node.rnx("--json", "node", "info").out)["certificates"] == []
+    assert b"CERTIFICATE" not in node.rnx("node", "info").out
+    node.nodes.info.certificates.add(
+        name="server", subject="CN=joblet", not_after={"seconds": 1_800_000_000}, soon=True
+    )
+    end = "2027-01-15T08:00:00Z"
+    (told,) = json.loads(node.rnx("--json", "node", "info").out)["certificates"]
+    assert told["not_after"].startswith(end[:-1])
+    assert (told["name"], told["subject"], told["soon"]) == ("server", "CN=joblet", True)
+    row = next(line for line in node.rnx("node", "info").out.decode().splitlines() if line.startswith("server"))
+    assert row.split()[2:] == ["yes", "CN=joblet"]
+
+
 def test_node_info_shows_counters(node: FakeNode) -> None:
     """Where the node tells them; in JSON the key is always there."""
     assert json.loads(node.rnx("--json", "node", "info").out)["counters"] == {}
