@@ -84,9 +84,7 @@ class Commands:
         spec = self.admit(request.spec)
         self.check_room()
         bounds = Bounds(running_max=request.running_max, queued_max=request.queued_max)
-        record, existing = await self.jobs.submit(
-            request.owner, spec, request.idempotency_key, request.secrets, bounds
-        )
+        record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key, request.secrets, bounds)
         return JobAccepted(job=record, existing=existing)
 
     async def plan_job(self, request: PlanJob) -> Body:
@@ -147,7 +145,7 @@ class Commands:
 
     async def get_node(self, request: GetNode) -> Body:  # noqa: ARG002  # it has no fields
         """The node."""
-        return self.node(len(self.jobs.active))
+        return self.node(self.jobs.waiting.running_jobs)
 
 
 def _check_owner(owner: str) -> None:
