@@ -50,17 +50,22 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             facts, stored = await asyncio.gather(
                 self._executor.request(jobs.GetNode(), jobs.NodeFacts), self._counted_by_persist()
             )
-            running = facts.running_jobs
+            running, queued = facts.running_jobs, facts.queued_jobs
             for service, counted in (("executor", facts.counters), ("persist", stored), ("api", self._counters())):
                 counters |= {f"{service}.{name}": count for name, count in counted.items()}
             certificates = self._certificates()
         else:
             facts = await self._executor.request(jobs.GetNode(), jobs.NodeFacts)
-            page = await self._executor.request(
-                jobs.ListJobs(visible_owner=owner, states=(jobs.State.RUNNING,), page_size=PAGE_SIZE_MAX), jobs.JobPage
-            )
-            running = len(page.jobs)
-        return node_to_proto(facts, running_jobs=running, counters=counters, certificates=certificates)
+            running = await self._count(owner, jobs.State.RUNNING)
+            queued = await self._count(owner, jobs.State.PENDING)
+        return node_to_proto(
+            facts, running_jobs=running, queued_jobs=queued, counters=counters, certificates=certificates
+        )
+
+    async def _count(self, owner: str, state: jobs.State) -> int:
+        """How many jobs of `owner` are in `state`, up to a page of them."""
+        asked = jobs.ListJobs(visible_owner=owner, states=(state,), page_size=PAGE_SIZE_MAX)
+        return len((await self._executor.request(asked, jobs.JobPage)).jobs)
 
     async def QueryAudit(  # type: ignore[override]  # a generator; those of persist pass as bytes: see gate.py
         self,
