@@ -8,8 +8,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
-
 from common.audit import AuditFile
 from common.bus.events import Subscriber
 from common.bus.requests import Requester
@@ -24,6 +22,7 @@ from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
+from services.api.health import HealthService
 from services.api.history import History
 from services.api.job_service import JobService
 from services.api.limit_policy import policy_of
@@ -81,7 +80,7 @@ class Api:
             queries=self._history,
             look=access.look_up,
         )
-        self._health = health_aio.HealthServicer()
+        self._health = HealthService()
         self._server = build_server(
             self._gate,
             limits,
