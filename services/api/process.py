@@ -8,8 +8,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
-
 from common.audit import AuditFile
 from common.bus.events import Subscriber
 from common.bus.requests import Requester
@@ -25,6 +23,7 @@ from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
+from services.api.health import HealthService
 from services.api.history import History
 from services.api.identity import schemes_of
 from services.api.job_service import JobService
@@ -121,7 +120,7 @@ class Api:
         submission = Submission(
             executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet), quotas=quotas
         )
-        self._health = health_aio.HealthServicer()
+        self._health = HealthService()
         self._server = build_server(
             self.gate,
             limits,
