@@ -53,7 +53,7 @@ BAD_NAMES: Final = {
 
 
 ANN, ADMIN = text(CN, "ann"), text(O, "admin")
-PLAIN: Final = frozenset({Encoding.UTF8String, Encoding.PrintableString})
+PLAIN: Final = (Encoding.UTF8String, Encoding.PrintableString)
 OTHER_TYPE: Final = AMBIGUOUS + "is neither a UTF8String nor a PrintableString"
 TWO_NAMES = "ambiguous identity: it has 2 common names, not one"
 BESIDE = AMBIGUOUS + "shares its part of the subject with another attribute"

@@ -16,7 +16,7 @@ from cli.joblet.certnames import alternatives_of, usable_names
 from cli.joblet.certroles import ROLES, Scheme, role_parts
 from cli.joblet.revocations import parse_serial
 from common.errors import JobletError
-from services.api.identity import EXTRACTORS, NAME
+from services.api.identity import DEFAULT_SCHEMES, EXTRACTORS, NAME
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 labels = st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=63).filter(
@@ -92,7 +92,7 @@ def test_roles_are_found_where_they_were_put(roles: list[str], scheme: Scheme) -
     for each in parts.extensions:
         builder = builder.add_extension(each, critical=False)
     certificate = builder.sign(key(), hashes.SHA256())
-    found = {place: {role.value for role in read(certificate)} for place, read in EXTRACTORS.items()}
+    found = {place: {role.value for role in read(certificate, DEFAULT_SCHEMES)} for place, read in EXTRACTORS.items()}
     assert {place for place, some in found.items() if some} == {"marks" if scheme is Scheme.MARK else scheme.value}
     assert set().union(*found.values()) == set(roles)
 
