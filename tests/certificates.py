@@ -38,7 +38,8 @@ def utf8_der(text: str) -> bytes:
 class Authority:
     """Issues certificates. One private key serves all of them: nothing here is secret."""
 
-    def __init__(self, name: str = "test authority") -> None:
+    def __init__(self, name: str = "test authority", *, left: datetime.timedelta = 30 * DAY) -> None:
+        self._left = left
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._client_key = ec.generate_private_key(ec.SECP256R1())
@@ -57,7 +58,7 @@ class Authority:
             .public_key(subject._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
-            .not_valid_after(now + 30 * DAY)
+            .not_valid_after(now + self._left)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)

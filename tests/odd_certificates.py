@@ -5,6 +5,7 @@ Belongs here: making them, beyond what `certificates.py` offers. Does not belong
 
 import base64
 import datetime
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -29,7 +30,9 @@ _ECDSA_SHA256: Final = bytes.fromhex("300a06082a8648ce3d040302")
 
 def text(oid: x509.ObjectIdentifier, value: str, encoding: Encoding | None = None) -> x509.NameAttribute[str]:
     """An attribute of a name, with a text that need not be a good one."""
-    return x509.NameAttribute(oid, value, encoding, _validate=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which the library has about that
+        return x509.NameAttribute(oid, value, encoding, _validate=False)
 
 
 def issue(

@@ -53,7 +53,13 @@ class Options:
             joblet=Joblet(
                 base_dir=str(base),
                 journal=Journal(bytes_max=self.journal_bytes_max, on_full=self.on_full.value),
-                jobs=Jobs(running_max=self.running_max, rootfs=self.rootfs, uid_first=self.uid_first, spares=0),
+                jobs=Jobs(
+                    running_max=self.running_max,
+                    queued_max=0,  # a caller in this process hears that there is no room, and decides himself
+                    rootfs=self.rootfs,
+                    uid_first=self.uid_first,
+                    spares=0,
+                ),
                 cgroup_parent=self.cgroup_parent,
             ),
             persist=Persist(enabled=False),

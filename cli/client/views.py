@@ -76,6 +76,9 @@ def job_object(job: job_pb2.Job) -> Object:
         "on_full": on_full_word(spec.on_full) or "default",
         "lost_entries": job.lost_entries,
         "lost_bytes": job.lost_bytes,
+        "priority": spec.priority,
+        "start_at": time_text(spec.start_at) if spec.HasField("start_at") else None,
+        "queue_position": job.queue_position or None,
     }
 
 
@@ -113,6 +116,8 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
         "cpus": node.cpus,
         "memory_bytes": node.memory_bytes,
         "running_jobs": node.running_jobs,
+        "queued_jobs": node.queued_jobs,
+        "running_max": node.running_max,
         "capabilities": [
             {
                 "name": capability.name,
@@ -120,15 +125,6 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
                 "detail": capability.detail,
             }
             for capability in node.capabilities
-        ],
-        "certificates": [
-            {
-                "name": certificate.name,
-                "subject": certificate.subject,
-                "not_after": time_text(certificate.not_after),
-                "soon": certificate.soon,
-            }
-            for certificate in node.certificates
         ],
         "counters": dict(sorted(node.counters.items())),
         "certificates": [

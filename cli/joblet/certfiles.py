@@ -254,8 +254,10 @@ def _write_all(files: Iterable[_File]) -> None:
     files = tuple(files)
     try:
         for file in files:
-            beside.append(file.path.with_name(f".{file.path.name}.{os.getpid()}"))
-            _write_new(beside[-1], file)
+            temporary = file.path.with_name(f".{file.path.name}.{os.getpid()}")
+            temporary.unlink(missing_ok=True)  # of a process with our number that was killed
+            beside.append(temporary)
+            _write_new(temporary, file)
         for temporary, file in zip(beside, files, strict=True):
             temporary.replace(file.path)
         for directory in {file.path.parent for file in files}:
@@ -269,7 +271,6 @@ def _write_all(files: Iterable[_File]) -> None:
 
 
 def _write_new(temporary: Path, file: _File) -> None:
-    temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, file.mode)
     with os.fdopen(descriptor, "wb") as stream:
         os.fchmod(descriptor, file.mode)

@@ -34,7 +34,8 @@ def info_command(invocation: Invocation) -> None:
             ("cgroups", node.cgroup_version),
             ("cpus", str(node.cpus)),
             ("memory", format_size(node.memory_bytes)),
-            ("running jobs", str(node.running_jobs)),
+            ("running jobs", f"{node.running_jobs} of at most {node.running_max}"),
+            ("waiting jobs", str(node.queued_jobs)),
         )
     )
     if node.capabilities:

@@ -92,6 +92,8 @@ def spec_to_proto(spec: jobs.JobSpec) -> job_pb2.JobSpec:
         stop_signal=signal_name(spec.stop_signal),
         on_full=None if spec.on_full is None else ON_FULL[spec.on_full],
         secret_environment=dict.fromkeys(spec.secret_names, ""),
+        priority=spec.priority,
+        start_at=timestamp(spec.start_at_ns),
     )
 
 
@@ -116,6 +118,7 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
         last_sequence=record.last_sequence,
         lost_entries=record.lost_entries,
         lost_bytes=record.lost_bytes,
+        queue_position=record.queue_position,
     )
 
 
@@ -126,7 +129,12 @@ def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
 
 
 def node_to_proto(
-    facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping[str, int], certificates: Iterable[Expiry]
+    facts: jobs.NodeFacts,
+    *,
+    running_jobs: int,
+    queued_jobs: int,
+    counters: Mapping[str, int],
+    certificates: Iterable[Expiry],
 ) -> node_pb2.NodeInfo:
     """What the node is. What is not in `facts` comes from the caller: how much of it he may see."""
     return node_pb2.NodeInfo(
@@ -137,6 +145,8 @@ def node_to_proto(
         cpus=facts.cpus,
         memory_bytes=facts.memory_bytes,
         running_jobs=running_jobs,
+        queued_jobs=queued_jobs,
+        running_max=facts.running_max,
         capabilities=[
             node_pb2.Capability(
                 name=one.name,

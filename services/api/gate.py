@@ -28,7 +28,7 @@ from services.api.identity import DEFAULT_SCHEMES, Schemes, principal_of
 from services.api.permissions import RULES, Scope, roles_with, scope_of
 from services.api.rates import Rates
 from services.api.revocation import Trust
-from services.api.status import status_of
+from services.api.status import reason_of, status_of
 
 log = structlog.get_logger(__name__)
 
@@ -120,11 +120,13 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         async def guarded(raw: Any, context: Context) -> Any:  # bytes or an iterator of bytes
             async def run() -> Any:  # whatever the behaviour answers
                 request = _parsed_each(parse, raw) if streams_in else _parsed(parse, raw)
+                calls.current().asks(request)
                 answer = behaviour(request, context)
                 if inspect.isawaitable(answer):
                     answer = await answer
                 if not inspect.isasyncgen(answer):
                     return answer
+                calls.current().allowed()
                 async with aclosing(answer) as responses:
                     async for response in responses:
                         await context.write(response)
@@ -150,7 +152,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
             calls.enter(call)
             with self._capacity.of(call.rule, call.principal):
                 answer = await run()
-            call.decided("allowed")
+            call.ended()
             return answer
         except JobletError as error:
             self._refused(call, error)
@@ -164,21 +166,27 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 raise
             return await _abort(context, unavailable("the api service is stopping", "try again"))
         except aio.AbortError:
+            if call is not None:
+                call.ended(reason_of(context.code()), context.details())
             raise
         except Exception:  # the boundary of a task: whatever our own mistake is, the client learns two words
             log.exception("call failed", method=method)
+            if call is not None:
+                call.ended(Reason.INTERNAL, "internal error")
             return await _abort(context, JobletError(Reason.INTERNAL, "internal error"))
         finally:
             self._running.pop(task)
             self._cut.pop(task, None)
             if call is not None:
-                call.decided("unfinished", "the call ended before it was decided")
+                call.ended(
+                    audit.UNFINISHED, "the service stopped" if self._shut else "the caller left, or its time was over"
+                )
 
     def _refused(self, call: Call | None, error: JobletError) -> None:
         if error.reason is Reason.INTERNAL:
             log.error("call failed", error=str(error))
         if call is not None:
-            call.decided(error.reason, error.message)
+            call.ended(error.reason, error.message)
 
     def _admit(self, method: str, context: Context, properties: Mapping[str, Iterable[bytes]]) -> Call:
         """Who calls, and whether his roles let him use the method at all."""
@@ -205,7 +213,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         refusal = self._trust.refusal(_presented(properties))
         if refusal is not None:
             log.warning("caller refused", method=method, peer=call.peer, who=principal.name, why=refusal.message)
-            call.decided(refusal.reason, refusal.message)
+            call.ended(refusal.reason, refusal.message)
             raise refusal
         self._rates.admit(call)
         if scope_of(principal.roles, rule.permission) is Scope.NONE:
@@ -214,7 +222,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 f"{principal.name} may not {rule.permission}",
                 detail=f"this needs a certificate with the role {' or '.join(roles_with(rule.permission))}",
             )
-            call.decided(denied.reason, denied.message)
+            call.ended(denied.reason, denied.message)
             raise denied
         return call
 
@@ -228,10 +236,10 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 roles=(),
                 scheme="",
                 method=method,
-                job="",
+                object="",
                 peer=peer,
                 outcome=error.reason,
-                why=error.message,
+                why=error.message[: audit.WHY_CHARACTERS_MAX],
             )
         )
 

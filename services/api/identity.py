@@ -7,6 +7,7 @@ gRPC's own properties are not used: `x509_common_name` is cut at a NUL, shows on
 certificate without any extended key usage passes. So the PEM is parsed here, strictly (RFC 5280, X.690).
 """
 
+import codecs
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -84,6 +85,11 @@ _HANDLED: Final = frozenset(
 knows nothing of them and refuses a certificate that makes them critical."""
 
 _LONG_LENGTH: Final = 0x80
+
+# cryptography reads a BMPString or UniversalString by these. They are loaded when first used, and then the process has
+# dropped its privileges: where its user cannot read Python's own files that fails, and a refusal becomes a defect.
+for _name in ("utf_16_be", "utf_32_be"):
+    codecs.lookup(_name)
 
 
 def _refused(why: str) -> JobletError:

@@ -8,8 +8,6 @@ import fcntl
 import os
 from pathlib import Path
 
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
-
 from common.audit import AuditFile
 from common.bus.events import Subscriber
 from common.bus.requests import Requester
@@ -19,11 +17,13 @@ from common.config.settings import Settings
 from common.messages import topics
 from common.tls import ServerMaterial, server_sources
 from services.api.access import Access
+from services.api.audit_reader import AuditQueries
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
+from services.api.health import HealthService
 from services.api.history import History
 from services.api.identity import schemes_of
 from services.api.job_service import JobService
@@ -90,7 +90,7 @@ class Api:
         )
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
-        self._audit = AuditFile(layout.audit)
+        self._audit = AuditFile(layout.audit, settings.joblet.audit)
         quotas = Quotas(settings.joblet.quotas)
         self._rates = Rates(quotas)
         self.capacity = Capacity(limits.active_streams_max, quotas)
@@ -120,7 +120,7 @@ class Api:
         submission = Submission(
             executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet), quotas=quotas
         )
-        self._health = health_aio.HealthServicer()
+        self._health = HealthService()
         self._server = build_server(
             self.gate,
             limits,
@@ -141,6 +141,7 @@ class Api:
                 self._history,
                 counters=lambda: log_streams.counters | self.rotation.counters,
                 certificates=self.rotation.certificates,
+                audit=AuditQueries(layout.audit, self._history),
             ),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),

@@ -109,7 +109,7 @@ class Refusals:
 def _write(refused: _Refused, now_ns: int) -> None:
     if refused.last is not None:
         call, why = refused.last
-        call.decided(Reason.EXHAUSTED, f"{why}; calls refused: {refused.calls}")
+        call.ended(Reason.EXHAUSTED, f"{why}; calls refused: {refused.calls}")
     refused.written_ns, refused.calls, refused.last = now_ns, 0, None
 
 

@@ -7,11 +7,14 @@ do (executor), and whose uploads those are (`uploads/`). Nothing is ever parsed 
 import itertools
 import re
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from common.config.limits import LIMIT_RANGES, checked_cpu_list
-from common.errors import JobletError, Reason, invalid
+from common.errors import invalid
 from common.identifiers import parse_name
 from common.messages import jobs
 from common.quantities import SIZE_BYTES_MAX
@@ -30,6 +33,8 @@ UPLOADS_MAX: Final = 16
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
+PRIORITY_MAX: Final = 100
+AHEAD_S_MAX: Final = 365 * 24 * 3600
 GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
@@ -47,14 +52,13 @@ def job_spec(
     *,
     network: jobs.Network = jobs.Network.NONE,
     on_full: jobs.OnFull = jobs.OnFull.BLOCK,
+    clock_ns: Callable[[], int] = time.time_ns,
 ) -> jobs.JobSpec:
     """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
 
     `network` and `on_full`: what the node does for jobs that do not say. The record has what holds.
-    Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
+    Raises JobletError: INVALID naming the field.
     """
-    if spec.HasField("start_at"):
-        raise _not_available("start_at", "start the job when it is to run")
     arguments = _arguments(spec)
     _at_most("upload_ids", len(spec.upload_ids), UPLOADS_MAX)
     if len(set(spec.upload_ids)) != len(spec.upload_ids):
@@ -77,6 +81,8 @@ def job_spec(
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
         on_full=_on_full(spec.on_full, on_full),
+        priority=within("priority", spec.priority, -PRIORITY_MAX, PRIORITY_MAX),
+        start_at_ns=_start_at_ns(spec.start_at, clock_ns()) if spec.HasField("start_at") else 0,
         secret_names=tuple(sorted(secrets(spec))),
     )
 
@@ -92,6 +98,15 @@ def secrets(spec: job_pb2.JobSpec) -> dict[str, str]:
 def command(field: str, text: str) -> str:
     """The program to run."""
     return _text(field, text, COMMAND_BYTES_MAX, empty=False)
+
+
+def _start_at_ns(start_at: Timestamp, now_ns: int) -> int:
+    """When the job is to start; a time that is over is kept, and means at once."""
+    within("start_at.nanos", start_at.nanos, 0, 10**9 - 1)
+    now_s = now_ns // 10**9
+    if not 0 <= start_at.seconds <= now_s + AHEAD_S_MAX:
+        raise invalid("start_at: the time is out of range", "use a time within a year from now")
+    return start_at.seconds * 10**9 + start_at.nanos
 
 
 def stop_grace_ms(request: job_pb2.StopJobRequest) -> int | None:
@@ -246,7 +261,3 @@ def within(field: str, value: int, low: int, high: int) -> int:
 def _at_most(field: str, count: int, count_max: int) -> None:
     if count > count_max:
         raise invalid(f"{field} has {count} entries, at most {count_max}")
-
-
-def _not_available(field: str, detail: str) -> JobletError:
-    return JobletError(Reason.UNIMPLEMENTED, f"{field} is not available in this release", detail=detail)

@@ -47,7 +47,7 @@ class Submission:
             jobs.JobAccepted,
         )
         loan.keep()
-        call.job = accepted.job.id
+        call.object = accepted.job.id
         return accepted
 
     async def plan(self, message: job_pb2.JobSpec) -> jobs.JobPlan:

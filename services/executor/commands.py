@@ -145,7 +145,7 @@ class Commands:
 
     async def get_node(self, request: GetNode) -> Body:  # noqa: ARG002  # it has no fields
         """The node."""
-        return self.node(len(self.jobs.active))
+        return self.node(self.jobs.waiting.running_jobs)
 
 
 def _check_owner(owner: str) -> None:

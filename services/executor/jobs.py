@@ -110,8 +110,8 @@ class Jobs:
 
     @property
     def active(self) -> frozenset[JobId]:
-        """Jobs with a slot."""
-        return frozenset(self._active)
+        """Jobs that have not ended, whatever they wait for."""
+        return self.waiting.jobs
 
     @property
     def counters(self) -> dict[str, int]:

@@ -95,6 +95,16 @@ class Waiting:
         self._open = self._filling = self._short = False
 
     @property
+    def jobs(self) -> frozenset[JobId]:
+        """All of them."""
+        return frozenset(self._known)
+
+    @property
+    def running_jobs(self) -> int:
+        """How many have a slot."""
+        return self._queue.running
+
+    @property
     def queued_jobs(self) -> int:
         """How many are PENDING."""
         return self._queue.waiting

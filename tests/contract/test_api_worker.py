@@ -145,7 +145,7 @@ def test_the_rules_are_those_of_job_service(tmp_path: Path) -> None:
             lines = [json.loads(line) for line in (node.layout.audit / "audit.jsonl").read_text().splitlines()]
             told = {(line["who"], line["method"].rpartition("/")[2], line["outcome"]) for line in lines}
             assert {("r", "Start", "denied"), ("u", "Stream", "not_found"), ("w", "Stop", "allowed")} <= told
-            assert all(line["job"] == job for line in lines if line["outcome"] == "allowed")
+            assert all(line["object"] == job for line in lines if line["outcome"] == "allowed")
 
     asyncio.run(scenario())
 

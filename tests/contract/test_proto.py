@@ -75,7 +75,7 @@ def test_metric() -> None:
 @pytest.mark.requirement("S0.43")
 @pytest.mark.requirement("S0.44")
 def test_persist_service() -> None:
-    """The three stated calls, the one for bulk, and two for operators."""
+    """The three stated calls, the one for bulk, and three for operators."""
     assert methods(PERSIST) == {
         "QueryLogs": ("LogQueryRequest", False, "LogLine", True),
         "QueryLogBatches": ("LogBatchQueryRequest", False, "LogBatches", True),
@@ -83,6 +83,7 @@ def test_persist_service() -> None:
         "DeleteJobData": ("DeleteJobDataRequest", False, "DeleteJobDataResponse", False),
         "ApplyRetention": ("ApplyRetentionRequest", False, "Removal", True),
         "GetStore": ("GetStoreRequest", False, "StoreInfo", False),
+        "QueryAudit": ("QueryAuditRequest", False, "QueryAuditResponse", True),
     }
 
 

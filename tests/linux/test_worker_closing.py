@@ -13,6 +13,7 @@ import pytest
 
 from common.bus.zeromq import ZeroMQ
 from common.messages.topics import EVENTS
+from services.executor.linux import mounts
 from tests.leaks import OWN_MARK
 from tests.linux.worker_library import nothing_left, output, running, sh, text, worker
 from tests.waiting import await_for, wait_for
@@ -219,6 +220,41 @@ def test_kept_jobs_go_on_and_are_taken_up(base: Path, tmp_path: Path) -> None:
         assert numbers == list(range(1, len(numbers) + 1))
 
     asyncio.run(scenario())
+
+
+def test_a_launch_under_way_is_not_cut_off(base: Path) -> None:
+    """Jobs that were started just before the closing, and are to go on, do."""
+
+    async def scenario() -> None:
+        async with worker(base, keep_jobs=True) as our:
+            jobs = await asyncio.gather(*(our.start(Command("sleep", ["1000"])) for _ in range(40)))
+        async with worker(base) as our:
+            for job in jobs:
+                await running(our, job)
+
+    asyncio.run(scenario())
+
+
+def test_what_was_mounted_below_a_job_goes_first(temporary: Path) -> None:
+    """Not ours, but in our place: it is taken away before the directory is removed."""
+
+    def mount_over(job: JobId) -> Path:
+        (place,) = temporary.glob(f"*/jobs/{job}")
+        mounts.mount("none", str(place), "tmpfs", 0, "")
+        return place
+
+    async def scenario() -> Path:
+        async with worker() as our:
+            job = await our.start(Command("true"))
+            await our.wait(job)
+            return mount_over(job)
+
+    place = asyncio.run(scenario())
+    try:
+        assert str(place) not in Path("/proc/self/mountinfo").read_text()
+    finally:
+        with contextlib.suppress(OSError):
+            mounts.umount2(str(place), mounts.MNT_DETACH)
 
 
 PROGRAM = """

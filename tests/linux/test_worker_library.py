@@ -198,11 +198,11 @@ def test_output_is_also_written_to_a_file(tmp_path: Path) -> None:
     async def scenario() -> None:
         logs = tmp_path / "logs"
         async with worker(log_directory=logs) as our:
-            job = await our.start(sh("printf 'a\\0b\\n'; seq 1 100000; echo err >&2"))
+            job = await our.start(sh("printf 'a\\0b\\n'; seq 1 3000000; echo err >&2"))
             await our.wait(job)
             written = (logs / f"{job}.log").read_bytes()
             assert written == b"".join(piece.data for piece in await output(our, job))
-            assert len(written) == 4 + 588_895 + 4
+            assert len(written) == 4 + 22_888_896 + 4
             assert (logs / f"{job}.log").stat().st_mode & 0o777 == 0o600
             endless = await our.start(sh("echo started; sleep 1000"))
             await await_for(lambda: (logs / f"{endless}.log").read_bytes() == b"started\n", what="the line")

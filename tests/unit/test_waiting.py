@@ -34,6 +34,7 @@ from common.messages.jobs import (
     Upload,
 )
 from services.executor.events import Bounds, Job
+from services.executor.registry import Registry
 from services.executor.waiting import DUE_AT_ONCE_MAX, Place, Waiting, WaitingLimits
 from tests.unit.executor_asking import got, in_state
 from tests.unit.executor_fakes import FakePersist, Node, node_settings, running_node
@@ -61,6 +62,11 @@ async def next_one(node: Node) -> JobId:
     await await_for(lambda: len(node.host.launched) == before + 1, what="the next launch")
     await await_for(lambda: node.host.launched[-1] in node.host.monitors, what="its monitor")
     return node.host.launched[-1]
+
+
+def registry_of(node: Node) -> Registry:
+    """Which records are in memory."""
+    return node.executor.commands.registry
 
 
 def has_ended(persist: FakePersist, node: Node, job: JobId) -> bool:
@@ -133,7 +139,7 @@ def test_an_owner_at_his_bound_waits_while_others_start(tmp_path: Path) -> None:
             assert (await submitted(node, "bob")).state is State.STARTING
             starts = await submitted(node, "ann", running_max=2)
             assert {starts.state, (await got(node, waits.id)).state} == {State.PENDING, State.STARTING}
-            assert len(node.executor.jobs.active) == 3
+            assert node.executor.jobs.waiting.running_jobs == 3
 
     run(scenario)
 
@@ -180,7 +186,7 @@ def test_a_flood_of_one_owner_ends_at_his_bound_and_costs_little_memory(tmp_path
             refused = [one for one in answers if isinstance(one, JobletError)]
             assert {one.reason for one in refused} == {Reason.EXHAUSTED}
             assert len(answers) - len(refused) == 40
-            assert len(node.executor.jobs.active) == 1
+            assert (len(registry_of(node).active), len(node.executor.jobs.active)) == (1, 41)
             assert (await submitted(node, "ann")).queue_position == 1
 
     run(scenario)

@@ -1,0 +1,211 @@
+"""The middle of a node in this process: the real api, executor and persist, over a memory transport and a fake host.
+
+Belongs here: putting them together, and jobs to ask about. Does not belong here: expectations. What is not real is
+below the executor's ports (tests/unit/executor_fakes.py): nothing is launched, a fake monitor writes two lines.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import grpc
+import msgspec
+from grpc import aio
+
+from common.bus.events import Publisher
+from common.bus.memory import Memory
+from common.bus.requests import Receiver
+from common.config.layout import Layout, layout_of
+from common.config.settings import Grpc, Server, Settings
+from common.errors import JobletError, Reason
+from common.identifiers import JobId
+from common.messages import jobs
+from common.messages.topics import PERSIST_ACKS, PERSIST_IPC
+from common.tls import ServerMaterial
+from proto.joblet.v1.persist_pb2_grpc import add_PersistServiceServicer_to_server
+from services.api.process import Api
+from services.executor.events import Job
+from services.executor.job_store import JobStore
+from services.executor.service import Executor, Ports
+from services.persist.audit_reader import AuditQueries
+from services.persist.changes import Changes
+from services.persist.ingest import Ingest
+from services.persist.keeping import Keeper
+from services.persist.machine import Limits
+from services.persist.outbox import Outbox
+from services.persist.queries import LogQueries
+from services.persist.samples import Samples
+from services.persist.server import REQUEST_BYTES_MAX, PersistServer
+from tests.certificates import Authority, Identity
+from tests.contract.test_persist_service import Lines
+from tests.unit.executor_fakes import BOOT, NODE, FakeHost, no_unsupported, node_settings
+from tests.unit.test_persist_journal import make_store
+from tests.waiting import await_for
+
+JOB_S: Final = 0.02
+"""How long a job runs."""
+
+
+class EndingHost(FakeHost):
+    """Every job starts, writes two lines and exits, but those whose command is `sleep`."""
+
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
+        """See ports.Launches."""
+        await super().launch(job, secrets)
+        monitor = self.monitors[job.record.id]
+        monitor.start()
+        monitor.output(b"one\ntwo\n")
+        if job.record.spec.command != "sleep":
+            asyncio.get_running_loop().call_later(JOB_S, monitor.exit)
+
+
+class Middle:
+    """Everything together."""
+
+    def __init__(self, api: Api, executor: Executor, host: FakeHost, transport: Memory, authority: Authority) -> None:
+        self.api = api
+        self.executor = executor
+        self.host = host
+        self.transport = transport
+        self.authority = authority
+
+    def channel(self, identity: Identity) -> aio.Channel:
+        """A client's connection. The caller closes it."""
+        credentials = grpc.ssl_channel_credentials(self.authority.pem, identity.key, identity.cert)
+        options = (
+            ("grpc.ssl_target_name_override", "localhost"),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_send_message_length", -1),
+        )
+        return aio.secure_channel(f"127.0.0.1:{self.api.port}", credentials, options=options)
+
+    async def ended_job(self, owner: str) -> JobId:
+        """A job of this owner that has run and whose output is stored."""
+        asked = jobs.RunJob(owner=owner, spec=jobs.JobSpec(command="true", labels={"a": "b"}))
+        job = (await self.api._executor.request(asked, jobs.JobAccepted)).job.id
+
+        async def over() -> bool:
+            found = await self.found(job)
+            return found is not None and found.job.state in jobs.TERMINAL and found.delivered
+
+        await await_for(over, timeout_s=20, what="the job's end")
+        return job
+
+    async def found(self, job: JobId) -> jobs.JobFound | None:
+        """The job as it is; None when there is none."""
+        try:
+            return await self.api._executor.request(jobs.GetJob(job=job, visible_owner=None), jobs.JobFound)
+        except JobletError as error:
+            if error.reason is Reason.NOT_FOUND:
+                return None
+            raise
+
+
+@asynccontextmanager
+async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIterator[Middle]:
+    """All of it below `base`, until the block ends."""
+    settings = node_settings(base, grpc=limits or Grpc())
+    settings = msgspec.structs.replace(settings, server=Server(address="127.0.0.1", port=0))
+    layout = layout_of(settings)
+    for directory in (layout.run, layout.uploads, layout.audit):
+        directory.mkdir(parents=True, exist_ok=True)
+    transport = Memory()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(_persist(layout, transport))
+        host = EndingHost(layout)
+        executor = await stack.enter_async_context(_executor(settings, layout, transport, host))
+        authority = Authority()
+        server = authority.server()
+        api = Api(settings, layout, transport, ServerMaterial(cert=server.cert, key=server.key, ca=authority.pem))
+        await api.start()
+        stack.push_async_callback(api.stop)
+        yield Middle(api, executor, host, transport, authority)
+
+
+@asynccontextmanager
+async def _executor(settings: Settings, layout: Layout, transport: Memory, host: FakeHost) -> AsyncIterator[Executor]:
+    executor = Executor(
+        settings=settings,
+        layout=layout,
+        transport=transport,
+        store=JobStore(layout.state / "jobs.db", now_ns=time.time_ns()),
+        publisher=Publisher(transport),
+        ports=Ports(
+            launches=host,
+            monitors=host,
+            cleans=host,
+            samples=host,
+            unsupported=no_unsupported,
+            refused_network=lambda _: None,
+            node=NODE,
+            boot_id=BOOT,
+        ),
+    )
+    await executor.start()
+    running = asyncio.create_task(executor.run())
+    try:
+        yield executor
+    finally:
+        for monitor in host.monitors.values():
+            monitor.gone = None
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await executor.close()
+
+
+@asynccontextmanager
+async def _persist(layout: Layout, transport: Memory) -> AsyncIterator[None]:
+    base = layout.logs.parent
+    store, changes = make_store(base), Changes()
+    samples, outbox = Samples(store), Outbox(transport.push(PERSIST_ACKS))
+    with (
+        ThreadPoolExecutor(2) as writers,
+        ThreadPoolExecutor(2) as readers,
+        ThreadPoolExecutor(1) as keepers,
+    ):
+        ingest = Ingest(
+            source=Receiver(transport, PERSIST_IPC),
+            answer=outbox.put,
+            store=store,
+            samples=samples,
+            changes=changes,
+            limits=Limits(flush_bytes=65536, flush_ms=5, retry_ms=50),
+            pool=writers,
+        )
+        keeper = Keeper(
+            store=store,
+            logs=layout.logs,
+            metrics=layout.metrics,
+            settings=Settings().persist.storage.local.retention,
+            audit=Lines(),
+            removed=ingest.deleted,
+            pool=keepers,
+        )
+        queries = LogQueries(store=store, changes=changes, pool=readers)
+        servicer = PersistServer(
+            store=store,
+            samples=samples,
+            queries=queries,
+            ingest=ingest,
+            keeper=keeper,
+            pool=readers,
+            audit=AuditQueries(layout.audit_persist),
+        )
+        server = aio.server(options=[("grpc.max_receive_message_length", REQUEST_BYTES_MAX)])
+        add_PersistServiceServicer_to_server(servicer, server)
+        server.add_insecure_port(f"unix:{layout.persist_grpc}")
+        await server.start()
+        tasks = [asyncio.create_task(work) for work in (ingest.run(), outbox.run())]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await ingest.settle()
+            await server.stop(0)
