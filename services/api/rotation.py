@@ -167,6 +167,8 @@ class Rotation:
                     not_after=format_time_ns(not_after_ns),
                     what_to_do="renew it with: joblet certs renew",
                 )
+        for remark in self.material.remarks:
+            log.warning("a revocation list is not as it should be", why=remark)
         for one in self.material.lists:
             due_ns = one.next_update_ns
             if due_ns and is_soon(due_ns, now_ns=self._now_ns(), warning_days=self._warning_days):

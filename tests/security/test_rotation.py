@@ -303,7 +303,7 @@ def test_an_ordinary_users_api_rotates_too() -> None:
         ("open key", "others can read it"),
         ("foreign key", "does not belong to the server certificate"),
         ("torn list", "a block of it is not whole"),
-        ("foreign list", "signed by none of the CA certificates"),
+        ("forged list", "not signed by the CA certificate of that name"),
         ("no list", "no revocation list at"),
         ("torn ca", "CA certificate cannot be read"),
     ],
@@ -319,8 +319,8 @@ def test_it_does_not_start_with_what_is_no_good(name: str, words: str) -> None:
                 api.write(stranger.server().key, "server.key")
             case "torn list":
                 api.write(api.authority.crl()[:-40], "ca.crl")
-            case "foreign list":
-                api.write(stranger.crl(), "ca.crl")
+            case "forged list":
+                api.write(Authority().crl(), "ca.crl")
             case "no list":
                 api.configure(crl=str(api.certs / "none.crl"))
             case "torn ca":

@@ -131,9 +131,8 @@ def test_a_list_is_taken_when_one_of_the_authorities_signed_it() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (STRANGER.crl(), "signed by none"),
-        (SAME_NAME.crl(), "signed by none"),
-        (AUTHORITY.crl() + STRANGER.crl(), "signed by none"),
+        (SAME_NAME.crl(), "not signed by the CA certificate of that name"),
+        (AUTHORITY.crl() + SAME_NAME.crl(), "not signed by the CA certificate of that name"),
         (AUTHORITY.crl()[:-30], "not whole"),
         (AUTHORITY.crl() + AUTHORITY.crl()[:100], "not whole"),
         (AUTHORITY.crl().replace(b"M", b"A", 1), "cannot be read"),
@@ -143,9 +142,68 @@ def test_a_list_is_taken_when_one_of_the_authorities_signed_it() -> None:
     ],
 )
 def test_a_list_that_is_no_good_is_not_taken(content: bytes, words: str) -> None:
-    """Somebody else's, half of one, none at all: what was revoked stays so."""
+    """A forged one, half of one, none at all: what was revoked stays so."""
     before = material(crl=AUTHORITY.crl(AUTHORITY.client("eve", "admin")))
     refused(seen(crl=content), Part.LISTS, words, before)
+
+
+@pytest.mark.threat("D32")
+def test_each_authority_has_its_own_list_in_one_file() -> None:
+    """One of nobody trusted is told, counts for nobody and hinders no other, until its authority is trusted."""
+    mine, theirs = AUTHORITY.crl(AUTHORITY.client("eve", "admin")), STRANGER.crl(STRANGER.client("mallory", "admin"))
+    now, problems = judged(seen(crl=theirs + mine), material(), SOURCES)
+    assert problems == ()
+    assert [one.issuer.rfc4514_string() for one in now.lists] == ["CN=test authority"]
+    assert ["CN=somebody else" in remark for remark in now.remarks] == [True]
+    now, problems = judged(seen(ca=AUTHORITY.pem + STRANGER.pem, crl=theirs + mine), now, SOURCES)
+    assert (len(now.lists), now.remarks, problems) == (2, (), ())
+    # Its list leaves the file while it is trusted: it counts on. Then it leaves itself, and its list with it.
+    now, problems = judged(seen(ca=AUTHORITY.pem + STRANGER.pem, crl=mine), now, SOURCES)
+    assert [len(one.serials) for one in now.lists] == [1, 1]
+    assert ["CN=somebody else" in remark and "is gone" in remark for remark in now.remarks] == [True]
+    now, problems = judged(seen(crl=mine), now, SOURCES)
+    assert ([len(one.serials) for one in now.lists], now.remarks, problems) == ([1], (), ())
+    assert checked(now.pem._replace(crl=theirs)).remarks
+
+
+@pytest.mark.threat("D32")
+def test_of_two_authorities_of_one_name_the_key_identifiers_tell_whose_a_list_is() -> None:
+    """As after a change of authorities under the old name, when the old one's list still lies there."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "one name")])
+    old, new = (_named(name, rsa_key()) for _ in range(2))
+    both = old[1] + new[1]
+    now = checked(ServerMaterial(PAIR.cert, PAIR.key, new[0], both))
+    assert [one.serials for one in now.lists] == [{2}] * len(now.lists)
+    assert (len(now.lists), len(now.remarks)) == (1, 1)
+    assert len(checked(ServerMaterial(PAIR.cert, PAIR.key, old[0] + new[0], both)).lists) == 2
+
+
+def _named(name: x509.Name, key: rsa.RSAPrivateKey) -> tuple[bytes, bytes]:
+    """An authority's certificate and a list that revokes number 2, both with key identifiers."""
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - DAY)
+        .not_valid_after(now + DAY)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    entry = x509.RevokedCertificateBuilder().serial_number(2).revocation_date(now - DAY).build()
+    crl = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(name)
+        .last_update(now - DAY)
+        .next_update(now + DAY)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .add_revoked_certificate(entry)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    return certificate.public_bytes(pem), crl.public_bytes(pem)
 
 
 @pytest.mark.threat("D32")
@@ -200,7 +258,7 @@ def test_a_service_does_not_begin_with_what_it_would_not_take() -> None:
     for wrong in (
         good._replace(key=STRANGER.server().key),
         good._replace(ca=b"-----BEGIN CERTIFICATE-----"),
-        good._replace(crl=STRANGER.crl()),
+        good._replace(crl=SAME_NAME.crl()),
         good._replace(cert=b"-----BEGIN"),
     ):
         with pytest.raises(JobletError):
