@@ -64,7 +64,6 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}))
 
 
 @pytest.mark.requirement("T.1")
-@pytest.mark.requirement("S3.9")
 def test_it_knows_nothing_of_the_network(tmp_path: Path) -> None:
     """A program that has run a job has loaded neither gRPC nor ZeroMQ, nor TLS or a cloud's client."""
     loaded = set(run([sys.executable, "-c", FRESH, OWN_MARK], tmp_path / "temporary").decode().split())
