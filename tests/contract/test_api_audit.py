@@ -270,7 +270,7 @@ def test_filters_and_tail_reach_the_reader(tmp_path: Path) -> None:
             assert [e.who for e in await query(admin, method="ListJobs", end_time=second)] == ["ann"]
             assert [e.who for e in await query(admin, method="ListJobs", start_time=second)] == ["bob", "carl"]
             for wrong in ({"tail": 2**40}, {"source": "executor"}, {"start_time": -1}, {"who": "x" * 1000}):
-                request = node_pb2.QueryAuditRequest(**wrong)  # type: ignore[arg-type]
+                request = node_pb2.QueryAuditRequest(**wrong)
                 assert await code_of(admin.node.QueryAudit(request)) is Code.INVALID_ARGUMENT, wrong
 
     asyncio.run(scenario())
