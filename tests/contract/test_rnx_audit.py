@@ -67,6 +67,7 @@ def test_what_is_asked_for_reaches_the_node(node: FakeNode) -> None:
     assert method.method == "RunJob"
 
 
+@pytest.mark.threat("C20")
 def test_a_line_for_people(node: FakeNode) -> None:
     """Columns under a heading, dashes for what is not there, control characters written out."""
     evil = entry(2, who="", object="", outcome="denied", why="no \x1b]0;x\x07 such\nthing \u202e")

@@ -42,7 +42,6 @@ def as_(node: Node, directory: Path, who: str, role: str) -> Callable[..., subpr
     return rnx
 
 
-@pytest.mark.requirement("S4.18")
 def test_one_chain_over_kills_of_the_api(own_node: Callable[..., Node], tmp_path: Path) -> None:
     """Calls of four roles, kill -9 in between, small files: verify is clean, admins and followers read all of it.
 
@@ -94,12 +93,11 @@ def test_one_chain_over_kills_of_the_api(own_node: Callable[..., Node], tmp_path
     assert verify(node, *head)[0] == 0
     victim = node.base / "audit" / api["files"][1]
     whole = victim.read_bytes()
-    victim.write_bytes(
-        whole.replace(b"some-", b"none-", 1) if b"some-" in whole else whole.replace(b"admin", b"amdin", 1)
-    )
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    victim.write_bytes(changed)
     code, (report, _) = verify(node)
-    assert code == 1
-    assert any(finding.startswith(victim.name) or "changed" in finding for finding in report["findings"])
+    assert (code, bool(report["findings"])) == (1, True)
     victim.write_bytes(whole)
     node.stop()
     assert verify(node)[0] == 0
