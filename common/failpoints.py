@@ -33,6 +33,8 @@ PLACES: Final[dict[str, str]] = {
     "persist.half_trimmed": "the shorter file of stdout is in its place, that of stderr is not",
     # executor: a job begins
     "executor.recorded": "the record is durable, its client is not answered",
+    "executor.due": "the time of a SCHEDULED job has come, nothing of it is written",
+    "executor.chosen": "it is the turn of a waiting job, nothing of it is written",
     "executor.launching": "the job is STARTING, the launcher is not asked",
     "executor.launched": "the monitor exists, the executor has not looked at it",
     # executor: output on its way

@@ -1,19 +1,16 @@
 """Who the unprivileged services are, which directories are whose, and giving root up for good.
 
 Here: choosing uids, making directories with the modes of common/config/layout.py, and the drop with its proof. Not
-here: jobs' uids (`services/executor`). credentials(7), capabilities(7), prctl(2), Linux
-Documentation/userspace-api/no_new_privs.rst.
+here: jobs' uids (`services/executor`), and the calls themselves (`prctl.py`). credentials(7), capabilities(7).
 
 An account that does not exist is no obstacle: an unused system uid stands in, and the owner of the directories that
 it wrote makes it the same one after the next start. docs/adr/0011-service-users.md tells why.
 """
 
-import ctypes
 import grp
 import os
 import pwd
 import stat
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,26 +18,10 @@ from typing import Final, NamedTuple
 from common.config.layout import Layout
 from common.config.settings import DEFAULT_BASE_DIR, Users
 from common.errors import JobletError, Reason, invalid, precondition
+from common.prctl import forbid_dumping
 
 SYSTEM_ID_FIRST: Final = 100
 SYSTEM_ID_LAST: Final = 999
-
-# linux/prctl.h
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NAME: Final = 15
-_PR_CAPBSET_DROP: Final = 24
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_CAP_AMBIENT: Final = 47
-_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
-_EINVAL: Final = 22
-
-# linux/capability.h: header {version, pid}, then two times {effective, permitted, inheritable}
-_CAPABILITY_VERSION_3: Final = 0x20080522
-_CAP_HEADER: Final = struct.Struct("=Ii")
-_CAP_DATA: Final = struct.Struct("=6I")
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def default_base_dir() -> Path:
@@ -118,48 +99,6 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
         for store in (layout.logs, layout.metrics):
             if not store.is_relative_to(layout.base):
                 _require_a_way(store)
-
-
-def name_process(name: str) -> None:
-    """Show `name` (15 bytes at most) as this process's name in ps(1) and /proc/PID/comm."""
-    _prctl(_PR_SET_NAME, name.encode()[:15])
-
-
-def forbid_dumping() -> None:
-    """No core dump, and no ptrace(2) or /proc/PID access by other processes of the same user."""
-    _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def die_with(parent_pid: int, signal_number: int) -> bool:
-    """Get `signal_number` when the parent process ends. False: it has ended already.
-
-    setuid(2) clears this: ask again after dropping privileges.
-    """
-    _prctl(_PR_SET_PDEATHSIG, signal_number)
-    return os.getppid() == parent_pid
-
-
-def forbid_new_privileges() -> None:
-    """No exec of this thread or of threads it makes gains privileges, by set-uid bits or file capabilities."""
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def renounce_new_privileges() -> None:
-    """No exec of this thread or of threads it makes can gain privileges: no_new_privs and an empty bounding set.
-
-    Both are per thread, so this comes before the first thread (ZeroMQ, gRPC) is made; uids follow in `drop`.
-    """
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    for capability in range(64):
-        if not _drop_from_bounding_set(capability):
-            break
-    header = ctypes.create_string_buffer(_CAP_HEADER.pack(_CAPABILITY_VERSION_3, 0))
-    data = ctypes.create_string_buffer(_CAP_DATA.size)
-    _check(_libc.capget(header, data), "capget")
-    effective_0, permitted_0, _, effective_1, permitted_1, _ = _CAP_DATA.unpack(data.raw[: _CAP_DATA.size])
-    data = ctypes.create_string_buffer(_CAP_DATA.pack(effective_0, permitted_0, 0, effective_1, permitted_1, 0))
-    _check(_libc.capset(header, data), "capset")
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def drop(uid: int, gid: int) -> None:
@@ -321,25 +260,3 @@ def _open_directory(path: Path) -> int:
         raise precondition(
             f"{path} is no directory of ours: {cause.strerror}", "remove what is there (a symbolic link is refused)"
         ) from cause
-
-
-def _drop_from_bounding_set(capability: int) -> bool:
-    """False: this kernel knows no capability of that number."""
-    if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
-        return True
-    error = ctypes.get_errno()
-    if error == _EINVAL:
-        return False
-    raise OSError(error, f"prctl(PR_CAPBSET_DROP, {capability}): {os.strerror(error)}")
-
-
-def _prctl(option: int, value: int | bytes) -> None:
-    argument = ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_ulong(value)
-    zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(option, argument, zero, zero, zero), f"prctl({option}, {value!r})")
-
-
-def _check(result: int, call: str) -> None:
-    if result != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, f"{call}: {os.strerror(error)}")

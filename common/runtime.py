@@ -1,6 +1,6 @@
 """How a service process begins and ends: the same for all four.
 
-    arguments → settings → logging → directories → (api, persist) no new privileges → ZeroMQ transport → serve
+    arguments → settings → logging → directories → before_drop → (api, persist) no new privileges → ZeroMQ → serve
                                                                    └ bind sockets → drop → READY=1 → … → SIGTERM
 
 Here: that order, the signals, sd_notify(3) and the exit code. Not here: what any service does; a service builds
@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -31,18 +32,8 @@ from common.config.settings import Settings
 from common.errors import JobletError
 from common.logsetup import configure_logging, escaped
 from common.messages.topics import Service
-from common.privileges import (
-    ServiceUsers,
-    default_base_dir,
-    die_with,
-    drop,
-    forbid_dumping,
-    forbid_new_privileges,
-    name_process,
-    prepare_directories,
-    renounce_new_privileges,
-    resolve_users,
-)
+from common.prctl import die_with, forbid_dumping, forbid_new_privileges, name_process, renounce_new_privileges
+from common.privileges import ServiceUsers, default_base_dir, drop, prepare_directories, resolve_users
 
 log = structlog.get_logger(__name__)
 
@@ -129,8 +120,16 @@ class Startup:
             self._stop.set()
 
 
+BeforeDrop = Callable[[Settings, Layout, ServiceUsers | None], None]
+"""What a service begins while it has all its rights and no thread. The layout is its own, see Layout.from_base."""
+
+
 def run_service(
-    service: Service, serve: Callable[[Startup], Awaitable[None]], *, probe: Callable[[Settings], str] | None = None
+    service: Service,
+    serve: Callable[[Startup], Awaitable[None]],
+    *,
+    before_drop: BeforeDrop | None = None,
+    probe: Callable[[Settings], str] | None = None,
 ) -> None:
     """Run one service process to its end; leaves by SystemExit.
 
@@ -152,7 +151,7 @@ def run_service(
         print(f"joblet-{service}: {escaped(str(error))}", file=sys.stderr)  # noqa: T201  # there is no log yet
         raise SystemExit(EXIT_CONFIGURATION) from None
     try:
-        _run(service, settings, serve)
+        _run(service, settings, serve, before_drop)
     except JobletError as error:
         log.error(error.message, what_to_do=error.detail, reason=error.reason.value)
         raise SystemExit(EXIT_FAILED) from None
@@ -172,7 +171,12 @@ def _print_probe(service: Service, settings: Settings, probe: Callable[[Settings
     raise SystemExit(0)
 
 
-def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaitable[None]]) -> None:
+def _run(
+    service: Service,
+    settings: Settings,
+    serve: Callable[[Startup], Awaitable[None]],
+    before_drop: BeforeDrop | None,
+) -> None:
     for notice in notices(settings):
         log.warning(notice)
     notifier = Notifier(os.environ.pop("NOTIFY_SOCKET", None))
@@ -182,7 +186,10 @@ def _run(service: Service, settings: Settings, serve: Callable[[Startup], Awaita
     os.chdir(layout.base)
     here = layout.from_base()
     _set_oom_score(service)
+    _forbid_core_dumps()
     drops = _unprivileged_uid(service, users) is not None
+    if before_drop is not None:
+        before_drop(settings, here if drops else layout, users)
     if drops:
         renounce_new_privileges()
     elif users is None:
@@ -225,6 +232,11 @@ def _follow_supervisor() -> bool:
     """Get SIGTERM when the supervisor that started us dies. False: it is dead already."""
     pid = os.environ.get(SUPERVISOR_VARIABLE, "")
     return die_with(int(pid), signal.SIGTERM) if pid.isdecimal() else True
+
+
+def _forbid_core_dumps() -> None:
+    """What a service knows (keys, secrets of jobs) stays in its memory. 1, not 0: core(5) tells of pipes."""
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _set_oom_score(service: Service) -> None:

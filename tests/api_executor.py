@@ -197,4 +197,6 @@ class FakeExecutor:
             running_jobs=len(self.jobs),
             capabilities=(jobs.Capability(name="limit.memory", level="enforced"),),
             counters=self.counters,
+            queued_jobs=sum(record.state is jobs.State.PENDING for record in self.jobs.values()),
+            running_max=7,
         )

@@ -18,13 +18,25 @@ from grpc import aio
 
 from common.bus.memory import Memory
 from common.config.layout import Layout, layout_of
-from common.config.settings import Grpc, Joblet, Jobs, Journal, LimitPolicy, Server, Settings, Uploads
+from common.config.settings import (
+    Grpc,
+    Joblet,
+    Jobs,
+    Journal,
+    LimitPolicy,
+    Quotas,
+    Security,
+    Server,
+    Settings,
+    Uploads,
+)
 from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2_grpc,
     node_pb2_grpc,
     persist_pb2_grpc,
     volume_pb2_grpc,
+    worker_pb2_grpc,
 )
 from services.api.process import Api
 from tests.api_executor import FakeExecutor
@@ -41,6 +53,7 @@ class Client:
         self.node: Any = node_pb2_grpc.NodeServiceStub(channel)
         self.persist: Any = persist_pb2_grpc.PersistServiceStub(channel)
         self.volumes: Any = volume_pb2_grpc.VolumeServiceStub(channel)
+        self.worker: Any = worker_pb2_grpc.WorkerServiceStub(channel)
 
 
 class Node:
@@ -92,11 +105,14 @@ async def running_node(
     job_limits: LimitPolicy | None = None,
     job_defaults: Jobs | None = None,
     journal: Journal | None = None,
+    quotas: Quotas | None = None,
+    security: Security | None = None,
     silence_s: float | None = None,
 ) -> AsyncIterator[Node]:
     """A node below `base` that ends with the block."""
     settings = Settings(
         server=Server(address="127.0.0.1", port=0),
+        security=security or Security(),
         joblet=Joblet(
             base_dir=str(base),
             grpc=limits or Grpc(),
@@ -104,6 +120,7 @@ async def running_node(
             limits=job_limits or LimitPolicy(),
             jobs=job_defaults or Jobs(),
             journal=journal or Journal(),
+            quotas=quotas or Quotas(),
         ),
     )
     layout = layout_of(settings)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from common import records
-from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
+from proto.joblet.v1 import node_pb2, persist_pb2, persist_pb2_grpc
 
 
 class FakePersist(persist_pb2_grpc.PersistServiceServicer):
@@ -132,6 +132,13 @@ class FakePersist(persist_pb2_grpc.PersistServiceServicer):
         if not self.counting:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "an older one")
         return persist_pb2.StoreInfo(jobs=len(self.entries), counters={"entries_repeated": 3})
+
+    async def QueryAudit(self, request: Any, context: Any) -> AsyncIterator[node_pb2.QueryAuditResponse]:  # noqa: N802
+        """One line, of whom was asked for."""
+        if self.away:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "away")
+        entry = node_pb2.AuditEntry(who=request.who, method="retention", number=1, source="persist")
+        yield node_pb2.QueryAuditResponse(entries=[entry])
 
     def _entries(self, request: Any, first: int, last: int) -> list[persist_pb2.LogBatch]:
         query = request.query

@@ -38,7 +38,8 @@ def utf8_der(text: str) -> bytes:
 class Authority:
     """Issues certificates. One private key serves all of them: nothing here is secret."""
 
-    def __init__(self, name: str = "test authority") -> None:
+    def __init__(self, name: str = "test authority", *, left: datetime.timedelta = 30 * DAY) -> None:
+        self._left = left
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._client_key = ec.generate_private_key(ec.SECP256R1())
@@ -46,18 +47,28 @@ class Authority:
     @cached_property
     def pem(self) -> bytes:
         """The authority's own certificate."""
+        return self._authority_certificate(self)
+
+    def _authority_certificate(self, subject: "Authority") -> bytes:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
-            .subject_name(self._name)
+            .subject_name(subject._name)
             .issuer_name(self._name)
-            .public_key(self._key.public_key())
+            .public_key(subject._key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - DAY)
-            .not_valid_after(now + DAY)
+            .not_valid_after(now + self._left)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .sign(self._key, hashes.SHA256())
             .public_bytes(serialization.Encoding.PEM)
+        )
+
+    @cached_property
+    def key_pem(self) -> bytes:
+        """The authority's own private key."""
+        return self._key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
 
     def server(self) -> Identity:
@@ -68,6 +79,27 @@ class Authority:
         """An ordinary client certificate: roles as organizations."""
         return self.issue([name], roles)
 
+    def crl(self, *revoked: Identity, next_update: datetime.timedelta = DAY) -> bytes:
+        """A revocation list of these certificates; `next_update` is from now."""
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._name)
+            .last_update(now - DAY)
+            .next_update(now + next_update)
+        )
+        for identity in revoked:
+            serial = x509.load_pem_x509_certificate(identity.cert).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now - DAY).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def intermediate(self, name: str) -> "Authority":
+        """An authority whose certificate this one has signed: `pem` is not signed by itself."""
+        below = Authority(name)
+        below.pem = self._authority_certificate(below)
+        return below
+
     def issue(
         self,
         common_names: Sequence[str],
@@ -77,7 +109,7 @@ class Authority:
         extensions: Iterable[tuple[x509.ObjectIdentifier, bytes]] = (),
         names: Sequence[str] = (),
         not_before: datetime.timedelta = -DAY,
-        not_after: datetime.timedelta = DAY,
+        not_after: datetime.timedelta = 30 * DAY,
         ca: bool = False,
     ) -> Identity:
         """Whatever is asked for. Times are from now; `usages` None: no such extension at all."""

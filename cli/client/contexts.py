@@ -8,6 +8,7 @@ text, or a path that is relative to the directory of the file.
 import difflib
 import re
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,7 +27,10 @@ _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", re.AS
 
 
 class Context(NamedTuple):
-    """One node, and the identity to use with it. `cert`, `key` and `ca` are PEM."""
+    """One node, and the identity to use with it. `cert`, `key` and `ca` are PEM.
+
+    `cert_name` is the name of the certificate's file without ending; empty when the configuration holds its text.
+    """
 
     name: str
     address: str
@@ -35,6 +39,7 @@ class Context(NamedTuple):
     ca: bytes
     node_id: str
     warnings: tuple[str, ...] = ()
+    cert_name: str = ""
 
 
 class NodeEntry(NamedTuple):
@@ -88,6 +93,8 @@ def load_context(config: Path | None, node: str) -> Context:
 
     Raises `JobletError(INVALID)` that names file and key when anything is missing, malformed or unreadable.
     """
+    from cli.client.renewal import ending  # noqa: PLC0415  # 50 ms that --help, completion and `rnx nodes` need not pay
+
     path = find_config(config)
     nodes = read_nodes(path)
     entry = nodes.get(node)
@@ -95,7 +102,12 @@ def load_context(config: Path | None, node: str) -> Context:
         raise invalid(f"{path} has no context {node!r}", f"it has {', '.join(sorted(nodes))}")
     warnings: list[str] = []
     material = {key: _pem(path, entry, key, warnings) for key in ("cert", "key", "ca")}
-    return Context(entry.name, entry.address, **material, node_id=entry.node_id, warnings=tuple(warnings))
+    name = _cert_name(entry)
+    if warning := ending(material["cert"], name, now_ns=time.time_ns()):
+        warnings.append(warning)
+    return Context(
+        entry.name, entry.address, **material, node_id=entry.node_id, warnings=tuple(warnings), cert_name=name
+    )
 
 
 def _document(path: Path) -> dict[object, object]:
@@ -150,6 +162,7 @@ def _pem(config: Path, entry: NodeEntry, key: str, warnings: list[str]) -> bytes
     if _PEM_MARK in value:
         if secret:
             _warn_when_open(config, f"{config} holds a private key and", warnings)
+            _refuse_encrypted(value.encode("utf-8"), where)
         return value.encode("utf-8") + b"\n"
     path = config.parent / Path(value).expanduser()
     try:
@@ -160,11 +173,25 @@ def _pem(config: Path, entry: NodeEntry, key: str, warnings: list[str]) -> bytes
         raise _not_pem(where, path)
     if secret:
         _warn_when_open(path, f"the private key {path}", warnings)
+        _refuse_encrypted(content, where)
     return content
+
+
+def _cert_name(entry: NodeEntry) -> str:
+    value = entry.material["cert"]
+    return "" if _PEM_MARK in value else Path(value).stem
 
 
 def _not_pem(where: str, path: Path) -> JobletError:
     return invalid(f"{where}: {path} is no PEM file", f"it must contain {_PEM_MARK}…")
+
+
+def _refuse_encrypted(key: bytes, where: str) -> None:
+    """Nobody is there to type a passphrase; gRPC would fail without a word. RFC 7468, section 11, and RFC 1421."""
+    if b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in key or b"Proc-Type: 4,ENCRYPTED" in key:
+        raise invalid(
+            f"{where}: the private key is encrypted", "decrypt it: openssl pkey -in KEY -out PLAIN, mode 0600"
+        )
 
 
 def _warn_when_open(path: Path, what: str, warnings: list[str]) -> None:

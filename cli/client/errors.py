@@ -1,21 +1,25 @@
 """What a failed call means: a gRPC status becomes a JobletError with a text for a person and a reason for an exit code.
 
-Here: the mapping, with the ErrorInfo that the server adds (google.rpc error model), and what the bare transport errors
-of gRPC most likely mean. Not here: printing (`cli/rnx/main.py`), exit codes (`exits.py`).
+Here: the mapping, with the ErrorInfo and RetryInfo that the server adds (google.rpc error model), and what the bare
+transport errors of gRPC most likely mean. Not here: printing (`cli/front/program.py`), exit codes (`exits.py`).
 """
 
+import math
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 import grpc
 from cryptography import x509
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
 
 from cli.client.contexts import Context
+from cli.client.renewal import advice
 from common.errors import JobletError, Reason
 
 _DETAILS_KEY: Final = "grpc-status-details-bin"
+
+_Detail = TypeVar("_Detail", bound=Message)
 
 _REASON_OF_CODE: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: Reason.INVALID,
@@ -49,10 +53,16 @@ def translate(error: grpc.RpcError, context: Context) -> JobletError:
         return JobletError(Reason.INTERNAL, f"call to {context.address} failed: {error}")
     code, text = error.code(), error.details() or ""
     reason = _REASON_OF_CODE.get(code, Reason.INTERNAL)
-    info = _error_info(error)
+    status = _rich_status(error)
+    info = _detail(status, error_details_pb2.ErrorInfo())
     if info is not None:
+        retry_after_s = _retry_after_s(status)
         return JobletError(
-            reason, text, detail=info.metadata.get("detail", ""), retryable=info.metadata.get("retryable") == "true"
+            reason,
+            text,
+            detail=_with_time(info.metadata.get("detail", ""), retry_after_s),
+            retryable=info.metadata.get("retryable") == "true",
+            retry_after_s=retry_after_s,
         )
     if reason is Reason.UNAVAILABLE:
         return _transport_error(text, context)
@@ -69,20 +79,43 @@ def translate(error: grpc.RpcError, context: Context) -> JobletError:
     return JobletError(reason, text or f"{context.address} answered {code.name}", retryable=reason is Reason.EXHAUSTED)
 
 
-def _error_info(call: grpc.Call) -> error_details_pb2.ErrorInfo | None:
-    """The ErrorInfo among the status details; None when there is none that can be read."""
+def _rich_status(call: grpc.Call) -> status_pb2.Status:
+    """The status that the server added; an empty one when there is none that can be read."""
     for key, value in call.trailing_metadata() or ():
-        if key != _DETAILS_KEY or not isinstance(value, bytes):
-            continue
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return status_pb2.Status.FromString(value)
+            except DecodeError:
+                break  # the code and the text of the status still tell what happened
+    return status_pb2.Status()
+
+
+def _detail(status: status_pb2.Status, found: _Detail) -> _Detail | None:
+    """`found`, filled in with the first detail of its kind; None when there is none that can be read."""
+    for detail in status.details:
         try:
-            status = status_pb2.Status.FromString(value)
+            if detail.Is(found.DESCRIPTOR) and detail.Unpack(found):
+                return found
         except DecodeError:
-            return None  # the code and the text of the status still tell what happened
-        for detail in status.details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
-                return info
+            return None
     return None
+
+
+def _retry_after_s(status: status_pb2.Status) -> float | None:
+    """How long the server asks to wait; None when it does not say, or says what no time is."""
+    retry = _detail(status, error_details_pb2.RetryInfo())
+    if retry is None:
+        return None
+    seconds = float(retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9)
+    return seconds if seconds >= 0 else None
+
+
+def _with_time(detail: str, retry_after_s: float | None) -> str:
+    """The detail, and when to try again: in tenths of a second, rounded up, because earlier would be too early."""
+    if retry_after_s is None:
+        return detail
+    when = f"try again in {math.ceil(retry_after_s * 10) / 10:g} s"
+    return f"{detail}; {when}" if detail else when
 
 
 def _transport_error(text: str, context: Context) -> JobletError:
@@ -95,8 +128,14 @@ def _transport_error(text: str, context: Context) -> JobletError:
             detail="the ca of this context did not sign it, or it is not made for this address",
         )
     if "socket closed" in lowered or "connection reset" in lowered or "handshake" in lowered:
+        certificate = _own_certificate(context)
+        if certificate is not None and datetime.now(UTC) > certificate.not_valid_after_utc:
+            return _expired(context, certificate)
         return ConnectionDropped(
-            Reason.UNAVAILABLE, f"{where} closed the connection", detail=_certificate_advice(context), retryable=True
+            Reason.UNAVAILABLE,
+            f"{where} closed the connection",
+            detail=_certificate_advice(certificate),
+            retryable=True,
         )
     if "refused" in lowered or "no such file" in lowered:
         return JobletError(
@@ -112,16 +151,28 @@ def _transport_error(text: str, context: Context) -> JobletError:
     return JobletError(Reason.UNAVAILABLE, f"{where} is not available: {text}", detail="ask again", retryable=True)
 
 
-def _certificate_advice(context: Context) -> str:
-    """Why a node may have closed the connection, judged from our own certificate."""
+def _own_certificate(context: Context) -> x509.Certificate | None:
     try:
-        certificate = x509.load_pem_x509_certificate(context.cert)
+        return x509.load_pem_x509_certificates(context.cert)[0]
     except ValueError:
+        return None
+
+
+def _expired(context: Context, certificate: x509.Certificate) -> JobletError:
+    """Asking again is of no use."""
+    return JobletError(
+        Reason.UNAVAILABLE,
+        f"{context.address} (context {context.name}) closed the connection: the certificate expired at"
+        f" {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+        detail=advice(context.cert_name, context.cert),
+    )
+
+
+def _certificate_advice(certificate: x509.Certificate | None) -> str:
+    """Why a node may have closed the connection, judged from our own certificate, which has not expired."""
+    if certificate is None:
         return "the cert of this context cannot be read: get a new one"
-    now = datetime.now(UTC)
-    if now > certificate.not_valid_after_utc:
-        return f"the certificate expired at {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}: get a new one"
-    if now < certificate.not_valid_before_utc:
+    if datetime.now(UTC) < certificate.not_valid_before_utc:
         return (
             f"the certificate is valid from {certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ} on: check the clock"
         )

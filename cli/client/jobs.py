@@ -83,6 +83,12 @@ def stop_job(session: Session, reference: str, *, signal: str = "", grace_ms: in
     return session.ask(session.jobs.StopJob, request)
 
 
+def stop_and_wait(session: Session, reference: str, *, signal: str = "", grace_ms: int | None = None) -> job_pb2.Job:
+    """Ask a job to end, and return it when it has: after its grace period at the latest."""
+    job = stop_job(session, reference, signal=signal, grace_ms=grace_ms)
+    return job if job.state in ENDED else wait_job(session, job.id)
+
+
 def cancel_job(session: Session, reference: str) -> job_pb2.Job:
     """Withdraw a job that has not started."""
     return session.ask(session.jobs.CancelJob, job_pb2.CancelJobRequest(job_id=_reference(reference)))

@@ -1,7 +1,7 @@
 """A job's output as one stream, however often the connection breaks: no entry is missing and none comes twice.
 
-Here: resuming at the sequence after the last one delivered, and dropping repeats. Not here: writing and formatting
-(`cli/rnx/sink.py`). See StreamLogs in proto/joblet/v1/job.proto.
+Here: resuming at the sequence after the last one delivered, dropping repeats, and words for what is missing. Not here:
+writing and formatting (the programs). See StreamLogs in proto/joblet/v1/job.proto.
 
 A broken stream is asked for again as it was until it has begun: until an entry came, or a chunk without entries, by
 which the node says where a tail goes on that has none. From then on offset and tail are done with and the limit has
@@ -10,11 +10,17 @@ less left. Gaps begin nothing among selected entries: they are told before what 
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
+from cli.client.gaps import gap_text
 from cli.client.patience import RESUME_WINDOW_S, Patience
 from cli.client.session import Session
 from common.errors import JobletError, Reason
-from proto.joblet.v1 import job_pb2
+from proto.joblet.v1 import job_pb2, persist_pb2
+
+STREAM_WORDS: Final = {persist_pb2.STDOUT: "stdout", persist_pb2.STDERR: "stderr"}
+GO_ON: Final = "rnx job log {job} --from-seq {sequence}"
+"""The command that goes on behind what was delivered."""
 
 
 class LogStream:
@@ -22,7 +28,7 @@ class LogStream:
 
     `next_sequence` is where to go on: behind everything that the consumer is done with. `ended` is the
     ended job once a followed stream is over. `guard` is entered around the consumer's work on a chunk together with the
-    counting of it, for a caller who must not be interrupted between the two.
+    counting of it, for a caller who must not be interrupted between the two. `go_on`: the command to advise; see GO_ON.
     """
 
     def __init__(
@@ -32,9 +38,11 @@ class LogStream:
         *,
         guard: AbstractContextManager[object] | None = None,
         patience: Patience | None = None,
+        go_on: str = GO_ON,
     ) -> None:
         self._session = session
         self._request = request
+        self._go_on = go_on
         self._patience = patience or Patience(RESUME_WINDOW_S)
         self._guard = guard or nullcontext()
         self._entries = 0
@@ -114,7 +122,8 @@ class LogStream:
         except JobletError:
             if not self._begun and error.reason not in (Reason.UNAVAILABLE, Reason.DEADLINE):
                 raise
-            advice = f"go on with `rnx job log {self._request.job_id} --from-seq {self.next_sequence}`"
+            command = self._go_on.format(job=self._request.job_id, sequence=self.next_sequence)
+            advice = f"go on with `{command}`"
             raise JobletError(
                 error.reason,
                 f"gave up following job {self._request.job_id}: {error.message}",
@@ -153,3 +162,15 @@ def entries(chunk: job_pb2.LogChunk) -> Iterator[tuple[int, bytes, bool]]:
     last = len(lines) - 1
     for index, line in enumerate(lines):
         yield chunk.first_sequence + index, line, chunk.partial and index == last
+
+
+def missing_text(chunk: job_pb2.LogChunk) -> str:
+    """What a gap means, in a line."""
+    what = gap_text(
+        chunk.first_sequence,
+        chunk.lines,
+        chunk.gap.reason,
+        size_bytes=chunk.gap.bytes,
+        stream=STREAM_WORDS.get(chunk.stream, ""),
+    )
+    return f"output is missing: {what}"

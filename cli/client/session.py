@@ -43,7 +43,7 @@ class Cancellable(Protocol):
 class Session:
     """The stubs of one node behind one channel. A context manager: leaving it closes the channel.
 
-    After KeyboardInterrupt it does not, and the process must end by `os._exit` (see `cli/rnx/main.py`).
+    After KeyboardInterrupt it does not, and the process must end by `os._exit` (see `cli/front/program.py`).
 
     `timeout_s` bounds everything that is done with it together, counted from here; None: single answers are bounded by
     ANSWER_TIMEOUT_S, streams and waiting are not.

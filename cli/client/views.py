@@ -76,6 +76,9 @@ def job_object(job: job_pb2.Job) -> Object:
         "on_full": on_full_word(spec.on_full) or "default",
         "lost_entries": job.lost_entries,
         "lost_bytes": job.lost_bytes,
+        "priority": spec.priority,
+        "start_at": time_text(spec.start_at) if spec.HasField("start_at") else None,
+        "queue_position": job.queue_position or None,
     }
 
 
@@ -113,6 +116,8 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
         "cpus": node.cpus,
         "memory_bytes": node.memory_bytes,
         "running_jobs": node.running_jobs,
+        "queued_jobs": node.queued_jobs,
+        "running_max": node.running_max,
         "capabilities": [
             {
                 "name": capability.name,
@@ -122,4 +127,8 @@ def node_object(node: node_pb2.NodeInfo) -> Object:
             for capability in node.capabilities
         ],
         "counters": dict(sorted(node.counters.items())),
+        "certificates": [
+            {"name": each.name, "subject": each.subject, "not_after": time_text(each.not_after), "soon": each.soon}
+            for each in node.certificates
+        ],
     }

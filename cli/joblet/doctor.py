@@ -9,6 +9,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,9 +18,11 @@ import msgspec
 
 from cli.client.contexts import load_context
 from cli.client.escape import escape, escape_line
+from cli.joblet.doctorcerts import CertificateRow, certificate_rows, unusable
 from cli.joblet.firststart import CLIENT_CONFIG_FILE
 from cli.joblet.service import program
 from cli.joblet.up import base_dir_option
+from common.config.load import load_settings
 from common.errors import JobletError, Reason
 from common.messages.jobs import Capability, NodeFacts
 from common.messages.topics import Service
@@ -65,31 +68,41 @@ def doctor(base_dir: Path | None, config: Path | None, *, as_json: bool) -> int:
     Exit code 1 when a default cannot be met.
     """
     base = base_dir or default_base_dir()
-    facts, source = _examine(base, config)
-    click.echo(json_of(facts, source) if as_json else text_of(facts, source))
-    return 1 if unmet(facts) else 0
+    facts, source, info = _examine(base, config)
+    certificates = _certificates(base, config, info)
+    click.echo((json_of if as_json else text_of)(facts, source, certificates))
+    return 1 if unmet(facts, certificates) else 0
 
 
-def unmet(facts: NodeFacts) -> tuple[str, ...]:
-    """Names of the missing capabilities that jobs with default settings need."""
+def unmet(facts: NodeFacts, certificates: tuple[CertificateRow, ...] = ()) -> tuple[str, ...]:
+    """Names of the missing capabilities that jobs with default settings need, and of certificates that have ended."""
     missing = {each.name for each in facts.capabilities if each.level == "missing"}
     needed = CONFINEMENT if OWNER_RANGE in missing else CONFINEMENT | LIMITS
-    return tuple(each.name for each in facts.capabilities if each.name in missing & needed)
+    return (*(each.name for each in facts.capabilities if each.name in missing & needed), *unusable(certificates))
 
 
-def _examine(base: Path, config: Path | None) -> tuple[NodeFacts, Source]:
+def _certificates(base: Path, config: Path | None, info: node_pb2.NodeInfo | None) -> tuple[CertificateRow, ...]:
+    try:
+        settings = load_settings(config, base_dir=None if config else base)
+    except JobletError as error:  # a node may run, and be asked, while its file is being edited
+        return (CertificateRow("certificates", "unknown", str(error)),)
+    return certificate_rows(info, settings, now_ns=time.time_ns())
+
+
+def _examine(base: Path, config: Path | None) -> tuple[NodeFacts, Source, node_pb2.NodeInfo | None]:
     file = base / CLIENT_CONFIG_FILE
     if not file.exists():
-        return _probe(base, config), Source(asked=False, why=f"there is no {file}, so no node of {base} to ask")
+        return _probe(base, config), Source(asked=False, why=f"there is no {file}, so no node of {base} to ask"), None
     from cli.joblet.node import node_info  # noqa: PLC0415  # gRPC loads only when there is a node to ask
 
     context = load_context(file, "default")
     try:
-        return _facts_of(node_info(context)), Source(asked=True, why="")
+        info = node_info(context)
+        return _facts_of(info), Source(asked=True, why=""), info
     except JobletError as error:
         if error.reason not in {Reason.UNAVAILABLE, Reason.DEADLINE}:
             raise
-        return _probe(base, config), Source(asked=False, why=error.message)
+        return _probe(base, config), Source(asked=False, why=error.message), None
 
 
 def _facts_of(info: node_pb2.NodeInfo) -> NodeFacts:
@@ -129,38 +142,41 @@ def _probe(base: Path, config: Path | None) -> NodeFacts:
         raise JobletError(Reason.INTERNAL, f"{command[0]} --probe printed no facts: {cause}") from cause
 
 
-def json_of(facts: NodeFacts, source: Source) -> str:
-    """One JSON object: NodeFacts, where they come from, and what is unmet."""
+def json_of(facts: NodeFacts, source: Source, certificates: tuple[CertificateRow, ...] = ()) -> str:
+    """One JSON object: NodeFacts, where they come from, the certificates, and what is unmet."""
     return json.dumps(
         {
             **msgspec.to_builtins(facts),
             "python": platform.python_version(),
             "source": "node" if source.asked else "probe",
             "source_detail": source.why,
-            "unmet": list(unmet(facts)),
+            "certificates": msgspec.to_builtins(certificates),
+            "unmet": list(unmet(facts, certificates)),
         }
     )
 
 
-def text_of(facts: NodeFacts, source: Source) -> str:
+def text_of(facts: NodeFacts, source: Source, certificates: tuple[CertificateRow, ...] = ()) -> str:
     """Lines for people; nothing in them moves a terminal's cursor."""
     whose = f"asked the running node {facts.node_id}, which runs {facts.running_jobs} jobs"
-    lacking = unmet(facts)
+    lacking = unmet(facts, certificates)
     head = (
         whose if source.asked else f"probed this host itself: {source.why}",
         f"joblet {facts.version}, Linux {facts.kernel}, cgroups {facts.cgroup_version}, {facts.cpus} CPUs,"
         f" {format_size(facts.memory_bytes)}",
     )
     verdict = f"cannot run here, for want of {', '.join(lacking)}" if lacking else "can run here"
-    width = max((len(each.name) for each in facts.capabilities), default=0)
+    rows = [(each.name, each.level, each.detail) for each in facts.capabilities]
+    rows += [(each.name, each.level, each.detail) for each in certificates]
+    width = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(
         (
             *map(escape_line, head),
-            *(_line(each, width) for each in facts.capabilities),
+            *(_line(*row, width) for row in rows),
             escape_line(f"jobs with default settings {verdict}"),
         )
     )
 
 
-def _line(each: Capability, width: int) -> str:
-    return f"{escape_line(each.name):{width}}  {escape_line(each.level):8}  {escape_line(each.detail)}".rstrip()
+def _line(name: str, level: str, detail: str, width: int) -> str:
+    return f"{escape_line(name):{width}}  {escape_line(level):8}  {escape_line(detail)}".rstrip()

@@ -27,7 +27,8 @@ from common.config.layout import Layout, layout_of
 from common.config.load import CONFIG_FILE, load_settings
 from common.config.settings import DEFAULT_BASE_DIR, Settings
 from common.errors import JobletError, Reason, unavailable
-from common.privileges import default_base_dir, name_process, prepare_directories, resolve_users
+from common.prctl import name_process
+from common.privileges import default_base_dir, prepare_directories, resolve_users
 from common.runtime import Notifier
 
 LOG_FILE: Final = "joblet.log"

@@ -1,20 +1,27 @@
-"""`joblet verify [JOB]`: are the stored logs whole? Reads the files themselves; no service needs to run."""
+"""`joblet verify [JOB]`: are the stored logs whole, or the audit log? Reads the files; no service needs to run."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
 
-from cli.client.escape import escape_line
+from cli.client.escape import escape, escape_line
 from cli.client.gaps import gap_text
+from cli.joblet.auditverify import Head, verify_audit
+from cli.joblet.auditverify import Report as AuditReport
 from cli.joblet.storedlog import Report, verify_job
 from cli.joblet.up import base_dir_option
-from common.config.layout import layout_of
+from common.config.layout import Layout, layout_of
 from common.config.load import load_settings
 from common.errors import JobletError, not_found, precondition
 from common.identifiers import parse_job_id, parse_job_reference
+
+SOURCES: Final = ("api", "persist")
+_DIGEST: Final = re.compile("[0-9a-f]{64}", re.ASCII)
 
 
 @click.command(epilog="Example: joblet verify --base-dir /tmp/node 6fa459ea")
@@ -23,7 +30,27 @@ from common.identifiers import parse_job_id, parse_job_reference
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Configuration file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a job.")
 @click.option("--strict", is_flag=True, help="Exit with 1 for gaps, too.")
-def verify(job: str | None, base_dir: Path | None, config: Path | None, *, as_json: bool, strict: bool) -> int:
+@click.option("--audit", is_flag=True, help="Check the chain of the audit log instead.")
+@click.option("--source", type=click.Choice(SOURCES), help="With --audit: of this service only.  [default: both]")
+@click.option(
+    "--head",
+    metavar="HASH",
+    default="",
+    help="With --audit: a line with this hash must be there.  [of api, or --source]",
+)
+@click.option("--head-number", type=click.IntRange(1), help="With --audit: so must this number.")
+def verify(
+    job: str | None,
+    base_dir: Path | None,
+    config: Path | None,
+    *,
+    as_json: bool,
+    strict: bool,
+    audit: bool,
+    source: str | None,
+    head: str,
+    head_number: int | None,
+) -> int:
     """Check stored files: gzip members whole, JSON valid, no sequence missing or twice. Exit code 1 with findings.
 
     A gap is told below the verdict and is no finding: the log says itself which entries are missing and why. Behind
@@ -31,8 +58,19 @@ def verify(job: str | None, base_dir: Path | None, config: Path | None, *, as_js
 
     While a job still writes, its two files are flushed one after the other, and a sequence that is on the way may be
     reported as missing.
+
+    With --audit: no line of the audit log changed, missing, moved, inserted or torn. Keep the head that is printed
+    where the node cannot reach it: with it (--head, --head-number) a later check also finds a log that was cut off at
+    its end. What the log tells itself, lines that were torn or could not be written, is no finding.
     """
-    logs = layout_of(load_settings(config, base_dir=base_dir)).logs
+    if not audit and (source or head or head_number):
+        raise click.UsageError("--source, --head and --head-number are for --audit")
+    layout = layout_of(load_settings(config, base_dir=base_dir))
+    if audit:
+        if job:
+            raise click.UsageError("--audit takes no job")
+        return _verify_audit(layout, source, _head(head, head_number or 0), as_json=as_json, strict=strict)
+    logs = layout.logs
     found = 0
     for directory in _job_directories(logs, parse_job_reference(job) if job else ""):
         report = verify_job(directory)
@@ -40,6 +78,40 @@ def verify(job: str | None, base_dir: Path | None, config: Path | None, *, as_js
         # Not msgspec's own JSON: it leaves C1 and bidirectional controls as they are.
         click.echo(json.dumps(msgspec.to_builtins(report)) if as_json else _text(report))
     return 1 if found else 0
+
+
+def _head(digest: str, number: int) -> Head | None:
+    if digest and not _DIGEST.fullmatch(digest):
+        raise click.UsageError("--head is no hash: give the 64 hexadecimal digits of `head` as they were printed")
+    return Head(number, digest) if digest or number else None
+
+
+def _verify_audit(layout: Layout, source: str | None, head: Head | None, *, as_json: bool, strict: bool) -> int:
+    found = 0
+    for name, directory in (("api", layout.audit), ("persist", layout.audit_persist)):
+        if source in (None, name):
+            try:
+                report = verify_audit(directory, name, head if name == (source or SOURCES[0]) else None)
+            except FileNotFoundError as cause:
+                raise not_found(f"no audit log at {directory}", "give --base-dir or --config") from cause
+            except PermissionError as cause:
+                raise precondition(f"{directory} is closed to you", "run it as root") from cause
+            found += len(report.findings) + (len(report.notes) if strict else 0)
+            click.echo(json.dumps(msgspec.to_builtins(report)) if as_json else _audit_text(report))
+    return 1 if found else 0
+
+
+def _audit_text(report: AuditReport) -> str:
+    verdict = "whole" if not report.findings else f"{len(report.findings) + report.findings_untold} findings"
+    lines = [f"{report.source}: {report.lines} lines in {len(report.files)} files: {verdict}"]
+    if report.lines:
+        lines.append(f"  first number {report.first_number} of {report.first_time}")
+        lines.append(f"  last number {report.last_number} of {report.last_time}")
+        lines.append(f"  head {report.head}")
+    lines += [f"  {text}" for text in (*report.findings, *report.notes)]
+    if report.findings_untold:
+        lines.append(f"  and {report.findings_untold} more findings")
+    return "\n".join(escape(line) for line in lines)
 
 
 def _job_directories(logs: Path, prefix: str) -> Iterator[Path]:

@@ -8,12 +8,14 @@ import click
 from cli.client.exits import exit_of_job
 from cli.client.jobs import cancel_job, get_job, list_jobs, stop_job, wait_job
 from cli.client.views import job_object, state_of_word, state_word, state_words
+from cli.front.output import print_line
+from cli.front.values import DURATION, SIGNAL
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.run import tell_end
-from cli.rnx.show import JOB_HEADINGS, job_fields, job_row
-from cli.rnx.tables import print_fields, print_json, print_line, print_table
-from cli.rnx.values import DURATION, SIGNAL, pairs
+from cli.rnx.show import JOB_HEADINGS, QUEUE, job_fields, job_row
+from cli.rnx.tables import print_fields, print_json, print_table, used_columns
+from cli.rnx.values import pairs
 from proto.joblet.v1 import job_pb2
 
 LIST_LIMIT = 100
@@ -44,7 +46,7 @@ def list_command(
         if invocation.json:
             print_json([job_object(job) for job in jobs])
         else:
-            print_table(JOB_HEADINGS, (job_row(job) for job in jobs))
+            print_table(*used_columns(JOB_HEADINGS, [job_row(job) for job in jobs], sometimes={QUEUE}))
 
 
 @click.command("status", cls=Verb, example="rnx job status 6fa459ea\nrnx job status 6fa459ea --json | jq .exit_code")
@@ -87,7 +89,7 @@ def stop_command(invocation: Invocation, *, job: str, signal: str | None, grace:
 @job_argument
 @pass_invocation
 def cancel_command(invocation: Invocation, *, job: str) -> None:
-    """Withdraw a job that has not started."""
+    """Withdraw a job that waits for its time or for its turn."""
     with invocation.session() as session:
         _print_outcome(invocation, cancel_job(session, job))
 

@@ -9,11 +9,13 @@ import click
 
 from cli.client.jobs import get_job
 from cli.client.logs import LogStream
+from cli.front.output import STDOUT
+from cli.front.values import RATE
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.jobs import job_argument
-from cli.rnx.sink import STDOUT, JsonSink, Sink, TextSink, stored_sink
-from cli.rnx.values import RATE, TIME
+from cli.rnx.sink import JsonSink, Sink, TextSink, stored_sink
+from cli.rnx.values import TIME
 from common.errors import invalid
 from proto.joblet.v1 import job_pb2
 

@@ -1,26 +1,17 @@
-"""rnx: the user's program. The tree of commands, and the one place where errors become a line and an exit code.
+"""rnx: the user's program. The tree of commands.
 
-Here: the top of the command line and process entry. Not here: what commands do (the other modules of this package).
+Here: the top of the command line. Not here: what commands do (the other modules of this package), process entry and
+errors (`cli/front/program.py`).
 """
 
-import os
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final, NoReturn
 
 import click
-from click.shell_completion import shell_complete
 
-from cli.client.channel import prepare_environment
-from cli.client.exits import EXIT_OF_REASON, Exit
+from cli.front.program import Program, installed_version
 from cli.rnx.commands import Room
-from cli.rnx.completion import COMPLETE_VARIABLE
-from cli.rnx.invocation import tell
-from common.errors import JobletError
 
-TRACEBACK_VARIABLE: Final = "RNX_TRACEBACK"
 _RUN: Final = "cli.rnx.run:run_command"
 
 job = Room(
@@ -71,83 +62,15 @@ program = Room(
 )
 
 
-def _version() -> str:
-    try:
-        return version("joblet")
-    except PackageNotFoundError:
-        return "unknown (not installed)"
-
-
-click.version_option(_version(), prog_name="rnx", message="%(prog)s %(version)s")(program)
+click.version_option(installed_version(), prog_name="rnx", message="%(prog)s %(version)s")(program)
+ENTRY: Final = Program("rnx", program)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run rnx with `arguments` (None: those of the process) and exit."""
-    prepare_environment()
-    try:
-        code = run(arguments)
-    except KeyboardInterrupt:
-        _leave_at_once()
-    except Exception as error:  # process entry: a defect of ours is told in one line, too
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        tell(f"rnx: defect: {type(error).__name__}: {error}: set {TRACEBACK_VARIABLE}=1 and report what it prints")
-        code = Exit.FAILURE
-    sys.exit(code)
+    ENTRY.main(arguments)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run rnx and return its exit code; errors are told on stderr, one line each. KeyboardInterrupt passes."""
-    instruction = os.environ.get(COMPLETE_VARIABLE)
-    if instruction:
-        return shell_complete(program, {}, "rnx", COMPLETE_VARIABLE, instruction)
-    try:
-        return _invoke(list(sys.argv[1:] if arguments is None else arguments))
-    except click.ClickException as error:
-        return _tell_usage(error)
-    except JobletError as error:
-        tell(f"rnx: {error}")
-        return EXIT_OF_REASON[error.reason]
-    except click.Abort:
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        _let_go_of_stdout()
-        return Exit.BROKEN_PIPE
-
-
-def _invoke(arguments: list[str]) -> int:
-    # Not program.main(): it would exit with 1 for a broken pipe and print an empty line for an interrupt.
-    try:
-        with program.make_context("rnx", arguments) as context:
-            outcome = program.invoke(context)
-    except click.exceptions.Exit as end:
-        outcome = end.exit_code
-    sys.stdout.flush()
-    return outcome if isinstance(outcome, int) else Exit.OK
-
-
-def _tell_usage(error: click.ClickException) -> int:
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return Exit.USAGE
-    text = error.format_message().rstrip(".")
-    if isinstance(error, click.UsageError):
-        where = error.ctx.command_path if error.ctx is not None else "rnx"
-        tell(f"rnx: {text}: see `{where} --help`")
-        return Exit.USAGE
-    tell(f"rnx: {text}")
-    return Exit.FAILURE
-
-
-def _leave_at_once() -> NoReturn:
-    """Exit without the destructors of gRPC objects, which may wait for ever after an interrupt (see session.py)."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
-    os._exit(Exit.INTERRUPTED)
-
-
-def _let_go_of_stdout() -> None:
-    """Nobody reads any more: what is still buffered goes nowhere, instead of failing again at the exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    """Run rnx and return its exit code."""
+    return ENTRY.run(arguments)

@@ -20,8 +20,8 @@ from cli.client.session import Session
 from cli.client.views import job_object, state_word
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
-from cli.rnx.show import command_text, exit_text, pressure_text
-from cli.rnx.tables import cell, make_table, print_json, print_table
+from cli.rnx.show import QUEUE, command_text, exit_text, pressure_text, queue_text
+from cli.rnx.tables import cell, make_table, print_json, print_table, used_columns
 from common.errors import JobletError, Reason, unavailable
 from common.quantities import format_duration_ms, format_size
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
@@ -31,12 +31,13 @@ SAMPLED_JOBS_MAX: Final = 20
 KEPT_JOBS_MAX: Final = 1000
 _SAMPLE_AGE_NS: Final = 30 * 1_000_000_000
 _HEADINGS: Final = (
-    *("ID", "NAME", "OWNER", "STATE", "EXIT", "TIME", "CPU %", "MEMORY", "PIDS"),
+    *("ID", "NAME", "OWNER", "STATE", QUEUE, "EXIT", "TIME", "CPU %", "MEMORY", "PIDS"),
     *("DISK", "TRAFFIC", "WAITED", "COMMAND"),
 )
-_SOMETIMES: Final = frozenset({"DISK", "TRAFFIC", "WAITED"})
+_SOMETIMES: Final = frozenset({QUEUE, "DISK", "TRAFFIC", "WAITED"})
 """Columns that are left out while nobody has anything in them."""
 _ID_CHARACTERS: Final = 8
+_WAITING: Final = (job_pb2.SCHEDULED, job_pb2.PENDING)
 
 
 class Board:
@@ -59,11 +60,11 @@ class Board:
                     del self._jobs[oldest]
 
     def jobs(self) -> list[job_pb2.Job]:
-        """Those that run first, then the newest."""
+        """Those that run first, then those that wait, then the others; of each the newest first."""
         with self._lock:
             jobs = list(self._jobs.values())
         jobs.sort(key=lambda job: job.created_at.ToNanoseconds(), reverse=True)
-        jobs.sort(key=lambda job: job.state in ENDED)
+        jobs.sort(key=lambda job: 2 if job.state in ENDED else job.state in _WAITING)
         return jobs
 
     def begin(self, jobs: Iterable[job_pb2.Job]) -> None:
@@ -104,7 +105,7 @@ def monitor_command(invocation: Invocation) -> None:
             _follow(session, console)
         else:
             jobs = list(list_jobs(session, limit=KEPT_JOBS_MAX))
-            print_table(*used_columns([row(job, None, now_ns=time.time_ns()) for job in jobs]))
+            print_table(*shown_columns([row(job, None, now_ns=time.time_ns()) for job in jobs]))
 
 
 def _follow(session: Session, console: Console) -> None:
@@ -129,7 +130,7 @@ def _follow(session: Session, console: Console) -> None:
 def _head(node: node_pb2.NodeInfo) -> str:
     return (
         f"{node.node_id}  joblet {node.version}  kernel {node.kernel}  {node.cpus} cpus  "
-        f"{format_size(node.memory_bytes)}  {node.running_jobs} running"
+        f"{format_size(node.memory_bytes)}  {node.running_jobs} running  {node.queued_jobs} waiting"
     )
 
 
@@ -138,18 +139,23 @@ def _view(session: Session, board: Board, head: str, away: str, *, rows_max: int
     running = [job for job in jobs if job.state == job_pb2.RUNNING and not away][:SAMPLED_JOBS_MAX]
     samples = {job.id: _latest_sample(session, job.id) for job in running}
     now_ns = time.time_ns()
-    rows = [row(job, samples.get(job.id), now_ns=now_ns) for job in jobs[:rows_max]]
-    return Group(cell(head), cell(away), make_table(*used_columns(rows)))
+    rows = [row(_placeless(job), samples.get(job.id), now_ns=now_ns) for job in jobs[:rows_max]]
+    return Group(cell(head), cell(away), make_table(*shown_columns(rows)))
 
 
-def used_columns(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _placeless(job: job_pb2.Job) -> job_pb2.Job:
+    """Nobody tells when a job moves up: the place that came with it would be shown long after it was true."""
+    if not job.queue_position:
+        return job
+    without = job_pb2.Job()
+    without.CopyFrom(job)
+    without.ClearField("queue_position")
+    return without
+
+
+def shown_columns(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows without the columns that nobody needs now."""
-    kept = [
-        number
-        for number, heading in enumerate(_HEADINGS)
-        if heading not in _SOMETIMES or any(row[number] for row in rows)
-    ]
-    return tuple(_HEADINGS[number] for number in kept), [tuple(row[number] for number in kept) for row in rows]
+    return used_columns(_HEADINGS, rows, sometimes=_SOMETIMES)
 
 
 def _latest_sample(session: Session, job_id: str) -> persist_pb2.Metric | None:
@@ -171,6 +177,7 @@ def row(job: job_pb2.Job, sample: persist_pb2.Metric | None, *, now_ns: int) -> 
         job.name or job.spec.name,
         job.owner,
         state_word(job.state),
+        queue_text(job),
         exit_text(job),
         "" if ran_ms is None else format_duration_ms(max(ran_ms // 1000 * 1000, 0)),
         "" if sample is None else f"{sample.cpu_percent:.1f}",

@@ -6,7 +6,7 @@ Here: the two commands. Not here: reading the configuration (`cli/client/context
 import click
 
 from cli.client.contexts import find_config, read_nodes
-from cli.client.views import node_object
+from cli.client.views import node_object, time_text
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.tables import print_fields, print_json, print_table
@@ -19,7 +19,7 @@ from proto.joblet.v1 import node_pb2
 def info_command(invocation: Invocation) -> None:
     """The node, the limits that it can enforce, and what its services counted.
 
-    Counters are told to those only who may see all jobs; docs/operations.md says what they mean.
+    Certificates and counters are told to those only who may see all jobs; docs/operations.md says what they mean.
     """
     with invocation.session() as session:
         node = session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())
@@ -34,7 +34,8 @@ def info_command(invocation: Invocation) -> None:
             ("cgroups", node.cgroup_version),
             ("cpus", str(node.cpus)),
             ("memory", format_size(node.memory_bytes)),
-            ("running jobs", str(node.running_jobs)),
+            ("running jobs", f"{node.running_jobs} of at most {node.running_max}"),
+            ("waiting jobs", str(node.queued_jobs)),
         )
     )
     if node.capabilities:
@@ -43,6 +44,12 @@ def info_command(invocation: Invocation) -> None:
         print_table(
             ("CAPABILITY", "LEVEL", "DETAIL"),
             ((c.name, level.Name(c.level).lower(), c.detail) for c in node.capabilities),
+        )
+    if node.certificates:
+        click.echo()
+        print_table(
+            ("CERTIFICATE", "ENDS", "SOON", "SUBJECT"),
+            ((c.name, time_text(c.not_after), "yes" if c.soon else "", c.subject) for c in node.certificates),
         )
     if node.counters:
         click.echo()

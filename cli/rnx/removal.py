@@ -10,10 +10,11 @@ import click
 from cli.client.exits import EXIT_OF_REASON, Exit
 from cli.client.jobs import ENDED, delete_job, list_jobs
 from cli.client.session import Session
+from cli.front.output import print_line, tell
 from cli.rnx.commands import Verb
-from cli.rnx.invocation import Invocation, pass_invocation, tell
+from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.jobs import job_argument, label_option, owner_option
-from cli.rnx.tables import print_json, print_line
+from cli.rnx.tables import print_json
 from cli.rnx.values import pairs
 from common.errors import JobletError, Reason
 

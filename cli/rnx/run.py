@@ -16,13 +16,15 @@ from cli.client.logs import LogStream
 from cli.client.session import Session
 from cli.client.uploads import collect, total_bytes, upload
 from cli.client.views import job_object
+from cli.front.output import print_line, tell
 from cli.rnx.commands import Verb
 from cli.rnx.interrupts import Interrupts, Policy
-from cli.rnx.invocation import Invocation, pass_invocation, tell
+from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.progress import upload_progress
+from cli.rnx.show import waiting_text
 from cli.rnx.sink import attached_sink
 from cli.rnx.spec import RunOptions, build_spec, job_options
-from cli.rnx.tables import print_json, print_line
+from cli.rnx.tables import print_json
 from common.errors import JobletError
 from common.identifiers import parse_key
 from proto.joblet.v1 import job_pb2
@@ -69,7 +71,7 @@ def run_command(
     """Run COMMAND as a job, with its output here.
 
     Without -d it stays attached: the job's stdout goes to stdout and its stderr to stderr, byte for byte, and rnx exits
-    as the job did (128+n after signal n, 1 when it did not start).
+    as the job did (128+n after signal n, 1 when it did not start). A job that has to wait is waited for.
     """
     return _run(
         invocation, RunOptions(**options), Policy(on_interrupt), idempotency_key, detach=detach, dry_run=dry_run
@@ -144,6 +146,8 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
         except KeyboardInterrupt:
             tell(f"rnx: left before the node answered: the job may run, see `rnx job list` (idempotency key {key})")
             raise
+        if (waiting := waiting_text(job)) and sys.stderr.isatty():
+            tell(f"rnx: {waiting} (job {job.id})")
         request = job_pb2.StreamLogsRequest(job_id=job.id, follow=True)
         stream = LogStream(session, request, guard=interrupts.held)
         try:

@@ -13,7 +13,8 @@ from cli.client.views import on_full_word, state_word, time_text
 from common.quantities import format_duration_ms, format_size, format_time_ns
 from proto.joblet.v1 import job_pb2, persist_pb2
 
-JOB_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", "EXIT", "CREATED", "COMMAND")
+QUEUE: Final = "QUEUE"
+JOB_HEADINGS: Final = ("ID", "NAME", "OWNER", "STATE", QUEUE, "EXIT", "CREATED", "COMMAND")
 _NS_PER_S: Final = 1_000_000_000
 _US_PER_MS: Final = 1000
 _COMMAND_CHARACTERS_MAX: Final = 200
@@ -27,6 +28,7 @@ def job_row(job: job_pb2.Job) -> tuple[str, ...]:
         job.name or job.spec.name,
         job.owner,
         state_word(job.state),
+        queue_text(job),
         exit_text(job),
         format_time_ns(created_s * _NS_PER_S),
         command_text(job)[:_COMMAND_CHARACTERS_MAX],
@@ -45,6 +47,23 @@ def exit_text(job: job_pb2.Job) -> str:
     return f"signal {job.signal}" if job.HasField("signal") else ""
 
 
+def queue_text(job: job_pb2.Job) -> str:
+    """What a job waits for: its place, with its priority if it has one, or its time; nothing when it does not wait."""
+    if job.state == job_pb2.SCHEDULED:
+        return _time(job.spec.start_at)
+    if job.state != job_pb2.PENDING:
+        return ""
+    place = str(job.queue_position or "")
+    return f"{place} (priority {job.spec.priority})".strip() if job.spec.priority else place
+
+
+def waiting_text(job: job_pb2.Job) -> str:
+    """`waiting: position 3`, or `waiting until` its time; nothing when it does not wait, or its place is not known."""
+    if job.state == job_pb2.SCHEDULED:
+        return f"waiting until {_time(job.spec.start_at)}"
+    return f"waiting: position {job.queue_position}" if job.queue_position else ""
+
+
 def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     """Everything known, in words; what is not known has an empty value."""
     spec = job.spec
@@ -54,6 +73,9 @@ def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     yield "node", job.node_id
     yield "state", state_word(job.state)
     yield "reason", job.reason
+    yield "queue position", str(job.queue_position or "")
+    yield "priority", str(spec.priority or "")
+    yield "scheduled for", _time(spec.start_at)
     yield "command", command_text(job)
     yield "workdir", spec.workdir
     yield "pid", str(job.pid or "")
@@ -67,6 +89,7 @@ def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:
     yield "network", job_pb2.NetworkMode.Name(spec.network).lower() if spec.network else ""
     yield "volumes", ", ".join(f"{v.name}:{v.path}{':ro' if v.read_only else ''}" for v in spec.volumes)
     yield "labels", ", ".join(f"{key}={value}" for key, value in sorted(spec.labels.items()))
+    yield "secret variables", " ".join(sorted(spec.secret_environment))
     yield "environment", shlex.join(f"{key}={value}" for key, value in sorted(spec.environment.items()))
     if job.HasField("usage"):
         yield from _usage(job.usage)

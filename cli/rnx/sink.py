@@ -1,26 +1,19 @@
 """Where a job's output goes: byte for byte, made safe for a terminal, with times, or as JSON lines.
 
-Here: one class for each way of showing log chunks, and writing to descriptors. Not here: where chunks come from
-(`cli/client/logs.py`). Writing bypasses Python's text layer: output is bytes. See write(2), pipe(7).
+Here: one class for each way of showing log chunks. Not here: where chunks come from (`cli/client/logs.py`), and
+writing to descriptors (`cli/front/output.py`).
 """
 
 import base64
 import json
-import os
-import select
 from collections.abc import Mapping
-from typing import Final, Protocol
+from typing import Protocol
 
 from cli.client.escape import TerminalText
-from cli.client.gaps import gap_text
-from cli.client.logs import entries
-from cli.rnx.invocation import tell
+from cli.client.logs import STREAM_WORDS, entries, missing_text
+from cli.front.output import STDERR, STDOUT, tell, write_all
 from common.quantities import format_time_ns
 from proto.joblet.v1 import job_pb2, persist_pb2
-
-STDOUT: Final = 1
-STDERR: Final = 2
-_STREAM_WORDS: Final = {persist_pb2.STDOUT: "stdout", persist_pb2.STDERR: "stderr"}
 
 
 class Sink(Protocol):
@@ -33,26 +26,9 @@ class Sink(Protocol):
         """Nothing more will come."""
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """All of `data`, also to a pipe that another program made non-blocking."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:
-            select.select([], [descriptor], [])
-
-
 def tell_gap(chunk: job_pb2.LogChunk) -> None:
     """A line on stderr for entries that are missing."""
-    text = gap_text(
-        chunk.first_sequence,
-        chunk.lines,
-        chunk.gap.reason,
-        size_bytes=chunk.gap.bytes,
-        stream=_STREAM_WORDS.get(chunk.stream, ""),
-    )
-    tell(f"rnx: output is missing: {text}")
+    tell(f"rnx: {missing_text(chunk)}")
 
 
 class RawSink:
@@ -87,7 +63,7 @@ class TextSink:
 
     def __init__(self, *, escaped: bool, timestamps: bool) -> None:
         self._timestamps = timestamps
-        self._texts = {stream: TerminalText() for stream in _STREAM_WORDS} if escaped else None
+        self._texts = {stream: TerminalText() for stream in STREAM_WORDS} if escaped else None
         self._open_line: int | None = None  # the stream whose unfinished line the cursor stands in
 
     def write(self, chunk: job_pb2.LogChunk) -> None:
@@ -128,7 +104,7 @@ class JsonSink:
         if chunk.HasField("gap"):
             tell_gap(chunk)
             return
-        tail = f',"timestamp":{chunk.timestamp},"stream":"{_STREAM_WORDS[chunk.stream]}",'
+        tail = f',"timestamp":{chunk.timestamp},"stream":"{STREAM_WORDS[chunk.stream]}",'
         lines = [
             f'{{"sequence":{sequence}{tail}{_content(content)}{_partial(partial)}}}\n'
             for sequence, content, partial in entries(chunk)

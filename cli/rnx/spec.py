@@ -10,26 +10,21 @@ from typing import Any, Final, NamedTuple
 
 import click
 
+from cli.front.values import COUNT, DURATION, MEMORY, PERCENT, RATE, SIGNAL, SIZE, check_utf8
 from cli.rnx.values import (
-    COUNT,
     CPUS,
-    DURATION,
-    MEMORY,
-    PERCENT,
-    RATE,
     SCHEDULE,
-    SIGNAL,
-    SIZE,
     VOLUME,
     VolumeArgument,
     environment,
     pairs,
 )
-from common.errors import JobletError, Reason, invalid
+from common.errors import JobletError, Reason
 from proto.joblet.v1 import job_pb2
 
 NETWORKS: Final = ("none", "isolated", "bridge", "host")
 ON_FULL: Final = ("block", "drop")
+PRIORITY_MAX: Final = 100
 
 
 class RunOptions(NamedTuple):
@@ -62,6 +57,7 @@ class RunOptions(NamedTuple):
     upload_dir: tuple[Path, ...]
     network: str | None
     schedule: int | None
+    priority: int
     grace: int | None
     stop_signal: str | None
     on_full: str | None
@@ -108,7 +104,14 @@ _OPTIONS: Final = (
         "--upload-dir", multiple=True, type=_PATH, metavar="DIR", help="A directory whose contents come to /work."
     ),
     click.option("--network", type=click.Choice(NETWORKS), help="What of the network the job sees."),
-    click.option("--schedule", type=SCHEDULE, help="Start then: RFC 3339, or a duration from now."),
+    click.option("--schedule", type=SCHEDULE, help="Start not before then: RFC 3339, or a duration from now."),
+    click.option(
+        "--priority",
+        type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX),
+        default=0,
+        metavar="N",
+        help="Among your jobs that wait for their turn the highest is first, -100 to 100.  [default: 0]",
+    ),
     click.option("--grace", type=DURATION, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
     click.option("--stop-signal", type=SIGNAL, help="How the job is asked to stop.  [default: SIGTERM]"),
     click.option(
@@ -156,6 +159,7 @@ def build_spec(options: RunOptions) -> job_pb2.JobSpec:
         grace_ms=options.grace,
         stop_signal=options.stop_signal or "",
         on_full=options.on_full.upper() if options.on_full else None,
+        priority=options.priority,
     )
     if options.schedule is not None:
         spec.start_at.FromNanoseconds(options.schedule)
@@ -181,10 +185,6 @@ def _limits(options: RunOptions) -> job_pb2.Limits:
 
 
 def _check_utf8(options: RunOptions) -> None:
-    """Text travels as UTF-8; an argument of other bytes cannot."""
-    words = (*options.command, *options.env, *options.secret_env, *options.label, options.name, options.workdir)
-    for word in words:
-        try:
-            word.encode("utf-8")
-        except UnicodeEncodeError as cause:
-            raise invalid(f"{word!r} is not UTF-8", "pass such bytes in a file: --upload PATH") from cause
+    check_utf8((*options.command, *options.env, *options.label, options.name, options.workdir))
+    for variable in options.secret_env:
+        check_utf8((variable,), shown=variable.partition("=")[0])

@@ -5,7 +5,7 @@ Here: the three shapes, with everything that came from a job or a node escaped (
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 import click
@@ -27,11 +27,6 @@ _STATE_STYLES: Final = {
 }
 
 
-def print_line(text: str) -> None:
-    """One line of text that came from a node, or holds something that did."""
-    click.echo(escape_line(text))
-
-
 def print_json(value: Value) -> None:
     """One JSON document on one line. ASCII only, so that no control character of C1 reaches a terminal."""
     click.echo(json.dumps(value, separators=(",", ":")))
@@ -48,6 +43,18 @@ def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
         table.add_row(*cells)
     return table
+
+
+def used_columns(
+    headings: Sequence[str], rows: Sequence[tuple[str, ...]], *, sometimes: Container[str]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows without those columns of `sometimes` in which nobody has anything."""
+    kept = [
+        number
+        for number, heading in enumerate(headings)
+        if heading not in sometimes or any(row[number] for row in rows)
+    ]
+    return tuple(headings[number] for number in kept), [tuple(row[number] for number in kept) for row in rows]
 
 
 def cell(text: str) -> Text:

@@ -1,47 +1,22 @@
-"""Values of options: sizes, durations, times, names with values, signals; text in, numbers out.
+"""Values of options that only rnx takes: times, cpus, volumes, names with values; text in, numbers out.
 
-Here: parameter types for click around the parsers of `common`. Not here: which command takes them. A value that is
-refused here is a usage error (exit code 2).
+Here: parameter types for click around the parsers of `common`. Not here: those that every program takes
+(`cli/front/values.py`), and which command takes them. A value that is refused here is a usage error (exit code 2).
 """
 
 import os
 import re
-import signal as signals
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 import click
 
+from cli.front.values import COUNT_MAX, Parsed
 from common.errors import JobletError, invalid
-from common.quantities import parse_duration_ms, parse_size, parse_time_ns
+from common.quantities import parse_duration_ms, parse_time_ns
 
-MIB: Final = 2**20
-COUNT_MAX: Final = 2**32 - 1
-RATE_MAX: Final = 2**63 - 1
 _VOLUME = re.compile(r"([^:]+)(?::(/[^:]*))?(?::(ro|rw))?")
-
-
-class Parsed(click.ParamType[Any]):
-    """A type whose values `parse` reads; its JobletError becomes a usage error."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The parsed value; a default that is no text passes."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except JobletError as error:
-            self.fail(str(error), param, ctx)
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        """How the value is called in the help."""
-        del param, ctx
-        return self.name
 
 
 class VolumeArgument(NamedTuple):
@@ -64,24 +39,6 @@ def _future(text: str) -> int:
         return parse_time_ns(text, now_ns=time.time_ns())
 
 
-def _whole(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > most:
-        raise invalid(f"malformed number {text[:40]!r}: use a whole number from 0 to {most}")
-    return int(text)
-
-
-def _percent(text: str) -> int:
-    try:
-        value = int(text.removesuffix("%"))
-    except ValueError:
-        value = 0
-    if not 1 <= value <= COUNT_MAX:
-        raise invalid(
-            f"malformed percentage {text[:40]!r}: use a whole number from 1, such as 150 for one core and a half"
-        )
-    return value
-
-
 def _cpus(text: str) -> int:
     try:
         percent = round(float(text) * 100)
@@ -92,17 +49,6 @@ def _cpus(text: str) -> int:
     return percent
 
 
-def _signal(text: str) -> str:
-    """`9`, `KILL` and `SIGKILL` are SIGKILL; real-time signals are SIGRTMIN+n or their number."""
-    word = text.strip().upper()
-    try:
-        if word.isascii() and word.isdigit():
-            return signals.Signals(int(word)).name
-        return signals.Signals[word if word.startswith("SIG") else f"SIG{word}"].name
-    except (ValueError, KeyError):
-        raise invalid(f"no such signal {text[:40]!r}: use a name or number, such as TERM, SIGINT or 9") from None
-
-
 def _volume(text: str) -> VolumeArgument:
     match = _VOLUME.fullmatch(text)
     if match is None:
@@ -110,16 +56,9 @@ def _volume(text: str) -> VolumeArgument:
     return VolumeArgument(match[1], match[2] or "", match[3] == "ro")
 
 
-COUNT: Final = Parsed("N", lambda text: _whole(text, COUNT_MAX))
-RATE: Final = Parsed("N", lambda text: _whole(text, RATE_MAX))
-SIZE: Final = Parsed("SIZE", parse_size)
-MEMORY: Final = Parsed("SIZE", lambda text: parse_size(text, bare_unit_bytes=MIB))
-DURATION: Final = Parsed("DUR", parse_duration_ms)
 TIME: Final = Parsed("T", _past)
 SCHEDULE: Final = Parsed("TIME|DUR", _future)
-PERCENT: Final = Parsed("PERCENT", _percent)
 CPUS: Final = Parsed("N", _cpus)
-SIGNAL: Final = Parsed("SIG", _signal)
 VOLUME: Final = Parsed("NAME[:/PATH][:ro]", _volume)
 
 

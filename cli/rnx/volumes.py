@@ -8,10 +8,12 @@ import yaml
 
 from cli.client.views import Object, volume_object
 from cli.client.volumes import attach_volume, create_volume, detach_volume, get_volume, list_volumes, remove_volume
+from cli.front.output import print_line
+from cli.front.values import SIZE
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
-from cli.rnx.tables import print_fields, print_json, print_line, print_table
-from cli.rnx.values import SIZE, pairs
+from cli.rnx.tables import print_fields, print_json, print_table
+from cli.rnx.values import pairs
 from common.errors import invalid
 from common.quantities import format_size
 from proto.joblet.v1 import volume_pb2

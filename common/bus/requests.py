@@ -146,7 +146,7 @@ class Responder:
         try:
             answer = await self._handlers[type(message.body)](message.body)
         except JobletError as error:
-            answer = Failure(reason=error.reason, message=error.message, detail=error.detail, retryable=error.retryable)
+            answer = _as_failure(error)
         except Exception:
             log.exception("request failed", kind=type(message.body).__name__, message_id=message.id)
             answer = Failure(reason=Reason.INTERNAL, message="internal error", detail="see the log of the service")
@@ -173,9 +173,25 @@ class Responder:
             channel.close()
 
 
+def _as_failure(error: JobletError) -> Failure:
+    return Failure(
+        reason=error.reason,
+        message=error.message,
+        detail=error.detail,
+        retryable=error.retryable,
+        retry_after_s=error.retry_after_s,
+    )
+
+
 def _as_error(failure: Failure) -> JobletError:
     try:
         reason = Reason(failure.reason)
     except ValueError:
         reason = Reason.INTERNAL
-    return JobletError(reason, failure.message, detail=failure.detail, retryable=failure.retryable)
+    return JobletError(
+        reason,
+        failure.message,
+        detail=failure.detail,
+        retryable=failure.retryable,
+        retry_after_s=failure.retry_after_s,
+    )

@@ -1,11 +1,13 @@
 """Where everything lies below the base directory. The one place that joins these paths."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from common.config.settings import Settings
 from common.identifiers import JobId
 from common.messages.topics import PERSIST_GRPC_FILE
+
+HELD: Final = ".held"
 
 
 class Layout(NamedTuple):
@@ -38,6 +40,10 @@ class Layout(NamedTuple):
     def upload(self, upload_id: str) -> Path:
         """A staged tar archive."""
         return self.uploads / f"{upload_id}.tar"
+
+    def held_upload(self, upload_id: str) -> Path:
+        """The same while a job waits that came with it: api, which sweeps what nobody took, does not know this name."""
+        return self.uploads / f"{upload_id}{HELD}"
 
 
 def layout_of(settings: Settings) -> Layout:

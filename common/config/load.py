@@ -15,9 +15,11 @@ from typing import Any, Final, get_args, get_origin
 import msgspec
 import yaml
 
+from common.config.identity import check_identity
 from common.config.layout import layout_of
 from common.config.limits import check_limits
 from common.config.networks import check_networks
+from common.config.quotas import check_quotas
 from common.config.settings import DEFAULT_BASE_DIR, VERSION, Section, Settings
 from common.config.yamltext import parse_yaml
 from common.errors import JobletError, invalid, not_found
@@ -184,7 +186,9 @@ def _check_values(settings: Settings) -> None:
     _at_most("joblet.jobs.uid_first", settings.joblet.jobs.uid_first, UID_MAX - 65_536)
     if settings.persist.storage.type == "cloudwatch" and not settings.server.node_id:
         raise invalid("server.nodeId is not set", "CloudWatch storage needs one, unique among the nodes")
+    check_identity(settings.security.identity)
     check_limits(settings.joblet.limits)
+    check_quotas(settings.joblet.quotas)
     check_networks(settings.joblet.networks)
     _check_paths(settings)
 

@@ -50,3 +50,4 @@ class Failure(Body, frozen=True, kw_only=True):
     message: str
     detail: str = ""
     retryable: bool = False
+    retry_after_s: float | None = None

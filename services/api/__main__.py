@@ -1,7 +1,7 @@
 """The api process: `joblet-api` or `python -m services.api`. Built here and only here.
 
-Order: forbid TLS 1.2 → import everything → bind sockets as root → read certificates → drop privileges → serve → prove
-that TLS 1.2 is refused → READY=1.
+Order: forbid TLS 1.2 → import everything → begin the keeper, as root → read certificates, check them → bind sockets →
+drop privileges → serve, follow the keeper → prove that TLS 1.2 is refused → READY=1. SIGHUP makes the keeper look.
 """
 
 import os
@@ -16,12 +16,15 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-PSK-CHACHA20-POLY1305"
 os.environ.setdefault("GRPC_VERBOSITY", "INFO")
 
 import asyncio  # after the line above, all of these
+import signal
+from functools import partial
 
 import structlog
 
 from common.messages.topics import Service
 from common.runtime import Startup, run_service
 from common.tls import server_material
+from services.api.keeper import Keeper
 from services.api.process import Api, remove_stale_replies
 from services.api.selftest import require_tls13_only
 
@@ -30,12 +33,13 @@ log = structlog.get_logger(__name__)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
 
 
-async def serve(startup: Startup) -> None:
+async def serve(keeper: Keeper, startup: Startup) -> None:
     """Run the service until it is asked to stop."""
     settings = startup.settings
     material = server_material(settings, startup.layout)
     remove_stale_replies(startup.layout.run)
-    api = Api(settings, startup.layout, startup.transport, material)
+    api = Api(settings, startup.layout, startup.transport, material, keeper)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, api.rotation.look_now)
     startup.drop_privileges()
     await api.start()
     stopped = asyncio.create_task(startup.stopped())
@@ -57,7 +61,8 @@ async def serve(startup: Startup) -> None:
 
 def main() -> None:
     """Entry point."""
-    run_service(Service.API, serve)
+    keeper = Keeper()
+    run_service(Service.API, partial(serve, keeper), before_drop=keeper.start)
 
 
 if __name__ == "__main__":

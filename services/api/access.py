@@ -36,16 +36,16 @@ class Access:
         he may see but not use so, UNAVAILABLE when the executor does not answer.
         """
         call = current()
-        found = await self.look_up(parse_job_reference(reference), call.visible_owner)
+        call.object = parse_job_reference(reference)
+        found = await self.look_up(call.object, call.visible_owner)
         record = found.job
-        call.job = record.id
+        call.object = record.id
         if call.scope(call.rule.permission) is not Scope.ANY and record.owner != call.principal.name:
             raise JobletError(
                 Reason.DENIED,
                 f"{call.principal.name} may not {call.rule.permission} of others",
                 detail="ask the job's owner, or an admin or writer",
             )
-        call.decided("allowed")
         return found
 
     async def look_up(self, reference: str, visible_owner: str | None = None) -> jobs.JobFound:

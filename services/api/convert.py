@@ -4,12 +4,13 @@ Belongs here: messages → proto. The other way, which can fail, is `requests.py
 """
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
 from google.protobuf import timestamp_pb2
 
+from common.expiry import Expiry
 from common.messages import jobs
 from common.messages.logs import StoreMetric
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
@@ -91,6 +92,9 @@ def spec_to_proto(spec: jobs.JobSpec) -> job_pb2.JobSpec:
         grace_ms=spec.grace_ms,
         stop_signal=signal_name(spec.stop_signal),
         on_full=None if spec.on_full is None else ON_FULL[spec.on_full],
+        secret_environment=dict.fromkeys(spec.secret_names, ""),
+        priority=spec.priority,
+        start_at=timestamp(spec.start_at_ns),
     )
 
 
@@ -115,6 +119,7 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
         last_sequence=record.last_sequence,
         lost_entries=record.lost_entries,
         lost_bytes=record.lost_bytes,
+        queue_position=record.queue_position,
     )
 
 
@@ -127,8 +132,15 @@ def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
     return persist_pb2.Metric(job_id=fields.pop("job"), timestamp=fields.pop("time_ns"), **fields)
 
 
-def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping[str, int]) -> node_pb2.NodeInfo:
-    """What the node is. `running_jobs` and `counters` come from the caller: how much of them he may see."""
+def node_to_proto(
+    facts: jobs.NodeFacts,
+    *,
+    running_jobs: int,
+    queued_jobs: int,
+    counters: Mapping[str, int],
+    certificates: Iterable[Expiry],
+) -> node_pb2.NodeInfo:
+    """What the node is. What is not in `facts` comes from the caller: how much of it he may see."""
     return node_pb2.NodeInfo(
         node_id=facts.node_id,
         version=facts.version,
@@ -137,6 +149,8 @@ def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping
         cpus=facts.cpus,
         memory_bytes=facts.memory_bytes,
         running_jobs=running_jobs,
+        queued_jobs=queued_jobs,
+        running_max=facts.running_max,
         capabilities=[
             node_pb2.Capability(
                 name=one.name,
@@ -146,4 +160,10 @@ def node_to_proto(facts: jobs.NodeFacts, *, running_jobs: int, counters: Mapping
             for one in facts.capabilities
         ],
         counters=counters,
+        certificates=[
+            node_pb2.CertificateExpiry(
+                name=one.name, subject=one.subject, not_after=timestamp(one.not_after_ns), soon=one.soon
+            )
+            for one in certificates
+        ],
     )

@@ -51,7 +51,7 @@ class History:
         )
         self._streams: dict[str, Any] = {
             method: self._channel.unary_stream(SERVICE + method, lambda message: message.SerializeToString(), None)
-            for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics", "ApplyRetention")
+            for method in ("QueryLogs", "QueryLogBatches", "QueryMetrics", "ApplyRetention", "QueryAudit")
         }
         self._store: Any = self._channel.unary_unary(
             SERVICE + "GetStore", persist_pb2.GetStoreRequest.SerializeToString, persist_pb2.StoreInfo.FromString

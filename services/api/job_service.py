@@ -1,12 +1,13 @@
 """JobService: from a request to a command for the executor, and from its answer to the client's.
 
 Belongs here: one short method for each RPC. Does not belong here: checking requests (`requests.py`), permissions
-(`gate.py`, `access.py`, `limit_policy.py`), streams (`followers/`, `watch.py`, `metrics.py`), staging (`uploads/`).
+(`gate.py`, `access.py`), what every new job is subject to (`submission.py`), streams (`followers/`, `watch.py`,
+`metrics.py`), staging (`uploads/`).
 """
 # ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 import msgspec
@@ -14,7 +15,6 @@ import structlog
 
 from common.bus.requests import Requester
 from common.errors import JobletError, precondition
-from common.identifiers import parse_key
 from common.messages import jobs, topics
 from common.messages.envelope import Body
 from proto.joblet.v1 import job_pb2, job_pb2_grpc, persist_pb2
@@ -25,9 +25,9 @@ from services.api.convert import job_to_proto
 from services.api.followers.hub import Hub
 from services.api.followers.streams import LogStreams
 from services.api.history import History
-from services.api.limit_policy import Policy, applied, check_network
 from services.api.metrics import MetricStreams
-from services.api.uploads.registry import Registry
+from services.api.quotas import Quota, Quotas
+from services.api.submission import Submission
 from services.api.uploads.staging import Staging
 from services.api.watch import Watch
 
@@ -50,9 +50,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         log_streams: LogStreams,
         metric_streams: MetricStreams,
         watch: Watch,
-        uploads: Registry,
+        submission: Submission,
         staging: Staging,
-        policy: Policy,
+        quotas: Quotas,
         recheck_s: float = RECHECK_S,
     ) -> None:
         self._executor = executor
@@ -62,38 +62,19 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         self._log_streams = log_streams
         self._metric_streams = metric_streams
         self._watch = watch
-        self._uploads = uploads
+        self._submission = submission
         self._staging = staging
-        self._policy = policy
+        self._quotas = quotas
         self._recheck_s = recheck_s
 
     async def RunJob(self, request: job_pb2.RunJobRequest, context: Context) -> job_pb2.RunJobResponse:
         """Start a job of the caller's own."""
-        call = current()
-        owner = call.principal.name
-        key = parse_key(request.idempotency_key, "idempotency key") if request.idempotency_key else ""
-        loan = self._uploads.lend(owner, key)
-        spec = self._spec(request.spec, loan.take)
-        accepted = await self._executor.request(
-            jobs.RunJob(owner=owner, spec=spec, idempotency_key=key), jobs.JobAccepted
-        )
-        loan.keep()
-        call.job = accepted.job.id
+        accepted = await self._submission.run(request.spec, idempotency_key=request.idempotency_key)
         return job_pb2.RunJobResponse(job=job_to_proto(accepted.job), existing=accepted.existing)
 
     async def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.PlanJobResponse:
-        """Tell how a job would be launched. Uploads stay where they are."""
-        owner = current().principal.name
-        spec = self._spec(request.spec, self._uploads.lend(owner, "").take)
-        plan = await self._executor.request(jobs.PlanJob(owner=owner, spec=spec), jobs.JobPlan)
-        return job_pb2.PlanJobResponse(steps=plan.steps)
-
-    def _spec(self, message: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
-        """What the caller asks for, as far as his roles may."""
-        spec = requests.job_spec(message, upload, network=self._policy.network, on_full=self._policy.on_full)
-        roles = current().principal.roles
-        check_network(spec.network, roles)
-        return msgspec.structs.replace(spec, limits=applied(spec.limits, roles, self._policy))
+        """Tell how a job would be launched."""
+        return job_pb2.PlanJobResponse(steps=(await self._submission.plan(request.spec)).steps)
 
     async def UploadFiles(
         self,
@@ -102,8 +83,8 @@ class JobService(job_pb2_grpc.JobServiceServicer):
     ) -> job_pb2.UploadFilesResponse:
         """Stage files for one later RunJob of the caller."""
         call = current()
-        call.decided("allowed")
-        upload = await self._staging.receive(call.principal.name, request_iterator)
+        bound = self._quotas.of(Quota.UPLOAD_BYTES, call.principal.roles)
+        upload = await self._staging.receive(call.principal.name, request_iterator, bound)
         return job_pb2.UploadFilesResponse(upload_id=upload.id, bytes=upload.bytes, entries=upload.entries)
 
     async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
@@ -194,11 +175,9 @@ class JobService(job_pb2_grpc.JobServiceServicer):
         context: Context,
     ) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
         """Jobs as they are and as they change."""
-        call = current()
         wanted = msgspec.structs.replace(
-            requests.job_filter(request.filter), visible_owner=call.visible_owner, page_size=requests.PAGE_SIZE_MAX
+            requests.job_filter(request.filter), visible_owner=current().visible_owner, page_size=requests.PAGE_SIZE_MAX
         )
-        call.decided("allowed")
         return self._watch.changes(wanted)
 
     async def StreamMetrics(  # type: ignore[override]  # a generator; stored samples pass as bytes: see gate.py

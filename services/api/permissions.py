@@ -87,6 +87,7 @@ RULES: Final[dict[str, Rule]] = {
     _PERSIST + "DeleteJobData": Rule(Permission.CONTROL),
     _PERSIST + "ApplyRetention": Rule(Permission.MANAGE_NODE, streams=True),
     _PERSIST + "GetStore": Rule(Permission.MANAGE_NODE),
+    _PERSIST + "QueryAudit": Rule(Permission.MANAGE_NODE, streams=True),
     "/joblet.v1.NodeService/GetInfo": Rule(Permission.SEE_NODE),
     "/joblet.v1.NodeService/QueryAudit": Rule(Permission.MANAGE_NODE, streams=True),
     _WORKER + "Start": Rule(Permission.RUN),

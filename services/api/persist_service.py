@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 
 from common.errors import invalid
 from common.quantities import request_time_ns
-from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
+from proto.joblet.v1 import node_pb2, persist_pb2, persist_pb2_grpc
 from services.api.access import Access
 from services.api.calls import Context
 from services.api.history import UNTAKEN_S_MAX, History
@@ -70,6 +70,14 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
     ) -> AsyncGenerator[bytes, None]:
         """Retention, now."""
         return self._history.raw("ApplyRetention", request)
+
+    async def QueryAudit(  # type: ignore[override]  # as above
+        self,
+        request: node_pb2.QueryAuditRequest,
+        context: Context,
+    ) -> AsyncGenerator[bytes, None]:
+        """The audit log of persist."""
+        return self._history.raw("QueryAudit", request, untaken_s=UNTAKEN_S_MAX)
 
     async def GetStore(self, request: persist_pb2.GetStoreRequest, context: Context) -> persist_pb2.StoreInfo:
         """How much is stored."""

@@ -15,8 +15,9 @@ from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
 from common.messages import topics
-from common.tls import ServerMaterial
+from common.tls import ServerMaterial, server_sources
 from services.api.access import Access
+from services.api.audit_reader import AuditQueries
 from services.api.capacity import Capacity
 from services.api.followers.feed import Feeds
 from services.api.followers.hub import Hub
@@ -24,15 +25,23 @@ from services.api.followers.streams import LogStreams
 from services.api.gate import Gate
 from services.api.health import HealthService
 from services.api.history import History
+from services.api.identity import schemes_of
 from services.api.job_service import JobService
+from services.api.keeper import Keeper
 from services.api.limit_policy import policy_of
+from services.api.material import checked
 from services.api.metrics import MetricStreams
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.quotas import Quotas
+from services.api.rates import Rates
+from services.api.rotation import Credentials, Rotation
 from services.api.server import bind, build_server
+from services.api.submission import Submission
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
 from services.api.watch import Watch
+from services.api.worker_service import WorkerService
 
 STOP_GRACE_S = 2.0
 
@@ -56,10 +65,23 @@ def remove_stale_replies(run: Path) -> None:
 
 
 class Api:
-    """One api process. Make it inside the event loop; it binds its sockets at once and serves after `start`."""
+    """One api process. Make it inside the event loop; it binds its sockets at once and serves after `start`.
 
-    def __init__(self, settings: Settings, layout: Layout, transport: Transport, material: ServerMaterial) -> None:
+    Raises JobletError when `material` is no good. What `keeper` sees replaces it later.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        layout: Layout,
+        transport: Transport,
+        material: ServerMaterial,
+        keeper: Keeper | None = None,
+    ) -> None:
         limits = settings.joblet.grpc
+        first = checked(material)
+        credentials = Credentials(first.pem)
+        self._keeper = keeper or Keeper()
         self._executor = Requester(
             transport,
             commands=topics.EXECUTOR_COMMANDS,
@@ -68,9 +90,24 @@ class Api:
         )
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
-        self._audit = AuditFile(layout.audit)
-        self.capacity = Capacity(limits.active_streams_max)
-        self._gate = Gate(audit_log=self._audit, capacity=self.capacity)
+        self._audit = AuditFile(layout.audit, settings.joblet.audit)
+        quotas = Quotas(settings.joblet.quotas)
+        self._rates = Rates(quotas)
+        self.capacity = Capacity(limits.active_streams_max, quotas)
+        self.gate = Gate(
+            audit_log=self._audit,
+            capacity=self.capacity,
+            rates=self._rates,
+            schemes=schemes_of(settings.security.identity),
+        )
+        self.rotation = Rotation(
+            first,
+            keeper=self._keeper,
+            sources=server_sources(settings, layout),
+            security=settings.security,
+            credentials=credentials,
+            gate=self.gate,
+        )
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
@@ -80,9 +117,12 @@ class Api:
             queries=self._history,
             look=access.look_up,
         )
+        submission = Submission(
+            executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet), quotas=quotas
+        )
         self._health = HealthService()
         self._server = build_server(
-            self._gate,
+            self.gate,
             limits,
             job_service=JobService(
                 executor=self._executor,
@@ -92,23 +132,40 @@ class Api:
                 log_streams=log_streams,
                 metric_streams=MetricStreams(hub=self.hub, executor=self._executor, history=self._history),
                 watch=Watch(self.hub, self._executor),
-                uploads=self.uploads,
+                submission=submission,
                 staging=Staging(self.uploads, settings.joblet.uploads),
-                policy=policy_of(settings.joblet),
+                quotas=quotas,
             ),
-            node_service=NodeService(self._executor, self._history, lambda: log_streams.counters),
+            node_service=NodeService(
+                self._executor,
+                self._history,
+                counters=lambda: log_streams.counters | self.rotation.counters,
+                certificates=self.rotation.certificates,
+                audit=AuditQueries(layout.audit, self._history),
+            ),
             volume_service=VolumeService(),
             persist_service=PersistService(access=access, history=self._history),
+            worker_service=WorkerService(
+                executor=self._executor, access=access, submission=submission, log_streams=log_streams
+            ),
             health=self._health,
         )
-        self.port = bind(self._server, settings.server.address, settings.server.port, material)
+        self.port = bind(self._server, settings.server.address, settings.server.port, credentials)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to serve."""
         self.uploads.adopt()
         self._tasks = [
-            asyncio.create_task(forever) for forever in (self._executor.run(), self.hub.run(), self.uploads.sweep())
+            asyncio.create_task(forever)
+            for forever in (
+                self._executor.run(),
+                self.hub.run(),
+                self.uploads.sweep(),
+                self.rotation.follow(),
+                self.rotation.remind(),
+                self._rates.sweep(),
+            )
         ]
         await self._server.start()
 
@@ -121,7 +178,7 @@ class Api:
     async def stop(self) -> None:
         """No new calls, streams end with UNAVAILABLE, and everything is given back. Within 10 s."""
         await self._health.enter_graceful_shutdown()
-        await self._gate.shut()
+        await self.gate.shut()
         await self._server.stop(STOP_GRACE_S)
         for task in self._tasks:
             task.cancel()
@@ -129,4 +186,6 @@ class Api:
         self._executor.close()
         self._subscriber.close()
         await self._history.close()
+        self._keeper.stop()
+        self._rates.close()
         self._audit.close()

@@ -4,13 +4,17 @@ Belongs here: the shape of requests (bounds, alphabets, enumerations), pure. Doe
 do (executor), and whose uploads those are (`uploads/`). Nothing is ever parsed as a shell would.
 """
 
+import itertools
 import re
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from common.config.limits import LIMIT_RANGES, checked_cpu_list
-from common.errors import JobletError, Reason, invalid
+from common.errors import invalid
 from common.identifiers import parse_name
 from common.messages import jobs
 from common.quantities import SIZE_BYTES_MAX
@@ -29,6 +33,8 @@ UPLOADS_MAX: Final = 16
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
+PRIORITY_MAX: Final = 100
+AHEAD_S_MAX: Final = 365 * 24 * 3600
 GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
@@ -46,44 +52,66 @@ def job_spec(
     *,
     network: jobs.Network = jobs.Network.NONE,
     on_full: jobs.OnFull = jobs.OnFull.BLOCK,
+    clock_ns: Callable[[], int] = time.time_ns,
 ) -> jobs.JobSpec:
     """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
 
     `network` and `on_full`: what the node does for jobs that do not say. The record has what holds.
-    Raises JobletError: INVALID naming the field, UNIMPLEMENTED for what this release does not have.
+    Raises JobletError: INVALID naming the field.
     """
-    if spec.secret_environment:
-        raise _not_available("secret_environment", "pass no secrets, or put them into an uploaded file")
-    if spec.HasField("start_at"):
-        raise _not_available("start_at", "start the job when it is to run")
     arguments = _arguments(spec)
     _at_most("upload_ids", len(spec.upload_ids), UPLOADS_MAX)
     if len(set(spec.upload_ids)) != len(spec.upload_ids):
         raise invalid("upload_ids names an upload twice")
     work_bytes = spec.work_bytes if spec.HasField("work_bytes") else None
     if work_bytes is not None:
-        _within("work_bytes", work_bytes, 4096, SIZE_BYTES_MAX)
+        within("work_bytes", work_bytes, 4096, SIZE_BYTES_MAX)
     return jobs.JobSpec(
-        command=_text("command", spec.command, COMMAND_BYTES_MAX, empty=False),
+        command=command("command", spec.command),
         args=arguments,
         name=parse_name(spec.name, "job") if spec.name else "",
         labels=labels("labels", spec.labels),
-        environment=_environment(spec.environment),
+        environment=_environment("environment", spec.environment),
         workdir=_absolute("workdir", spec.workdir) if spec.workdir else "/work",
         work_bytes=work_bytes,
         limits=_limits(spec.limits),
         volumes=_volumes(spec.volumes),
         network=_network(spec.network, network),
-        grace_ms=_within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
+        grace_ms=within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
         on_full=_on_full(spec.on_full, on_full),
+        priority=within("priority", spec.priority, -PRIORITY_MAX, PRIORITY_MAX),
+        start_at_ns=_start_at_ns(spec.start_at, clock_ns()) if spec.HasField("start_at") else 0,
+        secret_names=tuple(sorted(secrets(spec))),
     )
+
+
+def secrets(spec: job_pb2.JobSpec) -> dict[str, str]:
+    """The secret variables of a spec, which reach the job only: they are no part of what is recorded and shown."""
+    both = sorted(spec.environment.keys() & spec.secret_environment.keys())
+    if both:
+        raise invalid(f"secret_environment: {both[0]} is in environment, too", "give it once")
+    return _environment("secret_environment", spec.secret_environment)
+
+
+def command(field: str, text: str) -> str:
+    """The program to run."""
+    return _text(field, text, COMMAND_BYTES_MAX, empty=False)
+
+
+def _start_at_ns(start_at: Timestamp, now_ns: int) -> int:
+    """When the job is to start; a time that is over is kept, and means at once."""
+    within("start_at.nanos", start_at.nanos, 0, 10**9 - 1)
+    now_s = now_ns // 10**9
+    if not 0 <= start_at.seconds <= now_s + AHEAD_S_MAX:
+        raise invalid("start_at: the time is out of range", "use a time within a year from now")
+    return start_at.seconds * 10**9 + start_at.nanos
 
 
 def stop_grace_ms(request: job_pb2.StopJobRequest) -> int | None:
     """How long the caller gives the job after the stop signal; None: as its spec says."""
-    return _within("grace_ms", request.grace_ms, 0, GRACE_MS_MAX) if request.HasField("grace_ms") else None
+    return within("grace_ms", request.grace_ms, 0, GRACE_MS_MAX) if request.HasField("grace_ms") else None
 
 
 def signal_number(field: str, name: str) -> int | None:
@@ -113,7 +141,7 @@ def job_filter(message: job_pb2.JobFilter) -> jobs.ListJobs:
 
 def page_size(value: int) -> int:
     """How many jobs a page is to have."""
-    return _within("page_size", value, 1, PAGE_SIZE_MAX) if value else PAGE_SIZE_DEFAULT
+    return within("page_size", value, 1, PAGE_SIZE_MAX) if value else PAGE_SIZE_DEFAULT
 
 
 def page_token(text: str) -> str:
@@ -138,7 +166,8 @@ def labels(field: str, entries: Mapping[str, str]) -> dict[str, str]:
 def _arguments(spec: job_pb2.JobSpec) -> tuple[str, ...]:
     _at_most("args", len(spec.args), ARGUMENTS_MAX)
     arguments = tuple(_text("args", one, ARGUMENT_BYTES_MAX) for one in spec.args)
-    variables = (text for entry in spec.environment.items() for text in entry)
+    entries = itertools.chain(spec.environment.items(), spec.secret_environment.items())
+    variables = (text for entry in entries for text in entry)
     total = sum(len(text.encode()) + 1 for text in (spec.command, *arguments, *variables))
     if total > ARGUMENTS_BYTES_MAX:
         raise invalid(
@@ -147,15 +176,15 @@ def _arguments(spec: job_pb2.JobSpec) -> tuple[str, ...]:
     return arguments
 
 
-def _environment(entries: Mapping[str, str]) -> dict[str, str]:
-    _at_most("environment", len(entries), VARIABLES_MAX)
+def _environment(field: str, entries: Mapping[str, str]) -> dict[str, str]:
+    _at_most(field, len(entries), VARIABLES_MAX)
     for name, value in entries.items():
         if not _VARIABLE.fullmatch(name):
             raise invalid(
-                f"environment: malformed name {name[:40]!r}",
+                f"{field}: malformed name {name[:40]!r}",
                 "use letters, digits, '_' and '.', not beginning with a digit",
             )
-        _text(f"environment: {name}", value, ARGUMENT_BYTES_MAX - 256)
+        _text(f"{field}: {name}", value, ARGUMENT_BYTES_MAX - 256)
     return dict(entries)
 
 
@@ -163,7 +192,7 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
     values: dict[str, int] = {}
     for field, (low, high) in LIMIT_RANGES.items():
         if message.HasField(field):
-            values[field] = _within(f"limits.{field}", getattr(message, field), low, high)
+            values[field] = within(f"limits.{field}", getattr(message, field), low, high)
     cores = message.cpu_cores if message.HasField("cpu_cores") else None
     if cores is not None:
         checked_cpu_list(cores, "limits.cpu_cores")
@@ -222,7 +251,8 @@ def _text(field: str, text: str, bytes_max: int, *, empty: bool = True) -> str:
     return text
 
 
-def _within(field: str, value: int, low: int, high: int) -> int:
+def within(field: str, value: int, low: int, high: int) -> int:
+    """`value`, or INVALID with the range."""
     if not low <= value <= high:
         raise invalid(f"{field}: {value} is out of range", f"use {low} to {high}")
     return value
@@ -231,7 +261,3 @@ def _within(field: str, value: int, low: int, high: int) -> int:
 def _at_most(field: str, count: int, count_max: int) -> None:
     if count > count_max:
         raise invalid(f"{field} has {count} entries, at most {count_max}")
-
-
-def _not_available(field: str, detail: str) -> JobletError:
-    return JobletError(Reason.UNIMPLEMENTED, f"{field} is not available in this release", detail=detail)

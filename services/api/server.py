@@ -6,7 +6,6 @@ Argument names: grpc/impl/channel_arg_names.h of grpc 1.85.
 
 from typing import Final
 
-import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # missing in its stubs
@@ -14,7 +13,6 @@ from grpc_reflection.v1alpha import reflection
 
 from common.config.settings import Grpc
 from common.errors import JobletError, Reason
-from common.tls import ServerMaterial
 from proto.joblet.v1 import (
     job_pb2,
     job_pb2_grpc,
@@ -24,11 +22,15 @@ from proto.joblet.v1 import (
     persist_pb2_grpc,
     volume_pb2,
     volume_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
 )
 from services.api.gate import Gate
 from services.api.job_service import JobService
 from services.api.node_service import NodeService, VolumeService
 from services.api.persist_service import PersistService
+from services.api.rotation import Credentials
+from services.api.worker_service import WorkerService
 
 UNARY_CALLS_MAX: Final = 2000
 """At once, beside the streams; beyond, gRPC itself answers RESOURCE_EXHAUSTED."""
@@ -43,6 +45,7 @@ SERVICES: Final = tuple(
         (node_pb2.DESCRIPTOR, "NodeService"),
         (volume_pb2.DESCRIPTOR, "VolumeService"),
         (persist_pb2.DESCRIPTOR, "PersistService"),
+        (worker_pb2.DESCRIPTOR, "WorkerService"),
         (health_pb2.DESCRIPTOR, "Health"),
     )
 )
@@ -80,6 +83,7 @@ def build_server(
     node_service: NodeService,
     volume_service: VolumeService,
     persist_service: PersistService,
+    worker_service: WorkerService,
     health: health_aio.HealthServicer,
 ) -> aio.Server:
     """The server with all its services behind the gate."""
@@ -92,19 +96,17 @@ def build_server(
     node_pb2_grpc.add_NodeServiceServicer_to_server(node_service, server)
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(volume_service, server)
     persist_pb2_grpc.add_PersistServiceServicer_to_server(persist_service, server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker_service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([*SERVICES, reflection.SERVICE_NAME], server)
     return server
 
 
-def bind(server: aio.Server, address: str, port: int, material: ServerMaterial) -> int:
+def bind(server: aio.Server, address: str, port: int, credentials: Credentials) -> int:
     """Listen with client certificates required; the port that was bound. JobletError(EXISTS) when it is taken."""
-    credentials = grpc.ssl_server_credentials(
-        [(material.key, material.cert)], root_certificates=material.ca, require_client_auth=True
-    )
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
-        bound: int = server.add_secure_port(where, credentials)
+        bound: int = server.add_secure_port(where, credentials.grpc_credentials())
     except RuntimeError as cause:
         raise JobletError(
             Reason.EXISTS,

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -82,11 +82,11 @@ class KernelLaunches:
         except JobletError as error:  # it has what it has; the host has changed under it
             log.warning("a job's network cannot be taken up", job=record.id, why=error.message)
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
         record = job.record
         grant = self._networks.reserve(record.id, record.owner, record.spec.network)
-        launch = self._plan(record, grant)
+        launch = self._plan(record, grant).with_environment(secrets)
         if log.is_enabled_for(logging.DEBUG):
             log.debug("launch plan", job=record.id, steps=launch.describe())
         try:

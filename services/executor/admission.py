@@ -6,7 +6,7 @@ default of the node filled in.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -30,6 +30,9 @@ LABEL_VALUE_CHARACTERS_MAX: Final = 256
 UPLOADS_MAX: Final = 64
 WORKDIR_BYTES_MAX: Final = 4095
 SIGNAL_MAX: Final = 64
+PRIORITY_MAX: Final = 100
+AHEAD_NS_MAX: Final = 366 * 24 * 3600 * 10**9
+"""How far ahead a job may be scheduled. api says a year and means 365 days: what it takes is not refused here."""
 RESERVE_FILES: Final = 64
 """With fewer free inodes on the journals' disk no new job is taken: a job's directory takes five."""
 
@@ -72,12 +75,13 @@ def check_room(room: Room, *, reserve_bytes: int) -> None:
         )
 
 
-def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: NodeSettings) -> JobSpec:
+def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: NodeSettings, now_ns: int) -> JobSpec:
     """The spec as it will run. Raises INVALID, PRECONDITION or UNIMPLEMENTED with what to change."""
     _check_strings(spec)
     _check_names(spec)
     _check_workdir(spec.workdir)
     _check_end(spec)
+    check_waiting(spec.priority, spec.start_at_ns, now_ns=now_ns)
     _check_release(spec)
     limits = _checked_limits(spec.limits, unsupported, settings.jobs)
     refused = unsupported(limits)
@@ -150,6 +154,27 @@ def _check_names(spec: JobSpec) -> None:
             )
 
 
+def check_secrets(spec: JobSpec, secrets: Mapping[str, str]) -> None:
+    """Refuse secrets that are not those the spec names, or cannot be variables. Values never stand in a refusal."""
+    if set(spec.secret_names) != secrets.keys() or len(spec.secret_names) != len(secrets):
+        raise invalid("the secret variables are not those that the job names", "send each name with its value")
+    _at_most(len(spec.environment) + len(secrets), VARIABLES_MAX, "environment variables")
+    total = 0
+    for name, value in secrets.items():
+        if not _VARIABLE.fullmatch(name):
+            raise invalid(f"malformed name of a secret variable {name[:40]!r}", "use letters, digits and '_'")
+        if name in spec.environment:
+            raise invalid(f"{name} is a variable and a secret one", "give it once")
+        if "\0" in value:
+            raise invalid(f"NUL in the secret {name}", "the kernel ends strings at a NUL: take it out")
+        size = len(name) + len(value.encode(errors="surrogatepass")) + 1
+        total += size
+        if size > STRING_BYTES_MAX or total > SPEC_BYTES_MAX:
+            raise invalid(
+                f"the secret {name} is too long", f"use {STRING_BYTES_MAX} bytes at most, upload it as a file"
+            )
+
+
 def _check_workdir(path: str) -> None:
     plain = path.startswith("/") and ".." not in path.split("/") and len(path.encode()) <= WORKDIR_BYTES_MAX
     if not plain or path.split("/")[1] in ("proc", "dev"):
@@ -160,6 +185,14 @@ def _check_workdir(path: str) -> None:
 
 def _check_end(spec: JobSpec) -> None:
     check_stop(spec.stop_signal, spec.grace_ms)
+
+
+def check_waiting(priority: int, start_at_ns: int, *, now_ns: int) -> None:
+    """Refuse a priority or a time of start beyond what is kept. A time that is over means at once."""
+    if not -PRIORITY_MAX <= priority <= PRIORITY_MAX:
+        raise invalid(f"priority of {priority} is out of range", f"use -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    if not 0 <= start_at_ns <= now_ns + AHEAD_NS_MAX:
+        raise invalid("the time of start is out of range", "use one within a year from now")
 
 
 def check_stop(signal: int | None, grace_ms: int | None) -> None:

@@ -31,8 +31,8 @@ from common.messages.jobs import (
     SyncLog,
 )
 from services.executor import job_pages
-from services.executor.admission import check_stop
-from services.executor.events import CancelRequested, StopRequested
+from services.executor.admission import check_secrets, check_stop
+from services.executor.events import Bounds, CancelRequested, StopRequested
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
 from services.executor.live import Live
@@ -73,16 +73,18 @@ class Commands:
         }
 
     async def run_job(self, request: RunJob) -> Body:
-        """Admit and record a job; its launch goes on behind the answer."""
+        """Admit and record a job; its launch goes on behind the answer, or it waits."""
         _check_owner(request.owner)
         if request.idempotency_key:
             parse_key(request.idempotency_key, "idempotency key")
             known = await self.registry.by_key(request.owner, request.idempotency_key)
             if known is not None:  # before admission: its uploads are used up by now, and that is right
                 return JobAccepted(job=self.jobs.view(known.record), existing=True)
+        check_secrets(request.spec, request.secrets)
         spec = self.admit(request.spec)
         self.check_room()
-        record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key)
+        bounds = Bounds(running_max=request.running_max, queued_max=request.queued_max)
+        record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key, request.secrets, bounds)
         return JobAccepted(job=record, existing=existing)
 
     async def plan_job(self, request: PlanJob) -> Body:
@@ -112,7 +114,7 @@ class Commands:
             raise invalid(f"{len(request.labels)} labels in a filter", f"use at most {job_pages.LABELS_MAX}")
         page = job_pages.page(self.store, request)
         return JobPage(
-            jobs=tuple(self.jobs.view(self.registry.current(job).record) for job in page.jobs),
+            jobs=self.jobs.views(self.registry.current(job).record for job in page.jobs),
             next_page_token=page.next_page_token,
         )
 
@@ -143,7 +145,7 @@ class Commands:
 
     async def get_node(self, request: GetNode) -> Body:  # noqa: ARG002  # it has no fields
         """The node."""
-        return self.node(len(self.jobs.active))
+        return self.node(self.jobs.waiting.running_jobs)
 
 
 def _check_owner(owner: str) -> None:

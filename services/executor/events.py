@@ -21,12 +21,26 @@ class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
     delivered: bool = False
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs the owner may have at once, in slots and waiting; None: no bound but the node's."""
+
+    running_max: int | None = None
+    queued_max: int | None = None
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as the executor keeps it. Gaps of its output up to `lost_through` are counted in its record."""
+    """A job as the executor keeps it. Gaps of its output up to `lost_through` are counted in its record.
+
+    `bounds` are its owner's as they were when it came; those of his newest job count for all. None: it was admitted by
+    a release that had no queue. `chosen_boot` is the boot of the machine in which it was chosen to start, durable
+    before anybody is asked to launch it; empty: it was not.
+    """
 
     record: JobRecord
     stop: StopOrder | None = None
     lost_through: int = 0
+    bounds: Bounds | None = None
+    chosen_boot: str = ""
 
     def with_record(self, **changes: Any) -> "Job":
         """The same job with fields of its record changed."""
@@ -44,7 +58,21 @@ class Submitted(Event, frozen=True, kw_only=True):
 
 
 class Recorded(Event, frozen=True, kw_only=True):
-    """The record is durable: the job may be launched."""
+    """The record is durable: the job may be launched, or wait."""
+
+
+class Due(Event, frozen=True, kw_only=True):
+    """The time has come before which the job was not to start."""
+
+
+class Chosen(Event, frozen=True, kw_only=True):
+    """There is a slot, and it is the job's turn. `boot` is that of the machine as it runs now."""
+
+    boot: str
+
+
+class NeverLaunched(Event, frozen=True, kw_only=True):
+    """After a restart: it is certain that the job was not launched, and that nobody will launch it any more."""
 
 
 class Launched(Event, frozen=True, kw_only=True):
@@ -138,6 +166,9 @@ class DeleteRequested(Event, frozen=True, kw_only=True):
 AnyEvent = (
     Submitted
     | Recorded
+    | Due
+    | Chosen
+    | NeverLaunched
     | Launched
     | LaunchFailed
     | Started
@@ -158,7 +189,7 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Save(Instruction, frozen=True, kw_only=True):
-    """Store the job. `durable`: it must survive a power cut; answered by Recorded when the job is PENDING."""
+    """Store the job. `durable`: it must survive a power cut; answered by Recorded when the job is new."""
 
     durable: bool = False
 
@@ -167,8 +198,18 @@ class Announce(Instruction, frozen=True, kw_only=True):
     """Publish the record on `job.<id>`."""
 
 
+class Schedule(Instruction, frozen=True, kw_only=True):
+    """Wait for the job's time. Answered by Due."""
+
+
+class LineUp(Instruction, frozen=True, kw_only=True):
+    """Wait for a slot. Answered by Chosen."""
+
+
 class Launch(Instruction, frozen=True, kw_only=True):
-    """Make a monitor. Answered by Launched or LaunchFailed, once."""
+    """Make a monitor. Answered by Launched or LaunchFailed, once. `when_saved`: not before all is durable."""
+
+    when_saved: bool = False
 
 
 class SignalStop(Instruction, frozen=True, kw_only=True):

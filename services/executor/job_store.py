@@ -32,15 +32,14 @@ _BY_PREFIX: Final = (
     " WHERE id >= ?1 AND id < ?1 || 'g' AND (?2 IS NULL OR owner = ?2) LIMIT 2"
 )
 _BY_KEY: Final = "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE owner = ? AND key = ?"
-_BY_STATE: Final = (
-    "SELECT id, created_at_ns, owner, state, key, data FROM jobs WHERE state = ? ORDER BY created_at_ns, id"
-)
+_IDS_BY_STATE: Final = "SELECT created_at_ns, id FROM jobs WHERE state = ?"
 _LABEL: Final = "SELECT 1 FROM labels WHERE name = ? AND value = ? AND created_at_ns = ? AND id = ?"
 _INSERT: Final = "INSERT INTO jobs (id, created_at_ns, owner, state, key, data) VALUES (?, ?, ?, ?, ?, ?)"
 _DELETES: Final = (
     "DELETE FROM jobs WHERE id = ?",
     "DELETE FROM labels WHERE id = ?",
     "DELETE FROM cursors WHERE id = ?",
+    "DELETE FROM secrets WHERE id = ?",
 )
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(Job)
@@ -56,10 +55,13 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStore:
-    """The database. One instance a node; close it."""
+    """The database. One instance a node; close it.
+
+    `salvaged`: the file was damaged, and what is here was taken over from it. It may be older than what happened.
+    """
 
     def __init__(self, path: Path, *, now_ns: int) -> None:
-        self.connection = open_store(path, now_ns=now_ns)
+        self.connection, self.salvaged = open_store(path, now_ns=now_ns)
         self.damaged_rows = 0
 
     def row(self, job: str) -> Columns | None:
@@ -95,12 +97,14 @@ class JobStore:
         return None if row is None else self.decoded(row)
 
     def unended(self) -> Iterator[Job]:
-        """Every job that is not in a terminal state."""
-        for state in sorted(set(State) - TERMINAL):
-            for row in self.connection.execute(_BY_STATE, (state.value,)).fetchall():
-                job = self.decoded(row)
-                if job is not None:
-                    yield job
+        """Every job that is not in a terminal state, the oldest first; each is read when it is asked for."""
+        found: list[tuple[int, str]] = []
+        for state in set(State) - TERMINAL:
+            found += self.connection.execute(_IDS_BY_STATE, (state.value,)).fetchall()
+        for _, job_id in sorted(found):
+            job = self.get(JobId(job_id))
+            if job is not None:
+                yield job
 
     def cursors(self) -> list[Cursor]:
         """Every job of which persist does not yet have all."""
@@ -114,8 +118,8 @@ class JobStore:
         """Whether persist does not have all of the job yet."""
         return self.connection.execute("SELECT 1 FROM cursors WHERE id = ?", (job,)).fetchone() is not None
 
-    def insert(self, job: Job, key: str) -> None:
-        """Add a job, its labels and its cursor. Raises sqlite3.IntegrityError for a known id or key."""
+    def insert(self, job: Job, key: str, sealed: bytes = b"") -> None:
+        """Add a job with all that belongs to it. Raises sqlite3.IntegrityError for a known id or key."""
         record = job.record
         self.connection.execute(_INSERT, self._columns(job, key or None))
         self.connection.executemany(
@@ -123,6 +127,25 @@ class JobStore:
             [(n, v, record.created_at_ns, record.id, record.owner) for n, v in record.spec.labels.items()],
         )
         self.save_cursor(Cursor(job=record.id))
+        if sealed:
+            self.connection.execute("INSERT INTO secrets (id, sealed) VALUES (?,?)", (record.id, sealed))
+
+    def sealed_secrets(self, job: JobId) -> bytes:
+        """The job's secrets as they were sealed; empty: it has none, or they were removed."""
+        row = self.connection.execute("SELECT sealed FROM secrets WHERE id=?", (job,)).fetchone()
+        return b"" if row is None else bytes(row[0])
+
+    def remove_secrets(self, job: JobId) -> None:
+        """The job has them, or needs them no more."""
+        self.connection.execute("DELETE FROM secrets WHERE id=?", (job,))
+
+    def stale_secrets(self) -> list[JobId]:
+        """Jobs that have begun or ended, and whose secrets an executor before us did not come to remove."""
+        waiting = [state.value for state in (State.SCHEDULED, State.PENDING, State.STARTING)]
+        rows = self.connection.execute(
+            "SELECT id FROM secrets WHERE id NOT IN (SELECT id FROM jobs WHERE state IN (?,?,?))", waiting
+        )
+        return [JobId(row[0]) for row in rows]
 
     def update(self, job: Job) -> None:
         """Replace what is stored of a job."""

@@ -1,26 +1,31 @@
 """Carries out what the state machine decides: the effects of job life, around machine.py.
 
 Every change of a job goes through `_apply`: event in, decision, instructions in order; what an instruction answers is
-the next event. Jobs that have not ended are in memory; ended ones are in the database only.
+the next event. Jobs with a slot, which are those that are launched or about to be, are in memory; of those that wait
+`waiting.py` knows the ids, and the rest is in the database, as for those that have ended.
 """
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
+import msgspec
 import structlog
 
-from common.config.layout import Layout
-from common.errors import JobletError, exhausted
+from common.errors import JobletError
 from common.failpoints import reached
-from common.identifiers import JobId
+from common.identifiers import JobId, new_job_id
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
+from services.executor.archives import Archives
 from services.executor.events import (
     Announce,
     AnyEvent,
+    Bounds,
+    Chosen,
     CleanUp,
     DeleteRequested,
+    Due,
     Forget,
     Ignored,
     Instruction,
@@ -29,10 +34,13 @@ from services.executor.events import (
     Launch,
     Launched,
     LaunchFailed,
+    LineUp,
     MonitorLost,
+    NeverLaunched,
     Recorded,
     Refused,
     Save,
+    Schedule,
     SignalStop,
     Started,
     StopDelivered,
@@ -47,12 +55,16 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.registry import Registry
 from services.executor.tasks import Tasks
+from services.executor.vault import Vault, secrets_lost
+from services.executor.waiting import Place, Waiting, WaitingLimits
 from services.executor.writer import RecordWriter
 
 log = structlog.get_logger(__name__)
 
 LAUNCHES_AT_ONCE_MAX: Final = 16
 """More wait their turn: each has a deadline at the launcher, which makes one monitor after the other."""
+
+NEVER_BEGUN: Final = "its monitor ended, or the executor did, before its command ran"
 
 
 class Jobs:
@@ -70,9 +82,12 @@ class Jobs:
         monitors: Monitors,
         cleans: Cleans,
         samples: Samples,
-        layout: Layout,
+        archives: Archives,
+        vault: Vault,
+        limits: WaitingLimits,
+        has_room: Callable[[], bool],
         node_id: str,
-        running_max: int,
+        boot_id: str,
         clock_ns: Callable[[], int],
     ) -> None:
         self._registry = registry
@@ -82,62 +97,87 @@ class Jobs:
         self._monitors = monitors
         self._cleans = cleans
         self._samples = samples
-        self._layout = layout
+        self._archives = archives
+        self._vault = vault
         self._node_id = node_id
-        self._running_max = running_max
+        self._boot_id = boot_id
         self._clock_ns = clock_ns
         self._active = registry.active
         self._tasks = Tasks()
         self._launch_slots = asyncio.Semaphore(LAUNCHES_AT_ONCE_MAX)
         self._lost_entries = self._lost_bytes = 0
+        self.waiting = Waiting(limits, chosen=self._choose, due=self._fall_due, has_room=has_room, clock_ns=clock_ns)
 
     @property
     def active(self) -> frozenset[JobId]:
-        """Jobs that have not ended."""
-        return frozenset(self._active)
+        """Jobs that have not ended, whatever they wait for."""
+        return self.waiting.jobs
 
     @property
     def counters(self) -> dict[str, int]:
         """Output that was lost since this process began, by the names of NodeFacts.counters."""
         return {"lost_entries": self._lost_entries, "lost_bytes": self._lost_bytes}
 
-    async def submit(self, owner: str, spec: JobSpec, key: str) -> tuple[JobRecord, bool]:
-        """Record a job durably and begin to launch it; True: `key` was known and nothing was done.
+    async def submit(
+        self, owner: str, spec: JobSpec, key: str, secrets: Mapping[str, str], bounds: Bounds | None = None
+    ) -> tuple[JobRecord, bool]:
+        """Record a job durably, its secrets sealed, and begin to launch it or let it wait.
 
-        Raises EXHAUSTED when too many jobs run, or when the record cannot be written.
+        True: `key` was known and nothing was done.
+
+        Raises EXHAUSTED when it would have to wait and too many do, or when the record cannot be written.
         """
         if key and (known := await self._registry.by_key(owner, key)) is not None:
             return self.view(known.record), True
-        if len(self._active) >= self._running_max:
-            raise exhausted(f"{self._running_max} jobs are running: Max capacity reached", "wait for one to end")
         now_ns = self._clock_ns()
+        bounds = bounds or Bounds()
+        later = spec.start_at_ns > now_ns
+        upload_bytes = sum(upload.bytes for upload in spec.uploads)
+        place = self.waiting.place_for(owner, bounds, later=later, upload_bytes=upload_bytes)
+        at_once = place is Place.SLOT
         record = JobRecord(
-            id=self._launches.new_id(spec),
+            id=self._launches.new_id(spec) if at_once else new_job_id(),
             owner=owner,
             node_id=self._node_id,
-            state=State.PENDING,
+            state=State.SCHEDULED if later else State.PENDING,
             spec=spec,
             created_at_ns=now_ns,
         )
-        job = Job(record=record)
-        self._active[record.id] = job
+        job = Job(record=record, bounds=bounds, chosen_boot=self._boot_id if at_once else "")
+        self._keep(job, place)
         try:
-            await self._writer.insert(job, key)
+            await self._writer.insert(job, key, self._vault.seal(record.id, secrets))
         except JobletError:
-            del self._active[record.id]
+            self._active.pop(record.id, None)
+            self.waiting.leave(record.id)
             self._launches.give_back(record.id)
             raise
+        if not at_once:
+            self._archives.hold(spec)
         reached("executor.recorded")
         self._apply(record.id, Recorded(at_ns=self._clock_ns()))
-        return self.view(self._active[record.id].record if record.id in self._active else record), False
+        return self.view(self._registry.load(record.id).record), False
 
     def view(self, record: JobRecord) -> JobRecord:
-        """The record with how much output there is by now."""
+        """The record with how much output there is by now, and where it is in the queue."""
         active = self._active.get(record.id)
         if active is None:
-            return record
+            position = self.waiting.position(record.id) if record.state is State.PENDING else 0
+            return msgspec.structs.replace(record, queue_position=position) if position else record
         sequence = self.output.last_sequence(record.id)
         return active.record if sequence is None else active.with_record(last_sequence=sequence).record
+
+    def views(self, records: Iterable[JobRecord]) -> tuple[JobRecord, ...]:
+        """Of a whole page: the queue is walked once."""
+        positions: dict[JobId, int] | None = None
+        shown = []
+        for record in records:
+            if record.state is not State.PENDING or record.id in self._active:
+                shown.append(self.view(record))
+                continue
+            positions = self.waiting.positions() if positions is None else positions
+            shown.append(msgspec.structs.replace(record, queue_position=positions.get(record.id, 0)))
+        return tuple(shown)
 
     def request(self, job: JobId, event: AnyEvent) -> JobRecord:
         """Do what a client asks for. Raises NOT_FOUND, and PRECONDITION when the job's state does not allow it."""
@@ -150,11 +190,20 @@ class Jobs:
             await task
 
     def adopt(self, job: Job) -> None:
-        """Take a job that has not ended over from the database, after a restart."""
-        self._active[job.record.id] = job
+        """Take a job that was launched over from the database, after a restart."""
+        self._keep(job, Place.SLOT)
         self._launches.adopt(job.record)
         if job.record.state is State.RUNNING:
             self._samples.add(job.record.id, started_at_ns=None)
+
+    def adopt_waiting(self, job: Job) -> None:
+        """Keep a job's place in the queue, after a restart. It is not in it before `put_back`."""
+        self._keep(job, Place.QUEUE)
+        self._archives.hold(job.record.spec)
+
+    def put_back(self, job: JobId) -> None:
+        """Let a job wait again that was not launched before the restart, and will be by nobody else."""
+        self._move_on(job, NeverLaunched(at_ns=self._clock_ns()))
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Go on with `work` until it is done or the executor is closed."""
@@ -180,7 +229,7 @@ class Jobs:
         self.happened(job, event)
         if isinstance(event, Started) and job in self._active:
             self._samples.add(job, started_at_ns=event.at_ns)
-            self._drop_uploads(self._active[job])
+            self._drop_staged(self._active[job])
 
     def damaged(self, job: JobId, problem: str) -> None:
         """See output.Listener."""
@@ -194,8 +243,8 @@ class Jobs:
         """See output.Listener."""
         self._monitors.space_freed(job)
 
-    async def settle_without_monitor(self, job: JobId) -> None:
-        """The job has no monitor (any more): its journal tells the end, or nobody does."""
+    async def settle_without_monitor(self, job: JobId, *, otherwise: str = NEVER_BEGUN) -> None:
+        """The job has no monitor (any more): its journal tells the end, or nobody does, and it is `otherwise`."""
         read = await self.output.read_all(job)
         if job not in self._active:
             return
@@ -207,11 +256,15 @@ class Jobs:
             )
             self._apply(job, lost)
         else:
-            reason = "could not be started: its monitor ended, or the executor did, before its command ran"
-            self._apply(job, LaunchFailed(at_ns=now_ns, reason=reason))
+            self._apply(job, LaunchFailed(at_ns=now_ns, reason=f"could not be started: {otherwise}"))
+
+    async def settled(self) -> None:
+        """Returns when nothing goes on behind what was told: of ended jobs, all that was to be removed was tried."""
+        await self._tasks.settled()
 
     async def close(self) -> None:
         """Carry nothing more out. Running jobs go on."""
+        self.waiting.close()
         await self._tasks.close()
         self._writer.flush()
 
@@ -228,19 +281,44 @@ class Jobs:
         self._lost_entries += job.record.lost_entries - before.record.lost_entries
         self._lost_bytes += job.record.lost_bytes - before.record.lost_bytes
         ends = job.record.state in TERMINAL and before.record.state not in TERMINAL
-        if job.record.state not in TERMINAL:
-            self._active[job_id] = job
-        elif ends:
+        if ends:
             job = self._last(job)
-            del self._active[job_id]
+            self._active.pop(job_id, None)
+            if not self.output.begun(job_id):  # it was never launched: persist is told of its end all the same
+                self.output.begin(Cursor(job=job_id))
             reached("executor.ended")
             log.info("job ended", job=job_id, state=job.record.state.value, reason=job.record.reason)
+        elif self.waiting.has_slot(job_id):
+            self._active[job_id] = job
         tasks: list[asyncio.Task[None]] = []
         for instruction in decision.instructions:
             tasks += self._execute(job, instruction)
         if ends:
             self.output.finish(job.record)
+            self.waiting.leave(job_id)
         return tasks
+
+    def _keep(self, job: Job, place: Place) -> None:
+        self.waiting.keep(job, place)
+        if place is Place.SLOT:
+            self._active[job.record.id] = job
+
+    def _choose(self, job: JobId) -> None:
+        """See Waiting: it is this job's turn."""
+        reached("executor.chosen")
+        self._move_on(job, Chosen(at_ns=self._clock_ns(), boot=self._boot_id))
+
+    def _fall_due(self, job: JobId) -> None:
+        """See Waiting: this job's time has come."""
+        reached("executor.due")
+        self._move_on(job, Due(at_ns=self._clock_ns()))
+
+    def _move_on(self, job: JobId, event: AnyEvent) -> None:
+        try:
+            self._apply(job, event)
+        except JobletError as error:  # its row was damaged while it waited: nobody knows what it was
+            log.error("a waiting job cannot be started", job=job, why=str(error))
+            self.waiting.leave(job)
 
     def _last(self, job: Job) -> Job:
         sequence = self.output.last_sequence(job.record.id) or 0
@@ -253,8 +331,12 @@ class Jobs:
                 self._writer.update(job, durable=instruction.durable)
             case Announce():
                 self._live.changed(self.view(job.record))
+            case Schedule():
+                self.waiting.schedule(job)
+            case LineUp():
+                self.waiting.line_up(job)
             case Launch():
-                return [self._tasks.spawn(self._launch(job))]
+                return [self._tasks.spawn(self._launch(job, when_saved=instruction.when_saved))]
             case SignalStop():
                 taken = self._monitors.stop(job_id, signal=instruction.signal, grace_ms=instruction.grace_ms)
                 answer = StopDelivered if taken else StopUndelivered
@@ -267,13 +349,16 @@ class Jobs:
                 raise AssertionError(f"unknown instruction {instruction}")
         return []
 
-    async def _launch(self, job: Job) -> None:
+    async def _launch(self, job: Job, *, when_saved: bool) -> None:
         job_id = job.record.id
         problem = ""
+        if when_saved:
+            await self._writer.durable()
+            self._archives.release(job.record.spec)
         try:
             async with self._launch_slots:
                 reached("executor.launching")
-                await self._launches.launch(job)
+                await self._launches.launch(job, self._secrets_of(job))
                 reached("executor.launched")
         except (JobletError, OSError) as cause:
             problem = f"could not be started: {cause}"
@@ -293,19 +378,30 @@ class Jobs:
     def _monitor_gone(self, job: JobId) -> None:
         self._tasks.spawn(self.settle_without_monitor(job))
 
+    def remove_secrets(self, job: JobId) -> None:
+        """Nobody needs the sealed secrets of a job any more."""
+        self._writer.remove_secrets(job)
+
+    def _secrets_of(self, job: Job) -> dict[str, str]:
+        names = set(job.record.spec.secret_names)
+        if not names:
+            return {}
+        sealed = self._registry.sealed_secrets(job.record.id)
+        if not sealed:
+            raise secrets_lost("they are not in the database any more")
+        return self._vault.unseal(job.record.id, sealed)
+
     async def _clean_up(self, job: Job) -> None:
         self._samples.finish(job.record.id)
-        self._drop_uploads(job)
+        self._drop_staged(job)
         await self._cleans.end(job.record.id)
         reached("executor.cleaned")
 
-    def _drop_uploads(self, job: Job) -> None:
-        """Staged archives have no use any more once the job has begun, or never will."""
-        for upload in job.record.spec.uploads:
-            try:
-                self._layout.upload(upload.id).unlink(missing_ok=True)
-            except OSError as cause:
-                log.warning("a staged upload cannot be removed", upload=upload.id, problem=str(cause))
+    def _drop_staged(self, job: Job) -> None:
+        """Staged archives and sealed secrets have no use any more once the job has begun, or never will."""
+        if job.record.spec.secret_names:
+            self.remove_secrets(job.record.id)
+        self._archives.drop(job.record.spec)
 
     async def _forget(self, job: Job) -> None:
         job_id = job.record.id

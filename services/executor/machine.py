@@ -5,7 +5,8 @@ Rules:
 - Every pair of state and event is in `TABLE`: a transition, an `Ignored` that says why, or a `Refused`.
 - A terminal state is never left. Exactly one Announce carries a job into it.
 - The journal is the only source of start and end: Started is its START, Ended its EXIT (docs/protocol.md).
-- A job is launched only by Recorded, which comes once, after its record is durable: never twice.
+- A job is launched by Recorded, which comes once, or by Chosen; in both cases after it is durable that it was chosen.
+  Either makes it STARTING, and only NeverLaunched leads back from there: never twice.
 
 Executed by `jobs.py`. The drawing is in docs/protocol.md.
 """
@@ -22,9 +23,11 @@ from services.executor.events import (
     Announce,
     AnyEvent,
     CancelRequested,
+    Chosen,
     CleanUp,
     Decision,
     DeleteRequested,
+    Due,
     Ended,
     Forget,
     Ignored,
@@ -33,11 +36,14 @@ from services.executor.events import (
     Launch,
     Launched,
     LaunchFailed,
+    LineUp,
     MonitorLost,
+    NeverLaunched,
     OutputLost,
     Recorded,
     Refused,
     Save,
+    Schedule,
     SignalStop,
     Started,
     StopDelivered,
@@ -77,11 +83,40 @@ def _submit(job: Job, event: Submitted) -> Decision:  # noqa: ARG001
 
 
 def _begin(job: Job, event: Recorded) -> Decision:  # noqa: ARG001
+    if not job.chosen_boot:
+        return Transition(job=job, instructions=(Announce(), LineUp()))
     return Transition(job=job.with_record(state=State.STARTING), instructions=(Save(), Announce(), Launch()))
 
 
-def _withdraw(job: Job, event: CancelRequested | StopRequested) -> Decision:
-    word = "stopped" if isinstance(event, StopRequested) else "canceled"
+def _put_off(job: Job, event: Recorded) -> Decision:  # noqa: ARG001
+    return Transition(job=job, instructions=(Announce(), Schedule()))
+
+
+def _fall_due(job: Job, event: Due) -> Decision:  # noqa: ARG001
+    return Transition(job=job.with_record(state=State.PENDING), instructions=(Save(), Announce(), LineUp()))
+
+
+def _choose(job: Job, event: Chosen) -> Decision:
+    chosen = replace(job, chosen_boot=event.boot).with_record(state=State.STARTING)
+    return Transition(job=chosen, instructions=(Save(durable=True), Announce(), Launch(when_saved=True)))
+
+
+def _wait_on(job: Job, event: NeverLaunched) -> Decision:  # noqa: ARG001
+    return Transition(job=job, instructions=(Schedule(),))
+
+
+def _wait_again(job: Job, event: NeverLaunched) -> Decision:
+    if job.stop is not None:
+        return _withdraw(job, event)
+    if job.record.state is State.PENDING and not job.chosen_boot:
+        return Transition(job=job, instructions=(LineUp(),))
+    waiting = replace(job, chosen_boot="").with_record(state=State.PENDING)
+    # Durable: after a power cut a job that was chosen before it is given up, see recovery.py.
+    return Transition(job=waiting, instructions=(Save(durable=True), Announce(), LineUp()))
+
+
+def _withdraw(job: Job, event: CancelRequested | StopRequested | NeverLaunched) -> Decision:
+    word = "canceled" if isinstance(event, CancelRequested) else "stopped"
     canceled = job.with_record(state=State.CANCELED, ended_at_ns=event.at_ns, reason=f"{word} before it started")
     return Transition(job=canceled, instructions=(Save(durable=True), Announce(), CleanUp()))
 
@@ -166,6 +201,9 @@ _ALIVE: Final = (State.STARTING, State.RUNNING)
 _PASSIVE: Final = (
     Submitted,
     Recorded,
+    Due,
+    Chosen,
+    NeverLaunched,
     Launched,
     LaunchFailed,
     Started,
@@ -194,12 +232,20 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, CancelRequested] = _withdraw
         table[state, DeleteRequested] = _refused("only ended jobs can be deleted", "cancel it first")
     table[State.SCHEDULED, Submitted] = _submit
-    table[State.SCHEDULED, Recorded] = _ignored("its time has not come")
+    table[State.SCHEDULED, Recorded] = _put_off
+    table[State.SCHEDULED, Due] = _fall_due
+    table[State.SCHEDULED, Chosen] = _ignored("its time has not come")
+    table[State.SCHEDULED, NeverLaunched] = _wait_on
     table[State.PENDING, Submitted] = _submit
     table[State.PENDING, Recorded] = _begin
+    table[State.PENDING, Due] = _ignored("its time has come before")
+    table[State.PENDING, Chosen] = _choose
+    table[State.PENDING, NeverLaunched] = _wait_again
     for state in _ALIVE:
         table[state, Submitted] = _ignored("the job was submitted before")
         table[state, Recorded] = _ignored("the job was launched before")
+        table[state, Due] = _ignored("the job was launched before")
+        table[state, Chosen] = _ignored("the job was launched before")
         table[state, Launched] = _launched
         table[state, LaunchFailed] = _fail_launch
         table[state, Started] = _start
@@ -212,6 +258,8 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, StopUndelivered] = _ignored("sent again at its start, or its end comes")
         table[state, CancelRequested] = _refused("only jobs that have not started can be canceled", "stop it instead")
         table[state, DeleteRequested] = _refused("only ended jobs can be deleted", "stop it and wait for its end")
+    table[State.STARTING, NeverLaunched] = _wait_again
+    table[State.RUNNING, NeverLaunched] = _ignored("the journal had its START: it was launched")
     table[State.RUNNING, Started] = _ignored("the start is known")
     table[State.RUNNING, LaunchFailed] = _ignored("the journal has its START: it was launched")
     for state in TERMINAL:

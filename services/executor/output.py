@@ -72,6 +72,7 @@ class Output:
         self._journals: dict[JobId, Journal] = {}
         self.follower = Follower(self)
         self.sender = Sender(push, self, settings.joblet.journal)
+        self._begun: set[JobId] = set()
         self._damaged: set[JobId] = set()
         self._journals_damaged = self._journals_torn = 0
 
@@ -86,6 +87,7 @@ class Output:
 
     def begin(self, cursor: Cursor) -> bool:
         """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
+        self._begun.add(cursor.job)
         journal: Journal | None = None
         path = self._layout.job_dir(cursor.job) / JOURNAL_FILE
         try:
@@ -101,6 +103,14 @@ class Output:
             cursor.job, journal, offset=cursor.acknowledged_offset, last_sequence=cursor.acknowledged_sequence
         )
         return True
+
+    def begun(self, job: JobId) -> bool:
+        """Whether the job is followed or delivered."""
+        return job in self._begun
+
+    def has_journal(self, job: JobId) -> bool:
+        """Whether the job's journal is there: its monitor makes it, once, before it starts anything."""
+        return (self._layout.job_dir(job) / JOURNAL_FILE).exists()
 
     def last_sequence(self, job: JobId) -> int | None:
         """Sequence of the last entry that was published; None: the job is not followed."""
@@ -199,6 +209,7 @@ class Output:
         self._damaged.add(job)
 
     def _close_journal(self, job: JobId) -> None:
+        self._begun.discard(job)
         self._damaged.discard(job)
         journal = self._journals.pop(job, None)
         if journal is not None:

@@ -6,6 +6,7 @@ reasons.
 """
 
 import posixpath
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from common.config.layout import Layout
@@ -55,6 +56,11 @@ class Launch(NamedTuple):
     cgroup: CgroupPlan
     network: NetworkPlan
 
+    def with_environment(self, more: Mapping[str, str]) -> "Launch":
+        """The launch with more variables, or other values of those that there are."""
+        environment = {**dict(self.task.environment), **more}
+        return self._replace(task=self.task._replace(environment=tuple(environment.items())))
+
     def describe(self) -> tuple[str, ...]:
         """Every step in one line, in order. Values of the environment are not shown."""
         task, cgroup = self.task, self.cgroup
@@ -100,7 +106,9 @@ def plan_launch(
         job_dir=str(layout.job_dir(job.id)),
         command=spec.command,
         args=spec.args,
-        environment=tuple({**_default_environment(job), **spec.environment}.items()),
+        environment=tuple(
+            {**_default_environment(job), **spec.environment, **dict.fromkeys(spec.secret_names, "")}.items()
+        ),
         workdir=spec.workdir,
         host_uid=identity.uid,
         host_gid=identity.gid,

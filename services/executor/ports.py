@@ -3,7 +3,7 @@
 The real ones: `launching.py` behind `adapters.py`, `monitors.py` and `control.py`, `cleanup.py`, `sampler.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from common.identifiers import JobId
@@ -23,8 +23,8 @@ class Launches(Protocol):
     def adopt(self, record: JobRecord) -> None:
         """The job was launched before this process began: what it was granted stays its own."""
 
-    async def launch(self, job: Job) -> None:
-        """Make the job's monitor. Raises JobletError or OSError when there is none."""
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
+        """Make the job's monitor; `secrets` are more of its environment. Raises JobletError or OSError when none."""
 
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """The steps by which `launch` would do it."""

@@ -1,4 +1,4 @@
-"""Where the truth about a job is: jobs that have not ended are in memory, ended ones in the database only.
+"""Where the truth about a job is: jobs with a slot are in memory, those that wait or have ended in the database only.
 
 Between the two is what the disk has not taken yet. Nothing is decided here (`machine.py`) or carried out (`jobs.py`).
 """
@@ -35,6 +35,10 @@ class Registry:
     def find(self, reference: str, *, visible_owner: str | None) -> Job:
         """The one visible job that `reference` names. Raises NOT_FOUND, INVALID when it is ambiguous."""
         return self.current(self._store.find(reference, visible_owner=visible_owner))
+
+    def sealed_secrets(self, job: JobId) -> bytes:
+        """What JobStore.sealed_secrets answers."""
+        return self._store.sealed_secrets(job)
 
     async def by_key(self, owner: str, key: str) -> Job | None:
         """The durable job of this idempotency key. Raises EXHAUSTED when one was just refused by the disk."""

@@ -18,11 +18,12 @@ from common.bus.requests import Receiver, Responder
 from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
-from common.errors import exhausted, precondition
+from common.errors import JobletError, exhausted, precondition
 from common.messages.jobs import JobSpec, Network, NodeFacts
 from common.messages.logs import StoreMetric
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC, metrics_topic
 from services.executor.admission import Room, Unsupported, admit, check_room
+from services.executor.archives import Archives
 from services.executor.commands import Commands
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
@@ -31,6 +32,8 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
+from services.executor.vault import Vault
+from services.executor.waiting import WaitingLimits
 from services.executor.writer import RecordWriter
 
 log = structlog.get_logger(__name__)
@@ -50,6 +53,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     unsupported: Unsupported
     refused_network: Callable[[Network], tuple[str, str] | None]  # what this host cannot do, and the repair
     node: NodeFacts
+    boot_id: str  # of the machine as it runs now: another one after it was started anew
 
 
 class Metrics:
@@ -87,6 +91,7 @@ class Executor:
         self._ports = ports
         self._publisher = publisher
         self._clock_ns = clock_ns
+        self._archives = Archives(layout)
         live = Live(publisher)
         registry = Registry(store, self.writer)
         self.jobs = Jobs(
@@ -97,9 +102,16 @@ class Executor:
             monitors=ports.monitors,
             cleans=ports.cleans,
             samples=ports.samples,
-            layout=layout,
+            archives=self._archives,
+            vault=Vault(layout.state / "node.key"),
+            limits=WaitingLimits(
+                running_max=settings.joblet.jobs.running_max,
+                queued_max=settings.joblet.jobs.queued_max,
+                upload_bytes_max=settings.joblet.uploads.staged_bytes_max,
+            ),
+            has_room=self._has_room,
             node_id=ports.node.node_id,
-            running_max=settings.joblet.jobs.running_max,
+            boot_id=ports.boot_id,
             clock_ns=clock_ns,
         )
         self.output = Output(
@@ -111,7 +123,7 @@ class Executor:
             layout=layout,
         )
         self.jobs.output = self.output
-        commands = Commands(
+        self.commands = Commands(
             jobs=self.jobs,
             registry=registry,
             store=store,
@@ -123,7 +135,7 @@ class Executor:
             clock_ns=clock_ns,
         )
         self._acknowledgements = Receiver(transport, PERSIST_ACKS)
-        self._responder = Responder(transport, EXECUTOR_COMMANDS, API_REPLIES, commands.handlers())
+        self._responder = Responder(transport, EXECUTOR_COMMANDS, API_REPLIES, self.commands.handlers())
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -133,10 +145,13 @@ class Executor:
             self.jobs,
             self.store,
             self.output,
+            self._archives,
             self._ports.cleans,
             persists=self.settings.persist.enabled,
             now_ns=self._clock_ns(),
+            boot_id=self._ports.boot_id,
         )
+        self.jobs.waiting.open()
         self._run(self.output.sender.run())
         self._run(self.output.sender.watch())
         self._run(self.output.sender.hear(self._acknowledgements))
@@ -168,7 +183,8 @@ class Executor:
         return admit(
             spec,
             unsupported=self._ports.unsupported,
-            staged=lambda upload: self.layout.upload(upload).is_file(),
+            staged=self._archives.staged,
+            now_ns=self._clock_ns(),
             settings=self.settings.joblet,
         )
 
@@ -183,6 +199,18 @@ class Executor:
         )
         check_room(room, reserve_bytes=self.settings.joblet.journal.reserve_bytes)
 
+    def _has_room(self) -> bool:
+        try:
+            self._check_room()
+        except JobletError:
+            return False
+        return True
+
     def _node(self, running_jobs: int) -> NodeFacts:
-        counters = {**self.jobs.counters, **self.output.counters}
-        return msgspec.structs.replace(self._ports.node, running_jobs=running_jobs, counters=counters)
+        return msgspec.structs.replace(
+            self._ports.node,
+            running_jobs=running_jobs,
+            counters={**self.jobs.counters, **self.output.counters},
+            queued_jobs=self.jobs.waiting.queued_jobs,
+            running_max=self.jobs.waiting.running_max,
+        )

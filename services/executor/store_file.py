@@ -16,7 +16,7 @@ from common.errors import precondition
 
 log = structlog.get_logger(__name__)
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x4A4C4558  # "JLEX"
 QUICK_CHECK_BYTES: Final = 256 * 2**20
 """Files up to this size are checked whole at start; larger ones row by row as they are read (each has a checksum)."""
@@ -24,7 +24,8 @@ QUICK_CHECK_BYTES: Final = 256 * 2**20
 _HEADER_BYTES: Final = 100
 _MAGIC: Final = b"SQLite format 3\0"
 
-_SCHEMA: Final = """
+_SECRETS: Final = "CREATE TABLE secrets (id TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID"
+_SCHEMA: Final = f"""
 CREATE TABLE jobs (
     row INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -59,15 +60,18 @@ CREATE TABLE owners (
     number INTEGER PRIMARY KEY,
     owner TEXT NOT NULL UNIQUE
 );
+{_SECRETS};
 """
 # A cursor's row stands for "not yet wholly with persist": it goes when persist has the end of the job.
 
-MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], None]]] = {}
+MIGRATIONS: Final[dict[int, Callable[[sqlite3.Connection], object]]] = {
+    1: lambda connection: connection.execute(_SECRETS),
+}
 """From each older version to the next one. Version 1 is the first."""
 
 
-def open_store(path: Path, *, now_ns: int) -> sqlite3.Connection:
-    """The database at `path`, made or migrated as needed, in WAL mode, autocommit.
+def open_store(path: Path, *, now_ns: int) -> tuple[sqlite3.Connection, bool]:
+    """The database at `path`, made or migrated as needed, in WAL mode, autocommit. True: it is what was salvaged.
 
     Raises `JobletError(PRECONDITION)` for a schema newer than this program, and leaves the file as it is. A damaged
     file is set aside as `<name>.damaged-<now_ns>`, kept, reported loudly, and what is whole in it is taken over.
@@ -88,7 +92,7 @@ def open_store(path: Path, *, now_ns: int) -> sqlite3.Connection:
     _prepare(connection, path)
     if damaged is not None:
         log.error("jobs taken over from the damaged database", jobs=_salvage(connection, damaged), file=str(damaged))
-    return connection
+    return connection, damaged is not None
 
 
 def _version_of(path: Path) -> int | None:
@@ -109,6 +113,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     connection.execute("PRAGMA cache_size=-16384")
+    connection.execute("PRAGMA secure_delete=FAST")  # sealed secrets are overwritten in the page they were in
     return connection
 
 
@@ -162,7 +167,7 @@ def _salvage(connection: sqlite3.Connection, damaged: Path) -> int:
     source = sqlite3.connect(f"{damaged.as_uri()}?mode=ro", uri=True, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for table in ("owners", "jobs", "labels", "cursors"):
+        for table in ("owners", "jobs", "labels", "cursors", "secrets"):
             copied += _copy_table(source, connection, table)
         connection.execute("COMMIT")
     finally:

@@ -22,6 +22,11 @@ class Tasks:
         task.add_done_callback(self._done)
         return task
 
+    async def settled(self) -> None:
+        """Returns when nothing runs any more."""
+        while self._running:
+            await asyncio.wait(self._running)
+
     async def close(self) -> None:
         """Cancel what runs, and wait for that."""
         for task in self._running:

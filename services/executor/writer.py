@@ -27,6 +27,7 @@ RETRY_S: Final = 1.0
 class _Insert(NamedTuple):
     job: Job
     key: str
+    sealed: bytes
     done: asyncio.Future[None]
 
 
@@ -39,6 +40,7 @@ class RecordWriter:
         self._updates: dict[JobId, Job] = {}
         self._cursors: dict[JobId, Cursor | None] = {}
         self._deletes: set[JobId] = set()
+        self._secrets: set[JobId] = set()
         self._durable: list[asyncio.Future[None]] = []
         self._sync = False
         self._scheduled: asyncio.Handle | None = None
@@ -55,10 +57,10 @@ class RecordWriter:
         """What is newer than the database: a change that the disk has not taken yet."""
         return self._updates.get(job)
 
-    async def insert(self, job: Job, key: str) -> None:
+    async def insert(self, job: Job, key: str, sealed: bytes = b"") -> None:
         """Add a job; returns when it is durable. Raises EXHAUSTED when the disk does not take it."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._inserts.append(_Insert(job, key, done))
+        self._inserts.append(_Insert(job, key, sealed, done))
         self._schedule()
         await asyncio.shield(done)
 
@@ -83,6 +85,11 @@ class RecordWriter:
     def remove_cursor(self, job: JobId) -> None:
         """Persist has all of the job."""
         self._cursors[job] = None
+        self._schedule()
+
+    def remove_secrets(self, job: JobId) -> None:
+        """The job has its secrets, or needs them no more."""
+        self._secrets.add(job)
         self._schedule()
 
     def delete(self, job: JobId) -> None:
@@ -119,7 +126,7 @@ class RecordWriter:
         connection.execute("BEGIN IMMEDIATE")
         try:
             for insert in self._inserts:
-                self._store.insert(insert.job, insert.key)
+                self._store.insert(insert.job, insert.key, insert.sealed)
             for job in self._updates.values():
                 self._store.update(job)
             for job_id, cursor in self._cursors.items():
@@ -127,6 +134,8 @@ class RecordWriter:
                     self._store.remove_cursor(job_id)
                 else:
                     self._store.save_cursor(cursor)
+            for job_id in self._secrets:
+                self._store.remove_secrets(job_id)
             for job_id in self._deletes:
                 self._store.delete(job_id)
             connection.execute("COMMIT")
@@ -144,6 +153,7 @@ class RecordWriter:
         self._sync = False
         self._updates.clear()
         self._cursors.clear()
+        self._secrets.clear()
         self._deletes.clear()
         for future in done:
             if not future.done():
@@ -157,7 +167,7 @@ class RecordWriter:
         for insert in inserts:
             if not insert.done.done():
                 insert.done.set_exception(_refusal(cause))
-        if self._updates or self._cursors or self._deletes or self._durable:
+        if self._updates or self._cursors or self._secrets or self._deletes or self._durable:
             self._scheduled = asyncio.get_running_loop().call_later(RETRY_S, self.flush)
 
 

@@ -25,6 +25,7 @@ from common.messages.logs import PersistStarted
 from common.messages.topics import PERSIST_ACKS, PERSIST_IPC, Service
 from common.runtime import Startup, run_service
 from proto.joblet.v1.persist_pb2_grpc import add_PersistServiceServicer_to_server
+from services.persist.audit_reader import AuditQueries
 from services.persist.changes import Changes
 from services.persist.disk import HostDisk
 from services.persist.ingest import Ingest
@@ -58,7 +59,8 @@ async def serve(startup: Startup) -> None:
     limits = Limits(local.flush_bytes, local.flush_ms)
     writing = limits.places + 1  # and one for samples
     with (
-        _audit_file(layout.audit_persist) as audit,
+        _own_way_to(layout.audit_persist) as audit_directory,
+        contextlib.closing(AuditFile(audit_directory, settings.joblet.audit)) as audit,
         ThreadPoolExecutor(COMPRESSORS, "compress") as compressors,
         ThreadPoolExecutor(writing, "write") as writers,
         ThreadPoolExecutor(READERS, "read") as readers,
@@ -93,7 +95,13 @@ async def serve(startup: Startup) -> None:
         )
         store.when_full = keeper.hurry
         servicer = PersistServer(
-            store=store, samples=samples, queries=queries, ingest=ingest, keeper=keeper, pool=readers
+            store=store,
+            samples=samples,
+            queries=queries,
+            ingest=ingest,
+            keeper=keeper,
+            pool=readers,
+            audit=AuditQueries(audit_directory),
         )
         add_PersistServiceServicer_to_server(servicer, server)
         _bind(server, layout.persist_grpc, None if startup.users is None else startup.users.gid)
@@ -121,14 +129,12 @@ async def _run(ingest: Ingest, outbox: Outbox, keeper: Keeper) -> None:
 
 
 @contextlib.contextmanager
-def _audit_file(directory: Path) -> Iterator[AuditFile]:
-    """The file in `directory`, by a descriptor: what is above it belongs to api and is closed to persist."""
+def _own_way_to(directory: Path) -> Iterator[Path]:
+    """The directory by a descriptor: what is above it belongs to api and is closed to persist."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    audit = AuditFile(Path(f"/proc/self/fd/{descriptor}"))
     try:
-        yield audit
+        yield Path(f"/proc/self/fd/{descriptor}")
     finally:
-        audit.close()
         os.close(descriptor)
 
 

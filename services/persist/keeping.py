@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import structlog
@@ -44,12 +44,16 @@ UNFINISHED: Final = "unfinished"
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the audit log. `outcome`: "removed", "trimmed" (up to entry `through`), or "failed" with `why`."""
+    """One line of the audit log. `object`: the job.
 
+    `outcome`: "removed", "trimmed" (up to entry `through`), or "failed" with `why`.
+    """
+
+    kind: Literal["removal"] = "removal"
     time: str
     who: str = "joblet-persist"
     method: str = "retention"
-    job: str
+    object: str
     owner: str
     bytes: int
     rule: str
@@ -288,7 +292,7 @@ class Keeper:
         self._audit.record(
             Line(
                 time=format_time_ns(time.time_ns()),
-                job=job,
+                object=job,
                 owner=owner,
                 bytes=size_bytes,
                 rule=rule,

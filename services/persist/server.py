@@ -14,9 +14,11 @@ import structlog
 
 from common.errors import JobletError, Reason
 from common.identifiers import parse_job_id
+from proto.joblet.v1 import node_pb2
 from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceServicer
 from services.persist import metrics, selection
+from services.persist.audit_reader import AuditQueries
 from services.persist.ingest import Ingest
 from services.persist.keeping import Keeper, Told
 from services.persist.queries import LogQueries
@@ -55,7 +57,9 @@ class PersistServer(PersistServiceServicer):
         ingest: Ingest,
         keeper: Keeper,
         pool: ThreadPoolExecutor,
+        audit: AuditQueries,
     ) -> None:
+        self._audit = audit
         self._store = store
         self._samples = samples
         self._queries = queries
@@ -117,6 +121,17 @@ class PersistServer(PersistServiceServicer):
             await refuse(context, _as_error(cause))
         if self._keeper.note:
             context.set_trailing_metadata(((NOTE_TRAILER, self._keeper.note),))
+
+    async def QueryAudit(  # noqa: N802
+        self, request: node_pb2.QueryAuditRequest, context: Context
+    ) -> AsyncIterator[node_pb2.QueryAuditResponse]:
+        """See persist.proto."""
+        try:
+            async with contextlib.aclosing(self._audit.messages(request)) as messages:
+                async for message in messages:
+                    yield message
+        except (JobletError, OSError) as cause:
+            await refuse(context, _as_error(cause))
 
     async def GetStore(self, request: pb.GetStoreRequest, context: Context) -> pb.StoreInfo:  # noqa: N802, ARG002
         """See persist.proto."""

@@ -1,6 +1,6 @@
-"""A node to run rnx against: the three services of the contract on loopback, over mutual TLS, with scripted behaviour.
+"""A node to run clients against: the services of the contract on loopback, over mutual TLS, with scripted behaviour.
 
-Belongs here: the fake and how rnx is called. Does not belong here: tests. The real api has its own
+Belongs here: the fake and how the programs are called. Does not belong here: tests. The real api has its own
 suite; what this fake promises is proto/joblet/v1 and nothing else.
 """
 
@@ -80,18 +80,18 @@ class FakeNode:
         context = {"address": f"127.0.0.1:{self.port}", "nodeId": "node-1"} | {name: f"{name}.pem" for name in files}
         self.config.write_text(yaml.safe_dump({"version": "3.0", "nodes": {"default": context}}))
 
-    def command(self, *arguments: str) -> list[str]:
-        """The command line of rnx."""
-        return [sys.executable, "-m", "cli.rnx", "--config", str(self.config), *arguments]
+    def command(self, *arguments: str, program: str = "rnx") -> list[str]:
+        """The command line of a program below cli."""
+        return [sys.executable, "-m", f"cli.{program}", "--config", str(self.config), *arguments]
 
-    def start(self, *arguments: str, **options: Any) -> "subprocess.Popen[bytes]":
-        """A process of its own that is rnx."""
+    def start(self, *arguments: str, program: str = "rnx", **options: Any) -> "subprocess.Popen[bytes]":
+        """A process of its own that is rnx, or another program."""
         streams: dict[str, Any] = {
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "stdin": subprocess.DEVNULL,
         } | options
-        return subprocess.Popen(self.command(*arguments), cwd=REPOSITORY, env=environment(), **streams)
+        return subprocess.Popen(self.command(*arguments, program=program), cwd=REPOSITORY, env=environment(), **streams)
 
     def call(self, *arguments: str) -> int:
         """The exit code of rnx run in this process, for what it prints only."""
@@ -99,14 +99,22 @@ class FakeNode:
 
     def rnx(self, *arguments: str) -> Outcome:
         """The outcome of rnx run to its end."""
-        process = self.start(*arguments)
+        return self.outcome("rnx", *arguments)
+
+    def outcome(self, program: str, *arguments: str) -> Outcome:
+        """The outcome of a program run to its end."""
+        process = self.start(*arguments, program=program)
         out, err = process.communicate(timeout=30)
         return Outcome(process.returncode, out, err.decode())
 
 
 def environment() -> dict[str, str]:
-    """That of the tests without what would change what rnx prints."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RNX_", "_RNX_", "GRPC_"))}
+    """That of the tests without what would change what the programs print."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RNX_", "_RNX_", "JOBC_", "_JOBC_", "WORKER_", "_WORKER_", "GRPC_"))
+    }
     return kept | {"COLUMNS": "120", "TERM": "xterm-256color"}
 
 

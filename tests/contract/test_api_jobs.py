@@ -266,17 +266,22 @@ def test_stored_lines_are_open_to_api_clients(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_node_and_refusals_of_this_release(tmp_path: Path) -> None:
-    """The node's facts; what is not there yet is UNIMPLEMENTED and starts nothing."""
+def test_the_node_tells_of_the_queue_what_its_caller_may_see(tmp_path: Path) -> None:
+    """How many wait: of all owners, or of his own; how many may run, to both. Positions are on the jobs."""
 
     async def scenario() -> None:
         async with running_node(tmp_path) as node:
             client = node.client("ann", "admin")
             info = await client.node.GetInfo(node_pb2.GetInfoRequest())
             assert (info.node_id, info.cpus, info.capabilities[0].level) == ("node-1", 2, node_pb2.Capability.ENFORCED)
-            spec = job_pb2.JobSpec(command="true", secret_environment={"A": "b"})
-            assert await status(client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))) is grpc.StatusCode.UNIMPLEMENTED
-            assert node.executor.jobs == {}
+            for owner in ("ann", "bob", "bob"):
+                job = node.executor.add(owner).id
+                node.executor.change(job, state=jobs.State.PENDING, queue_position=len(node.executor.jobs))
+            assert (await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))).queue_position == 3
+            info = await client.node.GetInfo(node_pb2.GetInfoRequest())
+            assert (info.queued_jobs, info.running_max) == (3, 7)
+            info = await node.client("bob", "user").node.GetInfo(node_pb2.GetInfoRequest())
+            assert (info.running_jobs, info.queued_jobs, info.running_max) == (0, 2, 7)
 
     asyncio.run(scenario())
 

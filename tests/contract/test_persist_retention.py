@@ -87,7 +87,7 @@ def test_a_dry_run_tells_what_the_run_then_does(tmp_path: Path) -> None:
         assert rig.audit.lines == []
         assert await apply(rig) == told
         assert directories(tmp_path) == {young, JOB}
-        assert [(line.job, line.bytes) for line in rig.audit.lines] == [
+        assert [(line.object, line.bytes) for line in rig.audit.lines] == [
             (removal.job_id, removal.bytes) for removal in told
         ]
         assert await apply(rig) == []
@@ -186,7 +186,7 @@ def test_what_was_removed_is_counted_and_audited(tmp_path: Path) -> None:
         }
         assert (info.counters["jobs_removed"], info.counters["bytes_removed"]) == (1, removal.bytes)
         (line,) = rig.audit.lines
-        assert (line.who, line.method, line.job, line.owner) == ("joblet-persist", "retention", old, "bob")
+        assert (line.who, line.method, line.object, line.owner) == ("joblet-persist", "retention", old, "bob")
         assert (line.bytes, line.rule, line.outcome, line.through) == (removal.bytes, "age", "removed", 0)
 
     run_settled(tmp_path, scenario, age_days=7)
@@ -203,14 +203,14 @@ def test_what_cannot_be_removed_is_audited_and_holds_up_nothing(tmp_path: Path) 
     async def resisting(rig: Rig) -> None:
         assert [removal.job_id for removal in await apply(rig)] == [jobs[1]]
         failed, removed = rig.audit.lines
-        assert (failed.job, failed.rule, failed.outcome, removed.outcome) == (jobs[0], "age", "failed", "removed")
+        assert (failed.object, failed.rule, failed.outcome, removed.outcome) == (jobs[0], "age", "failed", "removed")
         assert "busy" in failed.why
         assert directories(tmp_path) == set(), "readers know nothing of it"
 
     async def yielding(rig: Rig) -> None:
         assert await apply(rig) == []
         (line,) = rig.audit.lines
-        assert (line.job, line.rule, line.outcome) == (jobs[0], "unfinished", "removed")
+        assert (line.object, line.rule, line.outcome) == (jobs[0], "unfinished", "removed")
 
     run_settled(tmp_path, filling)
     with small_filesystem(tmp_path / "logs" / jobs[0] / "mounted"):

@@ -22,6 +22,7 @@ from common.messages.topics import PERSIST_ACKS, PERSIST_IPC
 from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub, add_PersistServiceServicer_to_server
+from services.persist.audit_reader import AuditQueries
 from services.persist.changes import Changes
 from services.persist.ingest import Ingest
 from services.persist.keeping import Keeper, Line
@@ -105,7 +106,13 @@ async def running(base: Path, *, concurrent: int = 50, retention: Retention | No
             pool=keepers,
         )
         servicer = PersistServer(
-            store=store, samples=samples, queries=queries, ingest=ingest, keeper=keeper, pool=readers
+            store=store,
+            samples=samples,
+            queries=queries,
+            ingest=ingest,
+            keeper=keeper,
+            pool=readers,
+            audit=AuditQueries(base),
         )
         add_PersistServiceServicer_to_server(servicer, server)
         server.add_insecure_port(f"unix:{base}/grpc.sock")

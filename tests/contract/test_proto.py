@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
-from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2, worker_pb2
 
 TYPE_NAMES = {
     FieldDescriptor.TYPE_STRING: "string",
@@ -12,6 +12,7 @@ TYPE_NAMES = {
     FieldDescriptor.TYPE_INT64: "int64",
     FieldDescriptor.TYPE_INT32: "int32",
     FieldDescriptor.TYPE_DOUBLE: "double",
+    FieldDescriptor.TYPE_BOOL: "bool",
 }
 
 
@@ -74,7 +75,7 @@ def test_metric() -> None:
 @pytest.mark.requirement("S0.43")
 @pytest.mark.requirement("S0.44")
 def test_persist_service() -> None:
-    """The three stated calls, the one for bulk, and two for operators."""
+    """The three stated calls, the one for bulk, and three for operators."""
     assert methods(PERSIST) == {
         "QueryLogs": ("LogQueryRequest", False, "LogLine", True),
         "QueryLogBatches": ("LogBatchQueryRequest", False, "LogBatches", True),
@@ -82,6 +83,7 @@ def test_persist_service() -> None:
         "DeleteJobData": ("DeleteJobDataRequest", False, "DeleteJobDataResponse", False),
         "ApplyRetention": ("ApplyRetentionRequest", False, "Removal", True),
         "GetStore": ("GetStoreRequest", False, "StoreInfo", False),
+        "QueryAudit": ("QueryAuditRequest", False, "QueryAuditResponse", True),
     }
 
 
@@ -156,6 +158,35 @@ def test_job_service() -> None:
     assert {"RunJob", "GetJob", "ListJobs", "StopJob", "WaitJob", "DeleteJob", "StreamLogs", "WatchJobs"} <= set(calls)
     assert {name for name, call in calls.items() if call[1]} == {"UploadFiles"}
     assert {name for name, call in calls.items() if call[3]} == {"StreamLogs", "WatchJobs", "StreamMetrics"}
+
+
+@pytest.mark.requirement("S4.12", "X7")
+def test_worker_service() -> None:
+    """The four calls and their messages as stated, names in their spelling; resources are a message and optional."""
+    assert methods(worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]) == {
+        "Start": ("StartRequest", False, "StartResponse", False),
+        "Stop": ("StopRequest", False, "StopResponse", False),
+        "Query": ("QueryRequest", False, "QueryResponse", False),
+        "Stream": ("StreamRequest", False, "StreamResponse", True),
+    }
+    job = {1: ("jobID", "string")}
+    assert fields(worker_pb2.StartRequest) == {
+        1: ("name", "string"),
+        2: ("args", "string"),
+        3: ("resources", "Resources"),
+    }
+    assert worker_pb2.StartRequest.DESCRIPTOR.fields_by_name["args"].is_repeated
+    assert not worker_pb2.StartRequest().HasField("resources")
+    for message in (
+        worker_pb2.StartResponse,
+        worker_pb2.StopRequest,
+        worker_pb2.QueryRequest,
+        worker_pb2.StreamRequest,
+    ):
+        assert fields(message) == job, message
+    assert fields(worker_pb2.StopResponse) == {}
+    assert fields(worker_pb2.QueryResponse) == {1: ("pid", "int32"), 2: ("exitCode", "int32"), 3: ("exited", "bool")}
+    assert fields(worker_pb2.StreamResponse) == {1: ("output", "string")}
 
 
 @pytest.mark.requirement("T.3")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.rnx.monitor import row, used_columns
+from cli.rnx.monitor import row, shown_columns
 from proto.joblet.v1 import job_pb2, persist_pb2
 from tests.contract.rnx_fake_node import FakeNode, fake_node
 from tests.contract.rnx_fake_services import STARTED_NS
@@ -31,7 +31,7 @@ KEYS = {
         "reason",
     ),
     *("limits", "volumes", "network", "labels", "created_at", "started_at", "ended_at", "usage"),
-    *("on_full", "lost_entries", "lost_bytes"),
+    *("on_full", "lost_entries", "lost_bytes", "priority", "start_at", "queue_position"),
 }
 
 
@@ -114,6 +114,9 @@ def test_status_as_json_has_exactly_the_keys_of_the_contract(node: FakeNode) -> 
         "on_full": "drop",
         "lost_entries": 1,
         "lost_bytes": 1024,
+        "priority": 0,
+        "start_at": None,
+        "queue_position": None,
     }
 
 
@@ -247,8 +250,8 @@ def test_monitor_shows_columns_that_somebody_needs() -> None:
     job = job_pb2.Job(id=ID, state=job_pb2.RUNNING)
     idle = row(job, persist_pb2.Metric(), now_ns=STARTED_NS)
     busy = row(job, persist_pb2.Metric(io_read_bytes=1024, io_pressure=5), now_ns=STARTED_NS)
-    assert not {"DISK", "TRAFFIC", "WAITED"} & set(used_columns([idle])[0])
-    headings, rows = used_columns([idle, busy])
+    assert not {"DISK", "TRAFFIC", "WAITED"} & set(shown_columns([idle])[0])
+    headings, rows = shown_columns([idle, busy])
     shown = dict(zip(headings, rows[1], strict=True))
     assert (shown["DISK"], shown["WAITED"], "TRAFFIC" in shown) == ("1.0 KiB", "io 5.0 %", False)
     assert dict(zip(headings, rows[0], strict=True))["DISK"] == ""
@@ -300,6 +303,21 @@ def test_monitor_on_a_terminal(node: FakeNode) -> None:
     _, err = process.communicate(timeout=20)
     os.close(leader)
     assert (process.returncode, err) == (130, b"")
+
+
+def test_node_info_shows_when_certificates_end(node: FakeNode) -> None:
+    """For those whom the node tells; a table and stable keys."""
+    assert json.loads(node.rnx("--json", "node", "info").out)["certificates"] == []
+    assert b"CERTIFICATE" not in node.rnx("node", "info").out
+    node.nodes.info.certificates.add(
+        name="server", subject="CN=joblet", not_after={"seconds": 1_800_000_000}, soon=True
+    )
+    end = "2027-01-15T08:00:00Z"
+    (told,) = json.loads(node.rnx("--json", "node", "info").out)["certificates"]
+    assert told["not_after"].startswith(end[:-1])
+    assert (told["name"], told["subject"], told["soon"]) == ("server", "CN=joblet", True)
+    row = next(line for line in node.rnx("node", "info").out.decode().splitlines() if line.startswith("server"))
+    assert row.split()[2:] == ["yes", "CN=joblet"]
 
 
 def test_node_info_shows_counters(node: FakeNode) -> None:

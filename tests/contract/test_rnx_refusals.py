@@ -73,9 +73,28 @@ def test_a_refused_certificate_is_explained(node: FakeNode, verb: str) -> None:
 
 
 def test_an_expired_certificate_is_named(node: FakeNode) -> None:
-    """The certificate's own date tells more than the closed connection."""
+    """The certificate's own date tells more than the closed connection; one line, at once, with the repair."""
     node.write_config(node.authority.issue(["alice"], not_after=-timedelta(hours=1)))
-    assert "the certificate expired at 20" in node.rnx("job", "list").err
+    for verb in (["job", "list"], ["--json", "job", "list"], ["run", "-d", "x"]):
+        outcome = node.rnx(*verb)
+        assert (outcome.code, outcome.out) == (5, b"")
+        assert "the certificate expired at 20" in outcome.err
+        assert outcome.err.endswith(": renew it where its CA is: joblet certs renew cert\n")
+        assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [["job", "list"], ["--json", "job", "list"], ["run", "-d", "x"], ["run", "x"]])
+def test_a_certificate_that_ends_soon_is_told_once_on_stderr(node: FakeNode, verb: list[str]) -> None:
+    """One line, whatever the command; stdout is what it is without."""
+    before = node.rnx(*verb)
+    assert before.err == ""
+    node.write_config(node.authority.issue(["alice"], not_after=timedelta(days=3, hours=1)))
+    outcome = node.rnx(*verb)
+    assert outcome.err == (
+        "rnx: the certificate cert ends in 3 days: renew it where its CA is: joblet certs renew cert\n"
+    )
+    assert outcome.code == before.code
+    assert len(outcome.out) == len(before.out)
 
 
 def test_a_node_of_another_authority_is_not_trusted(node: FakeNode) -> None:

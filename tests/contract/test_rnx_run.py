@@ -84,7 +84,7 @@ def test_every_option_reaches_the_node(node: FakeNode, monkeypatch: pytest.Monke
         "--cpus 1.5 --cpu-weight 200 --cpu-cores 0-1 --max-memory 64 --pids 20 --io-weight 300 --read-bps 1MB "
         "--write-bps 2MB --read-iops 3 --write-iops 4 --open-files 256 --file-size 1GB --timeout 1m30s "
         "--volume data:/data --volume cache:ro "
-        "--network none --schedule 2030-01-01T00:00:00Z --grace 5s --stop-signal INT --on-full drop "
+        "--network none --schedule 2030-01-01T00:00:00Z --priority -7 --grace 5s --stop-signal INT --on-full drop "
         "--idempotency-key k1 -- cmd arg"
     )
     outcome = node.rnx(*words.split())
@@ -119,6 +119,7 @@ def test_every_option_reaches_the_node(node: FakeNode, monkeypatch: pytest.Monke
         grace_ms=5000,
         stop_signal="SIGINT",
         on_full=job_pb2.DROP,
+        priority=-7,
     )
     expected.start_at.FromJsonString("2030-01-01T00:00:00Z")
     assert request.spec == expected

@@ -63,7 +63,7 @@ def client_certificate(
     usage: Sequence[ObjectIdentifier] = CLIENT,
     extensions: Sequence[tuple[ObjectIdentifier, bytes]] = (),
     from_days: float = -1,
-    until_days: float = 1,
+    until_days: float = 30,
 ) -> tuple[bytes, bytes]:
     """Certificate and key as PEM; a NUL or anything else in a name is taken as it is."""
     key = ec.generate_private_key(ec.SECP256R1())

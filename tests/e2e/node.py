@@ -37,7 +37,7 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 
 _certificates: dict[str, bytes] = {}
-"""Those of the first node that was started. RSA keys take seconds to find, so the other nodes are given the same."""
+"""Those of the first node that made its own. RSA keys take seconds to find, so the other nodes are given the same."""
 
 
 class Node:
@@ -66,6 +66,7 @@ class Node:
         """Run `joblet up` until it is ready; AssertionError with its log when that does not happen."""
         assert self._up is None, "the node is up already"
         groups_of_others = own_parents()
+        makes_certificates = not (self.base / "certs" / "ca.crt").exists()
         command = [str(PROGRAMS / "joblet"), "up", "--base-dir", str(self.base), "--port", str(self.port), *arguments]
         with self.log.open("ab") as log:
             self._up = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
@@ -75,7 +76,7 @@ class Node:
             self.stop()
             raise AssertionError(f"joblet up said {line!r}; its log:\n{self.log_text()[-5000:]}")
         self._groups |= own_parents() - groups_of_others
-        for file in (self.base / "certs").iterdir():
+        for file in (self.base / "certs").iterdir() if makes_certificates else ():
             _certificates.setdefault(file.name, file.read_bytes())
         self.port = int(ready[1])  # kept for the next start, so that clients find the node again
         self.config = Path(ready[2].decode())

@@ -70,7 +70,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "nul-in-name": {"names": ("admin\0.evil",)},
     "homoglyph": {"names": ("аdmin",)},
     "expired": {"from_days": -10, "until_days": -1},
-    "not-yet-valid": {"from_days": 1, "until_days": 10},
+    "not-yet-valid": {"from_days": 1, "until_days": 40},
     "role-in-a-wrong-string-type": {"organizations": (), "extensions": [(ROLES, b"\x13\x05admin")]},
 }
 

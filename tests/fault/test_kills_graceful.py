@@ -118,7 +118,10 @@ def test_joblet_up_ends_when_asked_twice(own: Node) -> None:
 def streams(node: Node, job: str) -> int:
     """How many streams of the job's log were let in, by the audit log."""
     decisions = map(json.loads, (node.base / "audit" / "audit.jsonl").read_bytes().splitlines())
-    return sum(each["job"] == job and each["method"].endswith("/StreamLogs") for each in decisions)
+    return sum(
+        each["object"] == job and each["method"].endswith("/StreamLogs") and each["outcome"] == "allowed"
+        for each in decisions
+    )
 
 
 def ends_told(node: Node, name: str) -> list[str]:

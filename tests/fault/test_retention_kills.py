@@ -157,7 +157,7 @@ def test_killed_while_it_removes_a_job(base: Path, failpoints: Path, service: Se
     service.start()
     wait_for(lambda: names(base / "logs") == {young} and names(base / "metrics") == set(), what="the rest to go")
     lines = audited(base)
-    assert {(line["job"], line["outcome"]) for line in lines} == {(old, "removed")}
+    assert {(line["object"], line["outcome"]) for line in lines} == {(old, "removed")}
     assert {line["who"] for line in lines} == {"joblet-persist"}
     assert data_of(base, young) == expected
     assert batches_of(base, old) == []
@@ -251,7 +251,7 @@ def test_a_flood_that_fills_the_disk_pushes_out_old_jobs(base: Path, service: Se
         assert gone == old[: len(gone)], "the oldest first"
         assert verify_job(place / "logs" / flood).findings == []
         assert "no room" in service.log.read_text(), "the disk was really full"
-        assert {line["job"] for line in audited(base)} == set(gone)
+        assert {line["object"] for line in audited(base)} == set(gone)
         assert {line["rule"] for line in audited(base)} == {"free_bytes"}
         assert service.kill(signal.SIGTERM) == 0
 
@@ -321,4 +321,4 @@ def test_each_service_has_an_audit_file_of_its_own(base: Path, service: Service)
         done = subprocess.run(["cat", str(path)], user=status.st_uid, group=status.st_gid, check=False, timeout=10)
         assert done.returncode != 0, "by its path persist reaches neither; its own it has by a descriptor"
     (line,) = audited(base)
-    assert (line["method"], line["job"], line["owner"], line["rule"]) == ("retention", old, "ann", "age")
+    assert (line["method"], line["object"], line["owner"], line["rule"]) == ("retention", old, "ann", "age")

@@ -117,7 +117,7 @@ METRIC: Final = logs.StoreMetric(
     io_pressure=11.5,
 )
 SAMPLES: Final[tuple[Body, ...]] = (
-    Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True),
+    Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True, retry_after_s=1.5),
     jobs.RunJob(
         owner="ann",
         spec=SPEC,

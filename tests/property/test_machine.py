@@ -1,4 +1,4 @@
-"""Whatever happens to a job, in whatever order: it has one end, and is launched at most once."""
+"""Whatever happens to a job, in whatever order: it has one end, and is launched at most once, as far as is known."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +10,9 @@ from services.executor.events import (
     Announce,
     AnyEvent,
     CancelRequested,
+    Chosen,
     DeleteRequested,
+    Due,
     Ended,
     Forget,
     Job,
@@ -19,6 +21,7 @@ from services.executor.events import (
     Launched,
     LaunchFailed,
     MonitorLost,
+    NeverLaunched,
     OutputLost,
     Recorded,
     Save,
@@ -47,6 +50,9 @@ ends = st.builds(
 events: st.SearchStrategy[AnyEvent] = st.one_of(
     st.builds(Submitted, at_ns=times),
     st.builds(Recorded, at_ns=times),
+    st.builds(Due, at_ns=times),
+    st.builds(Chosen, at_ns=times, boot=st.just("b2")),
+    st.builds(NeverLaunched, at_ns=times),
     st.builds(Launched, at_ns=times),
     st.builds(LaunchFailed, at_ns=times, reason=st.text(max_size=5)),
     st.builds(Started, at_ns=times, pid=st.integers(1, 2**22)),
@@ -64,11 +70,14 @@ events: st.SearchStrategy[AnyEvent] = st.one_of(
 
 @pytest.mark.threat("F06")
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([State.SCHEDULED, State.PENDING]), st.lists(events, max_size=30))
-def test_one_end_one_launch_and_consistent_fields(first: State, sequence: list[AnyEvent]) -> None:
-    """I2: exactly one terminal state, announced once; a terminal record never changes; graces only shrink."""
+@given(st.sampled_from([State.SCHEDULED, State.PENDING]), st.sampled_from(["", "b1"]), st.lists(events, max_size=30))
+def test_one_end_one_launch_and_consistent_fields(first: State, boot: str, sequence: list[AnyEvent]) -> None:
+    """I2: exactly one terminal state, announced once; a terminal record never changes; graces only shrink.
+
+    One launch, and one more each time that it is certain that there was none. Who is launched has been chosen.
+    """
     record = JobRecord(id=new_job_id(), owner="a", node_id="n", state=first, spec=JobSpec(command="x"), created_at_ns=5)
-    job = Job(record=record)
+    job = Job(record=record, chosen_boot=boot)
     launches = final_announcements = 0
     for event in sequence:
         before = job
@@ -76,7 +85,12 @@ def test_one_end_one_launch_and_consistent_fields(first: State, sequence: list[A
         if not isinstance(decision, Transition):
             continue
         job = decision.job
-        launches += sum(isinstance(i, Launch) for i in decision.instructions)
+        for launch in [i for i in decision.instructions if isinstance(i, Launch)]:
+            launches += 1
+            assert job.chosen_boot
+            assert launch.when_saved == (job.chosen_boot != before.chosen_boot)
+        if isinstance(event, NeverLaunched) and before.record.state is State.STARTING:
+            launches -= 1
         if before.record.state in TERMINAL:
             assert job == before
             assert any(isinstance(i, Forget) for i in decision.instructions)

@@ -6,7 +6,7 @@ below the executor's ports (tests/unit/executor_fakes.py): nothing is launched, 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -31,6 +31,7 @@ from services.api.process import Api
 from services.executor.events import Job
 from services.executor.job_store import JobStore
 from services.executor.service import Executor, Ports
+from services.persist.audit_reader import AuditQueries
 from services.persist.changes import Changes
 from services.persist.ingest import Ingest
 from services.persist.keeping import Keeper
@@ -41,7 +42,7 @@ from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
 from tests.certificates import Authority, Identity
 from tests.contract.test_persist_service import Lines
-from tests.unit.executor_fakes import NODE, FakeHost, no_unsupported, node_settings
+from tests.unit.executor_fakes import BOOT, NODE, FakeHost, no_unsupported, node_settings
 from tests.unit.test_persist_journal import make_store
 from tests.waiting import await_for
 
@@ -52,9 +53,9 @@ JOB_S: Final = 0.02
 class EndingHost(FakeHost):
     """Every job starts, writes two lines and exits, but those whose command is `sleep`."""
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
-        await super().launch(job)
+        await super().launch(job, secrets)
         monitor = self.monitors[job.record.id]
         monitor.start()
         monitor.output(b"one\ntwo\n")
@@ -175,6 +176,7 @@ async def _executor(
             unsupported=no_unsupported,
             refused_network=lambda _: None,
             node=NODE,
+            boot_id=BOOT,
         ),
     )
     await executor.start()
@@ -219,7 +221,13 @@ async def _persist(layout: Layout, transport: Memory) -> AsyncIterator[list[asyn
         )
         queries = LogQueries(store=store, changes=changes, pool=readers)
         servicer = PersistServer(
-            store=store, samples=samples, queries=queries, ingest=ingest, keeper=keeper, pool=readers
+            store=store,
+            samples=samples,
+            queries=queries,
+            ingest=ingest,
+            keeper=keeper,
+            pool=readers,
+            audit=AuditQueries(layout.audit_persist),
         )
         server = aio.server(options=[("grpc.max_receive_message_length", REQUEST_BYTES_MAX)])
         add_PersistServiceServicer_to_server(servicer, server)

@@ -273,7 +273,7 @@ def test_authorization_comes_before_the_body(tmp_path: Path) -> None:
 
 
 def test_every_decision_is_in_the_audit_log(tmp_path: Path) -> None:
-    """Who, serial, roles, method, job, peer and outcome; one line a call; allowed ones too."""
+    """Who, serial, roles, method, object, peer and outcome; one line a call; allowed ones too."""
 
     async def scenario() -> None:
         async with running_node(tmp_path) as node:
@@ -284,10 +284,10 @@ def test_every_decision_is_in_the_audit_log(tmp_path: Path) -> None:
             await outcome(client.jobs.StopJob(job_pb2.StopJobRequest(job_id=run.job.id)))
             await outcome(client.volumes.ListVolumes(volume_pb2.ListVolumesRequest()))
             lines = decisions(node)
-            methods = [(line["method"].rpartition("/")[2], line["job"], line["outcome"]) for line in lines]
+            methods = [(line["method"].rpartition("/")[2], line["object"], line["outcome"]) for line in lines]
             assert methods == [
                 ("RunJob", run.job.id, "allowed"),
-                ("StopJob", "", "not_found"),
+                ("StopJob", bobs, "not_found"),
                 ("StopJob", run.job.id, "allowed"),
                 ("ListVolumes", "", "unimplemented"),
             ]

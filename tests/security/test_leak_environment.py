@@ -4,18 +4,21 @@ The environment of every service and of the test itself is the canary: none of i
 job has, and none of its values may be seen.
 """
 
+import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import Node
+from tests.e2e.node import Node, end, read_all
 from tests.security.attack import python_in_job
 from tests.soak.holding import holding
+from tests.waiting import wait_for
 
 EVERY_JOB_HAS = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "TMPDIR", "JOBLET_JOB_ID"}
 SECRET = "s3cret-4d1f-of-the-first-owner"
@@ -117,13 +120,36 @@ def test_another_user_of_the_host_cannot_look_into_a_job(node: Node) -> None:
 
 
 @pytest.mark.threat("B20")
-def test_a_secret_is_refused_and_kept_nowhere(node: Node) -> None:
-    """Secret variables are not in this release: one is refused by name, and its value is in no answer and no file."""
-    done = node.rnx("job", "run", "--secret-env", f"PASSWORD={SECRET}-refused", "--", "true")
-    assert done.returncode == 4
-    assert b"secret_environment" in done.stderr
-    value = f"{SECRET}-refused".encode()
-    assert value not in done.stdout + done.stderr
-    for file in node.base.rglob("*"):
-        if file.is_file():
-            assert value not in file.read_bytes(), file
+def test_a_secret_reaches_its_job_and_nothing_else(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the job's environment; in no answer, file, service log, tap, argument or environment of others."""
+    value = f"{SECRET}-of-a-variable"
+    joblet = str(Path(sys.executable).with_name("joblet"))
+    tap = subprocess.Popen([joblet, "tap", "job.*", "--base-dir", str(node.base)], stdout=subprocess.PIPE)
+    tapped = read_all(tap.stdout)
+    with monkeypatch.context() as patched:
+        patched.setenv("PASSWORD", value)
+        wait_for(lambda: node.ok("job", "run", "--", "true") == b"" and tapped.data, what="a tap that hears")
+        job = node.detached("--secret-env", "PASSWORD", "--", "sleep", "600")
+    try:
+        main = node.wait_for_state(job, "running")["pid"]
+        assert environment_of(main)["PASSWORD"] == value
+        answers = node.ok("--json", "job", "status", job) + node.ok("job", "status", job)
+        assert b"PASSWORD" in answers
+        answers += node.ok("job", "run", "--dry-run", "--secret-env", f"PASSWORD={value}", "--", "true")
+        for pid in {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()} - {main}:
+            for name in ("cmdline", "environ"):
+                with contextlib.suppress(OSError):  # it has ended
+                    assert value.encode() not in Path(f"/proc/{pid}/{name}").read_bytes(), (pid, name)
+        for file in node.base.rglob("*"):
+            if file.is_file():
+                assert value.encode() not in file.read_bytes(), file
+    finally:
+        node.ok("job", "stop", job, "--grace", "0s")
+        node.wait_for_state(job, "stopped")
+        wait_for(lambda: b"stopped" in tapped.data, what="the end of the job at the tap")
+        end(tap)
+    answers += node.ok("--json", "job", "list", "--all") + node.log_text().encode() + tapped.data
+    assert value.encode() not in answers
+    for pid in map(node.service, ("api", "executor", "persist", "volumes")):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search("^Max core file size +1 +1 ", limits, re.MULTILINE), "services dump no core"

@@ -221,7 +221,7 @@ def test_every_method_refuses_a_certificate_that_expired_while_connected(tmp_pat
             for channel in channels.values():
                 assert await outcome(channel, NODE + "GetInfo", b"") is Code.OK
             asked = list(node.executor.requests)
-            node.api._gate._clock = lambda: time.time() + 2 * DAY.total_seconds()  # later than any certificate
+            node.api.gate._clock = lambda: time.time() + 2 * DAY.total_seconds()  # later than any certificate
             for role, channel in channels.items():
                 assert await statuses(channel, node) == each(Code.UNAUTHENTICATED), role
             assert node.executor.requests == asked

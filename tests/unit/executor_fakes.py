@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from services.executor.job_store import JobStore
 from services.executor.service import Executor, Ports
 
 ASKER = f"api-replies-{os.getpid()}.sock"
+BOOT = "6cd9ee1a-1ea6-4a5e-b8b4-5fd7a4f0e4d1"
 NODE = NodeFacts(
     node_id="node-1", version="0", kernel="6", cgroup_version="v2", cpus=2, memory_bytes=2**30, running_jobs=0
 )
@@ -117,6 +118,7 @@ class FakeHost:
         self.layout = layout
         self.monitors: dict[JobId, FakeMonitor] = {}
         self.launched: list[JobId] = []
+        self.secrets: dict[JobId, dict[str, str]] = {}
         self.cleaned: list[JobId] = []
         self.fail_launch: Exception | None = None
         self.deaf = False  # monitors take no commands
@@ -133,9 +135,10 @@ class FakeHost:
     def adopt(self, record: JobRecord) -> None:
         """See ports.Launches."""
 
-    async def launch(self, job: Job) -> None:
+    async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
         self.launched.append(job.record.id)
+        self.secrets[job.record.id] = dict(secrets)
         if self.fail_launch is not None:
             raise self.fail_launch
         directory = self.layout.job_dir(job.record.id)
@@ -287,6 +290,8 @@ async def running_node(
     settings: Settings,
     transport: Memory,
     host: FakeHost | None = None,
+    *,
+    clock_ns: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Node]:
     """An executor that serves, and is closed in the end without its monitors noticing."""
     layout = layout_of(settings)
@@ -299,6 +304,7 @@ async def running_node(
         unsupported=no_unsupported,
         refused_network=lambda _: None,
         node=NODE,
+        boot_id=BOOT,
     )
     executor = Executor(
         settings=settings,
@@ -307,6 +313,7 @@ async def running_node(
         store=JobStore(layout.state / "jobs.db", now_ns=time.time_ns()),
         publisher=Publisher(transport),
         ports=ports,
+        clock_ns=clock_ns,
     )
     ask = Requester(transport, commands=EXECUTOR_COMMANDS, replies=API_REPLIES, reply_file=ASKER)
     answers = asyncio.create_task(ask.run())

@@ -11,6 +11,7 @@ from common.messages.jobs import JobSpec, Limits, OnFull, Upload, VolumeMount
 from services.executor import admission
 from services.executor.admission import RESERVE_FILES, Room, admit, check_room, check_stop
 
+NOW_NS = 1_800_000_000 * 10**9
 SPEC = JobSpec(command="true")
 UPLOAD = Upload(id="6fa459ea-ee8a-4ca4-894e-db77e160355e", bytes=10_000, entries=3)
 
@@ -19,7 +20,7 @@ def admitted(spec: JobSpec, **ports: Any) -> JobSpec:
     """The spec on a host that can do everything, with every upload staged."""
     return admit(
         spec,
-        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Joblet(), **ports},
+        **{"unsupported": lambda _: (), "staged": lambda _: True, "settings": Joblet(), "now_ns": NOW_NS, **ports},
     )
 
 

@@ -5,12 +5,14 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from common.config.settings import Quotas as QuotaSettings
 from common.errors import JobletError, Reason
 from common.richstatus import CODES
-from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2, worker_pb2
 from services.api.capacity import Capacity
-from services.api.identity import Role
+from services.api.identity import Principal, Role
 from services.api.permissions import GRANTS, RULES, Permission, Rule, Scope, scope_of
+from services.api.quotas import Quotas
 from services.api.server import SERVICES
 from services.api.status import status_of
 
@@ -19,6 +21,7 @@ FILES = (
     node_pb2.DESCRIPTOR,
     persist_pb2.DESCRIPTOR,
     volume_pb2.DESCRIPTOR,
+    worker_pb2.DESCRIPTOR,
     health_pb2.DESCRIPTOR,
     reflection_pb2.DESCRIPTOR,
 )
@@ -61,13 +64,14 @@ def test_roles_add_up_and_none_is_nothing() -> None:
 @pytest.mark.requirement("S2.13")
 def test_streams_are_counted_and_given_back() -> None:
     """One above the bound is refused with the words of the requirement; a place that was left is free again."""
-    capacity, rule = Capacity(1), Rule(Permission.READ, streams=True)
-    with capacity.of(rule):
-        with pytest.raises(JobletError) as refused, capacity.of(rule):
+    capacity, rule = Capacity(1, Quotas(QuotaSettings())), Rule(Permission.READ, streams=True)
+    ann = Principal("ann", frozenset({Role.USER}), serial="1", scheme="organization")
+    with capacity.of(rule, ann):
+        with pytest.raises(JobletError) as refused, capacity.of(rule, ann):
             pytest.fail("the second stream must not be admitted")
         assert refused.value.message == "Max capacity reached"
         assert refused.value.reason is Reason.EXHAUSTED
-        with capacity.of(Rule(Permission.READ)):
+        with capacity.of(Rule(Permission.READ), ann):
             assert capacity.streams == 1
     assert capacity.streams == 0
 

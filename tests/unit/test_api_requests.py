@@ -164,6 +164,11 @@ REFUSED: list[tuple[str, job_pb2.JobSpec]] = [
     ("grace_ms", spec(grace_ms=2**63)),
     ("stop_signal", spec(stop_signal="SIGNOPE")),
     ("upload_ids", spec(upload_ids=["0" * 32, "0" * 32])),
+    ("priority", spec(priority=101)),
+    ("priority", spec(priority=-(2**31))),
+    ("start_at", spec(start_at={"seconds": 2**63 - 1})),
+    ("start_at", spec(start_at={"seconds": 1, "nanos": -1})),
+    ("start_at", spec(start_at={"seconds": 1, "nanos": 10**9})),
 ]
 
 
@@ -180,12 +185,35 @@ def test_malformed_fields_are_refused_by_name(field: str, message: job_pb2.JobSp
     assert field in refused.value.message
 
 
-def test_what_this_release_lacks_is_said() -> None:
-    """Secrets and schedules are refused, never ignored."""
-    for message in (spec(secret_environment={"A": "b"}), spec(start_at={"seconds": 1})):
-        with pytest.raises(JobletError, match="not available in this release") as refused:
-            requests.job_spec(message, UPLOADS.__getitem__)
-        assert refused.value.reason is Reason.UNIMPLEMENTED
+def test_secrets_are_names_in_the_spec_and_values_beside_it() -> None:
+    """What is recorded and shown has names only; one that is a plain variable, too, is refused."""
+    message = spec(environment={"P": "q"}, secret_environment={"B": "two", "A": "one"})
+    parsed = requests.job_spec(message, UPLOADS.__getitem__)
+    assert (parsed.secret_names, parsed.environment) == (("A", "B"), {"P": "q"})
+    assert requests.secrets(message) == {"A": "one", "B": "two"}
+    assert dict(spec_to_proto(parsed).secret_environment) == {"A": "", "B": ""}
+    for wrong in ({"P": "s3cret"}, {"1": "s3cret"}, {"A": "s3cret\0"}):
+        with pytest.raises(JobletError, match="secret_environment") as refused:
+            requests.job_spec(spec(environment={"P": "q"}, secret_environment=wrong), UPLOADS.__getitem__)
+        assert "s3cret" not in str(refused.value)
+
+
+def test_a_time_of_start_is_within_a_year_and_may_be_over() -> None:
+    """To the nanosecond, there and back; what is over stays as it was asked for, and means at once."""
+    now_s = 1_800_000_000
+    for seconds, nanos in ((now_s + 3600, 999_999_999), (now_s - 3600, 1), (now_s + 365 * 86400, 0), (0, 0)):
+        message = spec(start_at={"seconds": seconds, "nanos": nanos}, priority=-100)
+        parsed = requests.job_spec(message, UPLOADS.__getitem__, clock_ns=lambda: now_s * 10**9 + 5)
+        assert (parsed.start_at_ns, parsed.priority) == (seconds * 10**9 + nanos, -100)
+        shown = spec_to_proto(parsed)
+        assert (shown.start_at.ToNanoseconds(), shown.priority) == (parsed.start_at_ns, -100)
+    for seconds in (-1, now_s + 365 * 86400 + 1, 253_402_300_800):
+        with pytest.raises(JobletError, match="start_at: the time is out of range") as refused:
+            requests.job_spec(
+                spec(start_at={"seconds": seconds}), UPLOADS.__getitem__, clock_ns=lambda: now_s * 10**9 + 5
+            )
+        assert refused.value.reason is Reason.INVALID
+    assert requests.job_spec(spec(), UPLOADS.__getitem__).start_at_ns == 0
 
 
 def test_nothing_is_parsed_as_a_shell_would() -> None:

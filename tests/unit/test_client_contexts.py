@@ -1,5 +1,7 @@
 """The client configuration: search, checks, and errors that name file and key."""
 
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import pytest
 import yaml
 
 from cli.client.contexts import find_config, load_context, read_nodes
+from cli.client.renewal import advice, ending
 from common.errors import JobletError, Reason
+from tests.certificates import DAY, Authority
 
 PEM = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"
 
@@ -108,3 +112,65 @@ def test_other_contexts_are_not_read(tmp_path: Path) -> None:
     path = written(tmp_path, {"nodes": nodes})
     assert load_context(path, "default").name == "default"
     assert set(read_nodes(path)) == {"default", "away"}
+
+
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        (timedelta(days=14, minutes=5), ""),
+        (timedelta(days=13, hours=12), "ends in 13 days"),
+        (timedelta(days=1, hours=12), "ends in 1 day:"),
+        (timedelta(hours=12), "ends today"),
+        (-timedelta(minutes=5), ""),
+    ],
+)
+def test_a_certificate_that_ends_soon_is_warned_about(tmp_path: Path, left: timedelta, told: str) -> None:
+    """In one sentence with the command that renews it; one that has ended is left to the node's refusal."""
+    authority = Authority()
+    client = authority.issue(["ann"], ["user"], not_before=-30 * DAY, not_after=left)
+    file = tmp_path / "ann-2.crt"
+    file.write_bytes(client.cert)
+    path = written(tmp_path, {"nodes": {"default": entry(cert="ann-2.crt")}})
+    warnings = load_context(path, "default").warnings
+    if not told:
+        assert warnings == ()
+        return
+    (warning,) = warnings
+    assert told in warning
+    assert "certificate ann-2 " in warning
+    assert warning.endswith("joblet certs renew ann-2")
+    path = written(tmp_path, {"nodes": {"default": entry(cert=client.cert.decode())}})
+    (warning,) = load_context(path, "default").warnings
+    assert warning.endswith("joblet certs renew ann"), "of a text the user's name is told"
+
+
+def test_only_the_clients_own_certificate_counts() -> None:
+    """Not that of the CA behind it, and a certificate that cannot be read is nobody's warning."""
+    authority = Authority()
+    good, bad = authority.client("ann", "user").cert, authority.issue(["bob"], not_after=DAY).cert
+    now_ns = time.time_ns()
+    assert ending(good + bad, "ann", now_ns=now_ns) == ""
+    assert "ends" in ending(bad + good, "bob", now_ns=now_ns)
+    assert ending(PEM.encode(), "ann", now_ns=now_ns) == ""
+    nameless = authority.issue([], not_after=DAY).cert
+    assert "renew NAME" in ending(nameless, "", now_ns=now_ns)
+    assert advice("alice", b"") == "renew it where its CA is: joblet certs renew alice"
+
+
+@pytest.mark.parametrize(
+    "encrypted",
+    [
+        PEM.replace("CERTIFICATE", "ENCRYPTED PRIVATE KEY"),
+        PEM.replace("CERTIFICATE", "RSA PRIVATE KEY").replace("AA==", "Proc-Type: 4,ENCRYPTED\n\nAA=="),
+    ],
+)
+def test_an_encrypted_key_is_refused_with_the_repair(tmp_path: Path, encrypted: str) -> None:
+    """As text and as a file: gRPC would only fail."""
+    key = tmp_path / "a.key"
+    key.write_text(encrypted)
+    key.chmod(0o600)
+    for value in (encrypted, "a.key"):
+        path = written(tmp_path, {"nodes": {"default": entry(key=value)}})
+        with pytest.raises(JobletError, match=r"nodes\.default\.key: the private key is encrypted") as caught:
+            load_context(path, "default")
+        assert "openssl pkey" in caught.value.detail

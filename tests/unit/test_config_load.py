@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from common.config.layout import layout_of
-from common.config.limits import check_limits
 from common.config.load import (
     CONFIG_BYTES_MAX,
     HIDDEN,
@@ -156,6 +155,13 @@ def test_the_store_is_below_the_parents_base_directory_unless_told_otherwise(tmp
         ("log_group_prefix: /x", "log_group_prefix", "persist.storage.cloudwatch.log_group_prefix"),
         ("7: x", "7", "version"),
         ("joblet: {limits: {defaults: {pids: 1}}}", "joblet.limits.defaults", "joblet.limits.default"),
+        ("joblet: {quotas: {stream: 1}}", "joblet.quotas.stream", "joblet.quotas.streams"),
+        ("joblet: {quotas: {roles: {usr: {}}}}", "joblet.quotas.roles.usr", "joblet.quotas.roles.user"),
+        (
+            "security: {identity: {organisation: true}}",
+            "security.identity.organisation",
+            "security.identity.organization",
+        ),
         (
             "joblet: {limits: {roles: {user: {max: {memory: 1}}}}}",
             "joblet.limits.roles.user.max.memory",
@@ -230,6 +236,22 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest_known_one(
             "joblet.limits.roles.admin.max.cpu_cores, 1",
         ),
         ("joblet: {limits: {roles: {user: 7}}}", "joblet.limits.roles.user", "7", "a section"),
+        ("joblet: {quotas: {calls_per_s: 0}}", "joblet.quotas.calls_per_s", "0", "1 or more"),
+        ("joblet: {quotas: {calls_per_s: 0.5}}", "joblet.quotas.calls_per_s", "0.5", "a whole number"),
+        ("joblet: {quotas: {upload_bytes: 1GB}}", "joblet.quotas.upload_bytes", "'1GB'", "a whole number"),
+        ("joblet: {quotas: {roles: {user: {streams: -1}}}}", "joblet.quotas.roles.user.streams", "-1", "1 or more"),
+        (
+            "joblet: {quotas: {roles: {reader: {running_jobs: 1}}}}",
+            "joblet.quotas.roles.reader.running_jobs",
+            "1",
+            "readers run no jobs",
+        ),
+        (
+            "joblet: {quotas: {roles: {reader: {upload_bytes: 1}}}}",
+            "joblet.quotas.roles.reader.upload_bytes",
+            "1",
+            "leave it out",
+        ),
         ("joblet: {jobs: {network: host}}", "joblet.jobs.network", "host", "'none' or 'isolated' or 'bridge'"),
         ("joblet: {jobs: {rootfs: alpine}}", "joblet.jobs.rootfs", "alpine", "host, busybox, or an absolute path"),
         ("joblet: {networks: {bridge_subnet: 10.88.0.1/16}}", "joblet.networks.bridge_subnet", "10.88.0.1", "IPv4"),
@@ -345,13 +367,13 @@ joblet:
     assert effective(Settings())["joblet"]["limits"] == {}
 
 
-def test_examples_of_the_documentation_load() -> None:
+def test_examples_of_the_documentation_load(tmp_path: Path) -> None:
     """Whatever docs/configuration.md shows as a file is one."""
     text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
     examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert len(examples) >= 4
     for example in examples:
-        check_limits(settings_of(example, source="docs/configuration.md").joblet.limits)
+        load(tmp_path, example)
 
 
 def test_every_setting_is_documented() -> None:

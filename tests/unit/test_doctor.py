@@ -3,17 +3,24 @@
 import json
 import os
 import socket
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 import yaml
 
+from cli.joblet.certificates import Issued, open_ca
 from cli.joblet.doctor import CONFINEMENT, LIMITS, OWNER_RANGE, Source, json_of, text_of, unmet
+from cli.joblet.doctorcerts import CertificateRow, certificate_rows, unusable
 from cli.joblet.main import run
+from cli.joblet.revocations import revoke
+from common.config.settings import Joblet, Security, Settings
 from common.messages.jobs import Capability, NodeFacts
 from common.privileges import default_base_dir
-from tests.certificates import Authority
+from proto.joblet.v1 import node_pb2
+from tests.certificates import DAY, SERVER, Authority
 
 ASKED = Source(asked=True, why="")
 PROBED = Source(asked=False, why="there is no /x, so no node to ask")
@@ -140,3 +147,92 @@ def test_the_default_base_directory_is_the_users_own(monkeypatch: pytest.MonkeyP
     for unset in ("", "relative"):
         monkeypatch.setenv("XDG_DATA_HOME", unset)
         assert default_base_dir() == Path("/home/ann/.local/share/joblet")
+
+
+def node_files(
+    base: Path, authority: Authority, *, server_left: timedelta, crl_left: timedelta | None = None
+) -> Settings:
+    """A base directory with certificates, and settings that mean it."""
+    certs = base / "certs"
+    certs.mkdir(parents=True)
+    (certs / "ca.crt").write_bytes(authority.pem)
+    server = authority.issue(["joblet"], usages=[SERVER], not_before=-400 * DAY, not_after=server_left)
+    (certs / "server.crt").write_bytes(server.cert)
+    if crl_left is not None:
+        signer = open_ca(Issued(authority.pem, authority.key_pem))
+        made = datetime.now(UTC) + crl_left - timedelta(days=30)
+        (certs / "ca.crl").write_bytes(revoke(signer, [], 17, now=made, days=30).pem)
+    return Settings(joblet=Joblet(base_dir=str(base)))
+
+
+def levels(rows: tuple[CertificateRow, ...]) -> list[tuple[str, str]]:
+    """Names and levels."""
+    return [(row.name, row.level) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("server_left", "crl_left", "expected", "bad"),
+    [
+        (100 * DAY, 29.5 * DAY, ["valid", "valid", "valid"], ()),
+        (13 * DAY, 13 * DAY, ["soon", "valid", "soon"], ()),
+        (-1 * DAY, -1 * DAY, ["expired", "valid", "overdue"], ("certificate.server",)),
+    ],
+)
+def test_certificates_have_rows_with_the_repair(
+    tmp_path: Path, server_left: timedelta, crl_left: timedelta, expected: list[str], bad: tuple[str, ...]
+) -> None:
+    """Server, CA and list; an ended server certificate is a want of the node, an overdue list is not."""
+    settings = node_files(tmp_path, Authority(), server_left=server_left, crl_left=crl_left)
+    rows = certificate_rows(None, settings, now_ns=time.time_ns())
+    names = ["certificate.server", "certificate.ca", "certificate.crl"]
+    assert levels(rows) == list(zip(names, expected, strict=True))
+    repairs = {"certificate.server": "joblet certs renew server", "certificate.crl": "joblet certs revoke --refresh"}
+    for row in rows:
+        assert row.detail.endswith(repairs.get(row.name, "")) is (row.level != "valid" or row.name not in repairs)
+    assert unusable(rows) == bad
+    assert unmet(facts(), rows) == bad
+    text = text_of(facts(), PROBED, rows)
+    assert text.splitlines()[-1].startswith(f"jobs with default settings {'cannot' if bad else 'can'} run here")
+    assert [each["level"] for each in json.loads(json_of(facts(), PROBED, rows))["certificates"]] == expected
+
+
+def test_more_days_of_warning_are_heeded(tmp_path: Path) -> None:
+    """`security.expiry_warning_days`; and a CA of two is fit while one of them is."""
+    authority = Authority()
+    settings = node_files(tmp_path, authority, server_left=20 * DAY)
+    security = Security(expiry_warning_days=25)
+    rows = certificate_rows(None, Settings(joblet=settings.joblet, security=security), now_ns=time.time_ns())
+    assert levels(rows) == [("certificate.server", "soon"), ("certificate.ca", "valid")]
+    ended = CertificateRow("certificate.ca", "expired", "")
+    assert unusable((*rows, ended)) == ()
+    assert unusable((ended,)) == ("certificate.ca",)
+
+
+def test_a_running_node_knows_best(tmp_path: Path) -> None:
+    """What it says of its certificates goes before the files; without an answer, or in an old one, files count."""
+    settings = node_files(tmp_path, Authority(), server_left=100 * DAY)
+    info = node_pb2.NodeInfo()
+    assert levels(certificate_rows(info, settings, now_ns=0)) == [
+        ("certificate.server", "valid"),
+        ("certificate.ca", "valid"),
+    ]
+    info.certificates.add(name="server", subject="CN=x", not_after={"seconds": 86_400 * 3}, soon=True)
+    (row,) = certificate_rows(info, settings, now_ns=0)
+    assert row == CertificateRow("certificate.server", "soon", "CN=x ends in 3 days: joblet certs renew server")
+
+
+def test_what_is_wrong_with_a_file_is_its_row(tmp_path: Path) -> None:
+    """Nothing there yet is no finding; half of it is, and so is a file that is something else."""
+    fresh = Settings(joblet=Joblet(base_dir=str(tmp_path / "fresh")))
+    assert certificate_rows(None, fresh, now_ns=0) == ()
+    settings = node_files(tmp_path / "half", Authority(), server_left=DAY)
+    certs = tmp_path / "half" / "certs"
+    (certs / "server.crt").unlink()
+    (certs / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n")
+    (certs / "ca.crl").write_text("no list")
+    rows = certificate_rows(None, settings, now_ns=0)
+    assert {row.level for row in rows} == {"missing"}
+    assert [row.name for row in rows] == ["certificate.server", "certificate.ca", "certificate.crl"]
+    assert unusable(rows) == ("certificate.server", "certificate.ca", "certificate.crl")
+    named = Settings(joblet=settings.joblet, security=Security(crl=str(tmp_path / "no.crl")))
+    assert certificate_rows(None, named, now_ns=0)[-1].level == "missing"

@@ -1,6 +1,7 @@
 """The executor's records: what is found, what is refused, and what a damaged file costs."""
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from pathlib import Path
@@ -181,6 +182,21 @@ def test_a_token_that_was_not_given_out_is_refused(tmp_path: Path, token: str) -
 
 
 @pytest.mark.threat("F34")
+def test_a_database_of_the_first_version_is_taken_over(tmp_path: Path) -> None:
+    """Jobs stay; what it had no table for is there, and it is of the present version."""
+    path, job = tmp_path / "jobs.db", make_job()
+    with contextlib.closing(JobStore(path, now_ns=1)) as store:
+        store.insert(job, "")
+        store.connection.execute("DROP TABLE secrets")
+        store.connection.execute("PRAGMA user_version=1")
+        store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with contextlib.closing(JobStore(path, now_ns=2)) as store:
+        assert store.get(job.record.id) == job
+        assert store.sealed_secrets(job.record.id) == b""
+        assert store.connection.execute("PRAGMA user_version").fetchone() == (store_file.SCHEMA_VERSION,)
+
+
+@pytest.mark.threat("F34")
 def test_a_newer_schema_is_refused_and_the_file_left_as_it_is(tmp_path: Path) -> None:
     """With both versions in the message."""
     path = tmp_path / "jobs.db"
@@ -189,7 +205,7 @@ def test_a_newer_schema_is_refused_and_the_file_left_as_it_is(tmp_path: Path) ->
     connection.execute(f"PRAGMA user_version={store_file.SCHEMA_VERSION + 1}")
     connection.close()
     before = path.read_bytes()
-    with pytest.raises(JobletError, match=r"schema version 2, this program knows versions up to 1"):
+    with pytest.raises(JobletError, match=r"schema version 3, this program knows versions up to 2"):
         JobStore(path, now_ns=2)
     assert path.read_bytes() == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["jobs.db"]

@@ -3,6 +3,7 @@
 from typing import get_args
 
 import pytest
+from msgspec.structs import replace
 
 from common.errors import Reason
 from common.identifiers import new_job_id
@@ -11,8 +12,10 @@ from services.executor.events import (
     Announce,
     AnyEvent,
     CancelRequested,
+    Chosen,
     CleanUp,
     DeleteRequested,
+    Due,
     Ended,
     Failure,
     Forget,
@@ -22,11 +25,14 @@ from services.executor.events import (
     Launch,
     Launched,
     LaunchFailed,
+    LineUp,
     MonitorLost,
+    NeverLaunched,
     OutputLost,
     Recorded,
     Refused,
     Save,
+    Schedule,
     SignalStop,
     Started,
     StopDelivered,
@@ -66,18 +72,54 @@ def test_every_pair_of_state_and_event_is_in_the_table() -> None:
 
 
 def test_a_job_is_recorded_before_it_is_launched() -> None:
-    """Launch comes only after Recorded, and the admission itself is saved durably."""
-    submitted = moved(job_in(State.PENDING), Submitted(at_ns=1))
+    """Launch comes only after Recorded, and the admission itself, with the choice, is saved durably."""
+    submitted = moved(replace(job_in(State.PENDING), chosen_boot="b1"), Submitted(at_ns=1))
     assert submitted.instructions == (Save(durable=True),)
     begun = moved(submitted.job, Recorded(at_ns=2))
     assert begun.job.record.state is State.STARTING
     assert begun.instructions == (Save(), Announce(), Launch())
 
 
+def test_a_job_without_a_slot_waits_until_it_is_chosen() -> None:
+    """It lines up when it is recorded; the choice is durable before the launch."""
+    waiting = moved(job_in(State.PENDING), Recorded(at_ns=2))
+    assert (waiting.job.record.state, waiting.instructions) == (State.PENDING, (Announce(), LineUp()))
+    chosen = moved(waiting.job, Chosen(at_ns=3, boot="b1"))
+    assert (chosen.job.record.state, chosen.job.chosen_boot) == (State.STARTING, "b1")
+    assert chosen.instructions == (Save(durable=True), Announce(), Launch(when_saved=True))
+
+
+def test_a_scheduled_job_waits_for_its_time_and_then_for_a_slot() -> None:
+    """It cannot be chosen before; its time comes once."""
+    scheduled = moved(job_in(State.SCHEDULED), Recorded(at_ns=2))
+    assert (scheduled.job.record.state, scheduled.instructions) == (State.SCHEDULED, (Announce(), Schedule()))
+    assert isinstance(handle(scheduled.job, Chosen(at_ns=3, boot="b1")), Ignored)
+    due = moved(scheduled.job, Due(at_ns=4))
+    assert (due.job.record.state, due.instructions) == (State.PENDING, (Save(), Announce(), LineUp()))
+    assert isinstance(handle(due.job, Due(at_ns=5)), Ignored)
+
+
+@pytest.mark.threat("F05")
+def test_what_was_not_launched_before_a_restart_waits_again() -> None:
+    """Whatever it waited for. A stop that was asked for meanwhile is the end; what runs or has ended stays as it is."""
+    never = NeverLaunched(at_ns=9)
+    assert moved(job_in(State.SCHEDULED), never).instructions == (Schedule(),)
+    assert moved(job_in(State.PENDING), never).instructions == (LineUp(),)
+    for state in (State.PENDING, State.STARTING):
+        again = moved(replace(job_in(state), chosen_boot="b1"), never)
+        assert (again.job.record.state, again.job.chosen_boot) == (State.PENDING, "")
+        assert again.instructions == (Save(durable=True), Announce(), LineUp())
+    stopped = moved(moved(job_in(State.STARTING), StopRequested(at_ns=5)).job, never).job.record
+    assert (stopped.state, stopped.reason) == (State.CANCELED, "stopped before it started")
+    for state in (State.RUNNING, *sorted(TERMINAL)):
+        assert isinstance(handle(job_in(state), never), Ignored)
+
+
+@pytest.mark.parametrize("event", [Recorded(at_ns=2), Due(at_ns=2), Chosen(at_ns=2, boot="b1")])
 @pytest.mark.parametrize("state", [State.STARTING, State.RUNNING, *sorted(TERMINAL)])
-def test_a_job_is_never_launched_twice(state: State) -> None:
-    """Recorded after the launch changes nothing."""
-    assert isinstance(handle(job_in(state), Recorded(at_ns=2)), Ignored)
+def test_a_job_is_never_launched_twice(state: State, event: AnyEvent) -> None:
+    """What launches a waiting job changes nothing after the launch."""
+    assert isinstance(handle(job_in(state), event), Ignored)
 
 
 def test_start_tells_pid_and_time_of_the_journal() -> None:

@@ -173,15 +173,17 @@ def test_delete_takes_the_record_and_the_journal(tmp_path: Path) -> None:
 
 @pytest.mark.threat("C25")
 def test_more_jobs_than_the_node_takes_are_refused(tmp_path: Path) -> None:
-    """EXHAUSTED and retryable; an ended job makes room."""
+    """With no place to wait: EXHAUSTED and retryable; an ended job makes room."""
 
     async def scenario() -> None:
-        async with running_node(node_settings(tmp_path, jobs=JobSettings(running_max=2)), Memory()) as node:
+        full = JobSettings(running_max=2, queued_max=0)
+        async with running_node(node_settings(tmp_path, jobs=full), Memory()) as node:
             _, monitor = await launched(node)
             await launched(node)
             with pytest.raises(JobletError, match="Max capacity reached") as refused:
                 await launched(node)
             assert (refused.value.reason, refused.value.retryable) == (Reason.EXHAUSTED, True)
+            assert refused.value.retry_after_s
             monitor.exit()
             await await_for(lambda: len(node.executor.jobs.active) == 1, what="the end of one")
             await launched(node)

@@ -150,7 +150,8 @@ def test_a_store_that_service_users_cannot_reach_is_refused(base: Path) -> None:
 
 DROP = """
 import os, threading, sys
-from common.privileges import drop, renounce_new_privileges
+from common.prctl import renounce_new_privileges
+from common.privileges import drop
 renounce_new_privileges()
 stay = threading.Event()
 threading.Thread(target=stay.wait, daemon=True).start()

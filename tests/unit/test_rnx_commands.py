@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
+from cli.front.values import SIGNAL
 from cli.rnx import main as rnx
 from cli.rnx.commands import Room, Verb
 from cli.rnx.invocation import Invocation
-from cli.rnx.values import SIGNAL, VOLUME, VolumeArgument
+from cli.rnx.values import VOLUME, VolumeArgument
 
 REPOSITORY = Path(__file__).parents[2]
 

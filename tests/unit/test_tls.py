@@ -69,3 +69,23 @@ def test_server_material_comes_from_settings_or_from_the_base_directory(tmp_path
     assert server_material(own, layout).cert == other.encode()
     with pytest.raises(JobletError, match="no private key"):
         server_material(Settings(security=Security(server_key=CERT)), layout)
+
+
+@pytest.mark.parametrize(
+    "encrypted",
+    [
+        KEY.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
+        KEY.replace("PRIVATE", "RSA PRIVATE").replace(
+            "BBBB", "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nBBBB"
+        ),
+    ],
+)
+def test_an_encrypted_key_is_told_of(tmp_path: Path, encrypted: str) -> None:
+    """Both forms, as text and as a file: a service has nobody to type a passphrase."""
+    layout = layout_of(Settings())
+    file = written(tmp_path / "server.key", encrypted)
+    for value in (encrypted, str(file)):
+        settings = Settings(security=Security(server_cert=CERT, server_key=value, ca_cert=CERT))
+        with pytest.raises(JobletError, match="the server key is encrypted") as caught:
+            server_material(settings, layout)
+        assert "openssl pkey" in caught.value.detail

@@ -62,7 +62,7 @@ class CertificateExpiry(_message.Message):
     def __init__(self, name: _Optional[str] = ..., subject: _Optional[str] = ..., not_after: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., soon: _Optional[bool] = ...) -> None: ...
 
 class QueryAuditRequest(_message.Message):
-    __slots__ = ("start_time", "end_time", "who", "method", "object", "outcome", "tail", "follow")
+    __slots__ = ("start_time", "end_time", "who", "method", "object", "outcome", "tail", "follow", "source")
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
     WHO_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class QueryAuditRequest(_message.Message):
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     TAIL_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     start_time: int
     end_time: int
     who: str
@@ -79,13 +80,16 @@ class QueryAuditRequest(_message.Message):
     outcome: str
     tail: int
     follow: bool
-    def __init__(self, start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., who: _Optional[str] = ..., method: _Optional[str] = ..., object: _Optional[str] = ..., outcome: _Optional[str] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+    source: str
+    def __init__(self, start_time: _Optional[int] = ..., end_time: _Optional[int] = ..., who: _Optional[str] = ..., method: _Optional[str] = ..., object: _Optional[str] = ..., outcome: _Optional[str] = ..., tail: _Optional[int] = ..., follow: _Optional[bool] = ..., source: _Optional[str] = ...) -> None: ...
 
 class QueryAuditResponse(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "unreadable")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[AuditEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ...) -> None: ...
+    unreadable: int
+    def __init__(self, entries: _Optional[_Iterable[_Union[AuditEntry, _Mapping]]] = ..., unreadable: _Optional[int] = ...) -> None: ...
 
 class AuditEntry(_message.Message):
     __slots__ = ("timestamp", "who", "serial", "roles", "scheme", "method", "object", "peer", "outcome", "why", "number", "source")

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from proto.joblet.v1 import node_pb2 as proto_dot_joblet_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dproto/joblet/v1/persist.proto\x12\tjoblet.v1\"v\n\x07LogLine\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x06stream\x18\x02 \x01(\x0e\x32\x15.joblet.v1.StreamType\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x10\n\x08sequence\x18\x05 \x01(\x03\"\xb6\x02\n\x06Metric\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttimestamp\x18\x02 \x01(\x03\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x15\n\rio_read_bytes\x18\x05 \x01(\x03\x12\x16\n\x0eio_write_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bio_read_ops\x18\x07 \x01(\x03\x12\x14\n\x0cio_write_ops\x18\x08 \x01(\x03\x12\x0c\n\x04pids\x18\t \x01(\x03\x12\x18\n\x10network_rx_bytes\x18\n \x01(\x03\x12\x18\n\x10network_tx_bytes\x18\x0b \x01(\x03\x12\x14\n\x0c\x63pu_pressure\x18\x0c \x01(\x01\x12\x17\n\x0fmemory_pressure\x18\r \x01(\x01\x12\x13\n\x0bio_pressure\x18\x0e \x01(\x01\"\xbc\x01\n\x0fLogQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x06stream\x18\x02 \x01(\x0e\x32\x15.joblet.v1.StreamTypeH\x00\x88\x01\x01\x12\x12\n\nstart_time\x18\x03 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x04 \x01(\x03\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x05\x12\x0e\n\x06\x66ilter\x18\x07 \x01(\t\x12\r\n\x05regex\x18\x08 \x01(\tB\t\n\x07_stream\"\x9a\x01\n\x14LogBatchQueryRequest\x12)\n\x05query\x18\x01 \x01(\x0b\x32\x1a.joblet.v1.LogQueryRequest\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x11\n\x04tail\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0euntil_sequence\x18\x04 \x01(\x04\x12\x0c\n\x04wait\x18\x05 \x01(\x08\x42\x07\n\x05_tail\"2\n\nLogBatches\x12$\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.joblet.v1.LogBatch\"\xb1\x01\n\x08LogBatch\x12%\n\x06stream\x18\x01 \x01(\x0e\x32\x15.joblet.v1.StreamType\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x04\x12\r\n\x05lines\x18\x03 \x01(\r\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0f\n\x07partial\x18\x06 \x01(\x08\x12\x12\n\ngap_reason\x18\x07 \x01(\t\x12\x11\n\tgap_bytes\x18\x08 \x01(\x04\"~\n\x12MetricQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nstart_time\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x03 \x01(\x03\x12\x13\n\x0b\x61ggregation\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x05\"&\n\x14\x44\x65leteJobDataRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"@\n\x15\x44\x65leteJobDataResponse\x12\x11\n\tlog_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cmetric_bytes\x18\x02 \x01(\x04\"(\n\x15\x41pplyRetentionRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"p\n\x07Removal\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08\x65nded_at\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x18\n\x10through_sequence\x18\x06 \x01(\x04\"\x11\n\x0fGetStoreRequest\"\xd2\x01\n\tStoreInfo\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\x12\x11\n\tlog_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmetric_bytes\x18\x03 \x01(\x04\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bmeasured_at\x18\x05 \x01(\x03\x12\x34\n\x08\x63ounters\x18\x06 \x03(\x0b\x32\".joblet.v1.StoreInfo.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*A\n\nStreamType\x12\x1b\n\x17STREAM_TYPE_UNSPECIFIED\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\x32\xbc\x03\n\x0ePersistService\x12=\n\tQueryLogs\x12\x1a.joblet.v1.LogQueryRequest\x1a\x12.joblet.v1.LogLine0\x01\x12K\n\x0fQueryLogBatches\x12\x1f.joblet.v1.LogBatchQueryRequest\x1a\x15.joblet.v1.LogBatches0\x01\x12\x42\n\x0cQueryMetrics\x12\x1d.joblet.v1.MetricQueryRequest\x1a\x11.joblet.v1.Metric0\x01\x12R\n\rDeleteJobData\x12\x1f.joblet.v1.DeleteJobDataRequest\x1a .joblet.v1.DeleteJobDataResponse\x12H\n\x0e\x41pplyRetention\x12 .joblet.v1.ApplyRetentionRequest\x1a\x12.joblet.v1.Removal0\x01\x12<\n\x08GetStore\x12\x1a.joblet.v1.GetStoreRequest\x1a\x14.joblet.v1.StoreInfob\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dproto/joblet/v1/persist.proto\x12\tjoblet.v1\x1a\x1aproto/joblet/v1/node.proto\"v\n\x07LogLine\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12%\n\x06stream\x18\x02 \x01(\x0e\x32\x15.joblet.v1.StreamType\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x10\n\x08sequence\x18\x05 \x01(\x03\"\xb6\x02\n\x06Metric\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttimestamp\x18\x02 \x01(\x03\x12\x13\n\x0b\x63pu_percent\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x03\x12\x15\n\rio_read_bytes\x18\x05 \x01(\x03\x12\x16\n\x0eio_write_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bio_read_ops\x18\x07 \x01(\x03\x12\x14\n\x0cio_write_ops\x18\x08 \x01(\x03\x12\x0c\n\x04pids\x18\t \x01(\x03\x12\x18\n\x10network_rx_bytes\x18\n \x01(\x03\x12\x18\n\x10network_tx_bytes\x18\x0b \x01(\x03\x12\x14\n\x0c\x63pu_pressure\x18\x0c \x01(\x01\x12\x17\n\x0fmemory_pressure\x18\r \x01(\x01\x12\x13\n\x0bio_pressure\x18\x0e \x01(\x01\"\xbc\x01\n\x0fLogQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12*\n\x06stream\x18\x02 \x01(\x0e\x32\x15.joblet.v1.StreamTypeH\x00\x88\x01\x01\x12\x12\n\nstart_time\x18\x03 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x04 \x01(\x03\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x05\x12\x0e\n\x06\x66ilter\x18\x07 \x01(\t\x12\r\n\x05regex\x18\x08 \x01(\tB\t\n\x07_stream\"\x9a\x01\n\x14LogBatchQueryRequest\x12)\n\x05query\x18\x01 \x01(\x0b\x32\x1a.joblet.v1.LogQueryRequest\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x04\x12\x11\n\x04tail\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x16\n\x0euntil_sequence\x18\x04 \x01(\x04\x12\x0c\n\x04wait\x18\x05 \x01(\x08\x42\x07\n\x05_tail\"2\n\nLogBatches\x12$\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x13.joblet.v1.LogBatch\"\xb1\x01\n\x08LogBatch\x12%\n\x06stream\x18\x01 \x01(\x0e\x32\x15.joblet.v1.StreamType\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x04\x12\r\n\x05lines\x18\x03 \x01(\r\x12\x11\n\ttimestamp\x18\x04 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12\x0f\n\x07partial\x18\x06 \x01(\x08\x12\x12\n\ngap_reason\x18\x07 \x01(\t\x12\x11\n\tgap_bytes\x18\x08 \x01(\x04\"~\n\x12MetricQueryRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\nstart_time\x18\x02 \x01(\x03\x12\x10\n\x08\x65nd_time\x18\x03 \x01(\x03\x12\x13\n\x0b\x61ggregation\x18\x04 \x01(\t\x12\r\n\x05limit\x18\x05 \x01(\x05\x12\x0e\n\x06offset\x18\x06 \x01(\x05\"&\n\x14\x44\x65leteJobDataRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"@\n\x15\x44\x65leteJobDataResponse\x12\x11\n\tlog_bytes\x18\x01 \x01(\x04\x12\x14\n\x0cmetric_bytes\x18\x02 \x01(\x04\"(\n\x15\x41pplyRetentionRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"p\n\x07Removal\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12\x10\n\x08\x65nded_at\x18\x03 \x01(\x03\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0b\n\x03why\x18\x05 \x01(\t\x12\x18\n\x10through_sequence\x18\x06 \x01(\x04\"\x11\n\x0fGetStoreRequest\"\xd2\x01\n\tStoreInfo\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\x12\x11\n\tlog_bytes\x18\x02 \x01(\x04\x12\x14\n\x0cmetric_bytes\x18\x03 \x01(\x04\x12\x12\n\nfree_bytes\x18\x04 \x01(\x04\x12\x13\n\x0bmeasured_at\x18\x05 \x01(\x03\x12\x34\n\x08\x63ounters\x18\x06 \x03(\x0b\x32\".joblet.v1.StoreInfo.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01*A\n\nStreamType\x12\x1b\n\x17STREAM_TYPE_UNSPECIFIED\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\x32\x89\x04\n\x0ePersistService\x12=\n\tQueryLogs\x12\x1a.joblet.v1.LogQueryRequest\x1a\x12.joblet.v1.LogLine0\x01\x12K\n\x0fQueryLogBatches\x12\x1f.joblet.v1.LogBatchQueryRequest\x1a\x15.joblet.v1.LogBatches0\x01\x12\x42\n\x0cQueryMetrics\x12\x1d.joblet.v1.MetricQueryRequest\x1a\x11.joblet.v1.Metric0\x01\x12R\n\rDeleteJobData\x12\x1f.joblet.v1.DeleteJobDataRequest\x1a .joblet.v1.DeleteJobDataResponse\x12H\n\x0e\x41pplyRetention\x12 .joblet.v1.ApplyRetentionRequest\x1a\x12.joblet.v1.Removal0\x01\x12<\n\x08GetStore\x12\x1a.joblet.v1.GetStoreRequest\x1a\x14.joblet.v1.StoreInfo\x12K\n\nQueryAudit\x12\x1c.joblet.v1.QueryAuditRequest\x1a\x1d.joblet.v1.QueryAuditResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +34,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STOREINFO_COUNTERSENTRY']._loaded_options = None
   _globals['_STOREINFO_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_STREAMTYPE']._serialized_start=1679
-  _globals['_STREAMTYPE']._serialized_end=1744
-  _globals['_LOGLINE']._serialized_start=44
-  _globals['_LOGLINE']._serialized_end=162
-  _globals['_METRIC']._serialized_start=165
-  _globals['_METRIC']._serialized_end=475
-  _globals['_LOGQUERYREQUEST']._serialized_start=478
-  _globals['_LOGQUERYREQUEST']._serialized_end=666
-  _globals['_LOGBATCHQUERYREQUEST']._serialized_start=669
-  _globals['_LOGBATCHQUERYREQUEST']._serialized_end=823
-  _globals['_LOGBATCHES']._serialized_start=825
-  _globals['_LOGBATCHES']._serialized_end=875
-  _globals['_LOGBATCH']._serialized_start=878
-  _globals['_LOGBATCH']._serialized_end=1055
-  _globals['_METRICQUERYREQUEST']._serialized_start=1057
-  _globals['_METRICQUERYREQUEST']._serialized_end=1183
-  _globals['_DELETEJOBDATAREQUEST']._serialized_start=1185
-  _globals['_DELETEJOBDATAREQUEST']._serialized_end=1223
-  _globals['_DELETEJOBDATARESPONSE']._serialized_start=1225
-  _globals['_DELETEJOBDATARESPONSE']._serialized_end=1289
-  _globals['_APPLYRETENTIONREQUEST']._serialized_start=1291
-  _globals['_APPLYRETENTIONREQUEST']._serialized_end=1331
-  _globals['_REMOVAL']._serialized_start=1333
-  _globals['_REMOVAL']._serialized_end=1445
-  _globals['_GETSTOREREQUEST']._serialized_start=1447
-  _globals['_GETSTOREREQUEST']._serialized_end=1464
-  _globals['_STOREINFO']._serialized_start=1467
-  _globals['_STOREINFO']._serialized_end=1677
-  _globals['_STOREINFO_COUNTERSENTRY']._serialized_start=1630
-  _globals['_STOREINFO_COUNTERSENTRY']._serialized_end=1677
-  _globals['_PERSISTSERVICE']._serialized_start=1747
-  _globals['_PERSISTSERVICE']._serialized_end=2191
+  _globals['_STREAMTYPE']._serialized_start=1707
+  _globals['_STREAMTYPE']._serialized_end=1772
+  _globals['_LOGLINE']._serialized_start=72
+  _globals['_LOGLINE']._serialized_end=190
+  _globals['_METRIC']._serialized_start=193
+  _globals['_METRIC']._serialized_end=503
+  _globals['_LOGQUERYREQUEST']._serialized_start=506
+  _globals['_LOGQUERYREQUEST']._serialized_end=694
+  _globals['_LOGBATCHQUERYREQUEST']._serialized_start=697
+  _globals['_LOGBATCHQUERYREQUEST']._serialized_end=851
+  _globals['_LOGBATCHES']._serialized_start=853
+  _globals['_LOGBATCHES']._serialized_end=903
+  _globals['_LOGBATCH']._serialized_start=906
+  _globals['_LOGBATCH']._serialized_end=1083
+  _globals['_METRICQUERYREQUEST']._serialized_start=1085
+  _globals['_METRICQUERYREQUEST']._serialized_end=1211
+  _globals['_DELETEJOBDATAREQUEST']._serialized_start=1213
+  _globals['_DELETEJOBDATAREQUEST']._serialized_end=1251
+  _globals['_DELETEJOBDATARESPONSE']._serialized_start=1253
+  _globals['_DELETEJOBDATARESPONSE']._serialized_end=1317
+  _globals['_APPLYRETENTIONREQUEST']._serialized_start=1319
+  _globals['_APPLYRETENTIONREQUEST']._serialized_end=1359
+  _globals['_REMOVAL']._serialized_start=1361
+  _globals['_REMOVAL']._serialized_end=1473
+  _globals['_GETSTOREREQUEST']._serialized_start=1475
+  _globals['_GETSTOREREQUEST']._serialized_end=1492
+  _globals['_STOREINFO']._serialized_start=1495
+  _globals['_STOREINFO']._serialized_end=1705
+  _globals['_STOREINFO_COUNTERSENTRY']._serialized_start=1658
+  _globals['_STOREINFO_COUNTERSENTRY']._serialized_end=1705
+  _globals['_PERSISTSERVICE']._serialized_start=1775
+  _globals['_PERSISTSERVICE']._serialized_end=2296
 # @@protoc_insertion_point(module_scope)

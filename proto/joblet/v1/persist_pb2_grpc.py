@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from proto.joblet.v1 import node_pb2 as proto_dot_joblet_dot_v1_dot_node__pb2
 from proto.joblet.v1 import persist_pb2 as proto_dot_joblet_dot_v1_dot_persist__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -66,6 +67,11 @@ class PersistServiceStub:
                 request_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.SerializeToString,
                 response_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.FromString,
                 _registered_method=True)
+        self.QueryAudit = channel.unary_stream(
+                '/joblet.v1.PersistService/QueryAudit',
+                request_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.FromString,
+                _registered_method=True)
 
 
 class PersistServiceServicer:
@@ -115,6 +121,13 @@ class PersistServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryAudit(self, request, context):
+        """Lines of this service's own audit log, oldest first: what it removed, and why. NodeService has those of the api.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PersistServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +160,11 @@ def add_PersistServiceServicer_to_server(servicer, server):
                     servicer.GetStore,
                     request_deserializer=proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.FromString,
                     response_serializer=proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.SerializeToString,
+            ),
+            'QueryAudit': grpc.unary_stream_rpc_method_handler(
+                    servicer.QueryAudit,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +331,33 @@ class PersistService:
             '/joblet.v1.PersistService/GetStore',
             proto_dot_joblet_dot_v1_dot_persist__pb2.GetStoreRequest.SerializeToString,
             proto_dot_joblet_dot_v1_dot_persist__pb2.StoreInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/joblet.v1.PersistService/QueryAudit',
+            proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_node__pb2.QueryAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

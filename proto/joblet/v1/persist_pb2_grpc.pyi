@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from proto.joblet.v1 import node_pb2 as _node_pb2
 from proto.joblet.v1 import persist_pb2 as _persist_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -47,6 +48,8 @@ class PersistServiceStub:
     """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove."""
     GetStore: _grpc.UnaryUnaryMultiCallable[_persist_pb2.GetStoreRequest, _persist_pb2.StoreInfo]
     """How much is stored, and what was counted since the service began."""
+    QueryAudit: _grpc.UnaryStreamMultiCallable[_node_pb2.QueryAuditRequest, _node_pb2.QueryAuditResponse]
+    """Lines of this service's own audit log, oldest first: what it removed, and why. NodeService has those of the api."""
 
 @_typing.type_check_only
 class PersistServiceAsyncStub(PersistServiceStub):
@@ -67,6 +70,8 @@ class PersistServiceAsyncStub(PersistServiceStub):
     """Removes what the node's retention settings say, now, and tells each removal; with dry_run: what it would remove."""
     GetStore: _aio.UnaryUnaryMultiCallable[_persist_pb2.GetStoreRequest, _persist_pb2.StoreInfo]  # type: ignore[assignment]
     """How much is stored, and what was counted since the service began."""
+    QueryAudit: _aio.UnaryStreamMultiCallable[_node_pb2.QueryAuditRequest, _node_pb2.QueryAuditResponse]  # type: ignore[assignment]
+    """Lines of this service's own audit log, oldest first: what it removed, and why. NodeService has those of the api."""
 
 class PersistServiceServicer(metaclass=_abc_1.ABCMeta):
     """History of jobs: what is stored durably of their output and resource usage.
@@ -120,5 +125,13 @@ class PersistServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_persist_pb2.StoreInfo, _abc.Awaitable[_persist_pb2.StoreInfo]]:
         """How much is stored, and what was counted since the service began."""
+
+    @_abc_1.abstractmethod
+    def QueryAudit(
+        self,
+        request: _node_pb2.QueryAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_pb2.QueryAuditResponse], _abc.AsyncIterator[_node_pb2.QueryAuditResponse]]:
+        """Lines of this service's own audit log, oldest first: what it removed, and why. NodeService has those of the api."""
 
 def add_PersistServiceServicer_to_server(servicer: PersistServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

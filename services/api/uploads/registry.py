@@ -19,6 +19,7 @@ from common.config.layout import Layout
 from common.config.settings import Uploads
 from common.errors import exhausted, invalid, not_found
 from common.messages.jobs import Upload
+from services.api.quotas import Bound
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +32,9 @@ ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 class Staged:
     """One upload, from its first byte until a job took it or it was removed."""
 
-    def __init__(self, *, owner: str, path: Path, until_s: float) -> None:
+    def __init__(self, *, owner: str, path: Path, until_s: float, bound: Bound | None = None) -> None:
         self.owner = owner
+        self.bound = bound
         self.path = path
         self.until_s = until_s
         self.upload: Upload | None = None  # None: still being received, or left by an earlier process
@@ -84,18 +86,27 @@ class Registry:
                 staged.bytes = path.stat().st_size
                 self._staged[path.stem] = staged
 
-    def begin(self, owner: str) -> tuple[str, Staged]:
-        """A place for a new upload: its id, and where to write it. JobletError(EXHAUSTED) when there are too many."""
+    def begin(self, owner: str, bound: Bound | None = None) -> tuple[str, Staged]:
+        """A place for a new upload: its id, and where to write it. JobletError(EXHAUSTED) when there are too many.
+
+        `bound` is of the bytes of all that `owner` has staged.
+        """
         self._expire()
         if len(self._staged) >= UPLOADS_MAX or self._count(owner) >= OF_ONE_OWNER_MAX:
             raise exhausted("too many uploads are staged", "run or wait for the jobs that they are for")
         upload_id = secrets.token_hex(16)
-        staged = Staged(owner=owner, path=self._layout.upload(upload_id), until_s=float("inf"))
+        staged = Staged(owner=owner, path=self._layout.upload(upload_id), until_s=float("inf"), bound=bound)
         self._staged[upload_id] = staged
         return upload_id, staged
 
     def grow(self, staged: Staged, size_bytes: int) -> None:
-        """Count `size_bytes` more. JobletError(EXHAUSTED) when all uploads together would be too large."""
+        """Count `size_bytes` more. JobletError(EXHAUSTED) when all uploads, or all of the owner, would be too large."""
+        bound = staged.bound
+        if bound is not None and self._bytes_of(staged.owner) + size_bytes > bound.most:
+            raise bound.refusal(
+                f"{staged.owner} would have more than {bound.most} bytes staged",
+                "run the jobs that the staged files are for, or upload less",
+            )
         if sum(other.bytes for other in self._staged.values()) + size_bytes > self._bounds.staged_bytes_max:
             raise exhausted(
                 f"staged uploads would take more than {self._bounds.staged_bytes_max} bytes together",
@@ -143,6 +154,9 @@ class Registry:
 
     def _expiry(self) -> float:
         return self._clock() + self._bounds.unused_ms_max / 1000
+
+    def _bytes_of(self, owner: str) -> int:
+        return sum(staged.bytes for staged in self._staged.values() if staged.owner == owner)
 
     def _count(self, owner: str) -> int:
         return sum(1 for staged in self._staged.values() if staged.owner == owner and staged.taken_with is None)

@@ -14,6 +14,7 @@ from common.config.settings import Uploads
 from common.errors import JobletError, Reason, exhausted, invalid
 from common.messages.jobs import Upload
 from proto.joblet.v1 import job_pb2
+from services.api.quotas import Bound
 from services.api.uploads.entries import END, Tree, padding
 from services.api.uploads.registry import Registry, Staged
 
@@ -28,9 +29,14 @@ class Staging:
         self._registry = registry
         self._bounds = bounds
 
-    async def receive(self, owner: str, parts: AsyncIterator[job_pb2.UploadFilesRequest]) -> Upload:
-        """Stage the upload that `parts` are. Nothing is kept when this raises, or is cancelled."""
-        upload_id, staged = self._registry.begin(owner)
+    async def receive(
+        self, owner: str, parts: AsyncIterator[job_pb2.UploadFilesRequest], bound: Bound | None = None
+    ) -> Upload:
+        """Stage the upload that `parts` are. Nothing is kept when this raises, or is cancelled.
+
+        `bound`: of everything that this owner has staged.
+        """
+        upload_id, staged = self._registry.begin(owner, bound)
         try:
             async with asyncio.timeout(self._bounds.duration_ms_max / 1000):
                 archive = _Archive(self._registry, staged, self._bounds)

@@ -1,0 +1,61 @@
+"""What the tests of the worker library share. No claims."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.leaks import CGROUP_DEPTH_MAX, CGROUP_ROOT, OWN_MARK
+from tests.waiting import await_for
+from worker import Command, JobId, Output, Resources, Status, Stream, Worker
+
+
+def sh(script: str, resources: Resources | None = None, **options: Any) -> Command:
+    """`sh -c script`."""
+    return Command("sh", ("-c", script), resources or Resources(), **options)
+
+
+def worker(directory: Path | None = None, **options: Any) -> Worker:
+    """A worker whose control groups are ours to find."""
+    return Worker(directory, cgroup_parent=OWN_MARK, **options)
+
+
+async def output(of: Worker, job: JobId) -> list[Output]:
+    """All of it."""
+    return [piece async for piece in of.stream(job)]
+
+
+def text(pieces: list[Output], stream: Stream = Stream.STDOUT) -> bytes:
+    """What was written to one of the streams."""
+    return b"".join(piece.data for piece in pieces if piece.stream is stream)
+
+
+async def running(of: Worker, job: JobId) -> Status:
+    """Its status as soon as it runs."""
+
+    async def runs() -> Status | bool:
+        status = await of.query(job)
+        assert not status.exited, status
+        return status if status.pid else False
+
+    await await_for(runs, timeout_s=30, what="the job to run")
+    return await of.query(job)
+
+
+def parents() -> frozenset[str]:
+    """Control groups above those of jobs."""
+    found = (CGROUP_ROOT.glob("*/" * depth + f"{OWN_MARK}*") for depth in range(CGROUP_DEPTH_MAX))
+    return frozenset(str(each) for level in found for each in level)
+
+
+@contextlib.contextmanager
+def nothing_left(temporary: Path) -> Iterator[None]:
+    """Of a worker that is closed in here there is nothing: no temporary directory, no control group."""
+    before = parents()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(temporary))
+        yield
+    assert list(temporary.iterdir()) == []
+    assert parents() == before
