@@ -10,10 +10,12 @@ import click
 from cli.client.audit import query_audit
 from cli.client.escape import escape_line
 from cli.client.views import audit_object
+from cli.front.output import tell
+from cli.front.values import COUNT
 from cli.rnx.commands import Verb
-from cli.rnx.invocation import Invocation, pass_invocation, warn
+from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.tables import print_json
-from cli.rnx.values import COUNT, TIME
+from cli.rnx.values import TIME
 from common.errors import Reason, invalid
 from common.quantities import format_time_ns
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
@@ -112,4 +114,4 @@ def entry_text(entry: node_pb2.AuditEntry) -> str:
 
 
 def _tell_unreadable(count: int) -> None:
-    warn(f"{count} lines of the audit log cannot be read: `joblet verify --audit` on the node tells which")
+    tell(f"rnx: {count} lines of the audit log cannot be read: `joblet verify --audit` on the node tells which")

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.identities import authority_of, client_certificate, write_config
 from tests.e2e.node import PROGRAMS, Node, end, read_all
 from tests.waiting import wait_for
