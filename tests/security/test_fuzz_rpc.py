@@ -25,7 +25,7 @@ from tests.waiting import SLOWNESS
 Code = grpc.StatusCode
 EXAMPLES: Final = 40
 SHARE: Final = 0.6 / len(RULES)
-QUIET: Final = {JOBS + "WatchJobs", NODE + "QueryAudit", PERSIST + "QueryLogBatches"}
+QUIET: Final = {JOBS + "WatchJobs", NODE + "QueryAudit", PERSIST + "QueryAudit", PERSIST + "QueryLogBatches"}
 """May have nothing to say for ever: when nothing matches, and with `follow` or `wait`."""
 QUIET_S: Final = 0.2
 EXPECTED: Final = frozenset(
