@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kernel lint drift proto requirements bench soak clean
+.PHONY: help setup demo test test-kernel lint drift proto requirements bench soak fuzz clean
 
 PYTHON ?= python3
 # Without the tests that move much output through the journal: they know no cgroup, and take minutes in software.
@@ -64,6 +64,9 @@ bench: setup ## the comparisons of the architecture's budgets
 
 soak: setup ## ten thousand short jobs, and nothing is left of them (root, some minutes; JOBLET_SOAK_JOBS=N)
 	$(BIN)/pytest -q -s tests/soak
+
+fuzz: setup ## malformed requests, messages and certificates for ten minutes, with new seeds (JOBLET_TEST_FUZZ_S=N)
+	JOBLET_TEST_FUZZ_S=$${JOBLET_TEST_FUZZ_S:-600} $(BIN)/pytest -q --timeout 0 tests/security/test_fuzz_*.py
 
 clean: ## remove what was set up and generated, but no data of a node
 	rm -rf .venv .cache build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,7 +6,9 @@ Lines that cannot be read are skipped and counted: who asks is told, and `joblet
 """
 
 import asyncio
+import errno
 import os
+import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ TAIL_MAX: Final = 10_000
 FILTER_CHARACTERS_MAX: Final = 256
 POLL_S: Final = 0.5
 """How often a follower looks for new lines."""
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO there must not hold us
 T = TypeVar("T")
 
 
@@ -122,12 +125,14 @@ def opened(directory: Path) -> Iterator[list[Opened]]:
         for number in sorted(numbers | {max(numbers) + 1}):
             name = f"{FILE_NAME}.{number}" if number else FILE_NAME
             try:
-                descriptor = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                descriptor = os.open(directory / name, _FLAGS)
             except FileNotFoundError:
                 continue
             stack.callback(os.close, descriptor)
-            inode = os.fstat(descriptor).st_ino
-            found.setdefault(inode, Opened(name, descriptor, inode))
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, f"{name} is no regular file")
+            found.setdefault(status.st_ino, Opened(name, descriptor, status.st_ino))
         yield list(reversed(found.values()))
 
 

@@ -110,7 +110,9 @@ class Http2:
         return str(self._writer.get_extra_info("ssl_object").version())
 
     def put(self, kind: Type, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> None:
-        """Send a frame as soon as there is room; `drain` waits for that."""
+        """Send a frame as soon as there is room; `drain` waits for that. After the end of the connection: nothing."""
+        if self.closed or self._writer.is_closing():
+            return
         self._writer.write(len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload)
 
     async def drain(self) -> bool:
@@ -119,7 +121,25 @@ class Http2:
             await self._writer.drain()
         except (ConnectionError, ssl.SSLError):
             return False
+        await asyncio.sleep(0)  # there may be room at once, and what came has to be read, too
         return not self.closed
+
+    def headers(self, block: bytes, *, flags: int = END_HEADERS | END_STREAM) -> int:
+        """Open a stream with these headers, in as many frames as they need; its number.
+
+        Without END_HEADERS in `flags` the block must fit into one frame, and goes on in what the caller sends.
+        """
+        stream = self._next_stream
+        self._next_stream += 2
+        pieces = [block[start : start + FRAME_BYTES_MAX] for start in range(0, len(block), FRAME_BYTES_MAX)]
+        last = len(pieces) - 1
+        for number, piece in enumerate(pieces):
+            ends = flags & END_HEADERS if number == last else 0
+            if number:
+                self.put(Type.CONTINUATION, piece, flags=ends, stream=stream)
+            else:
+                self.put(Type.HEADERS, piece, flags=flags & ~END_HEADERS | ends, stream=stream)
+        return stream
 
     def request(
         self,
@@ -130,11 +150,8 @@ class Http2:
         compressed: bool = False,
     ) -> int:
         """Begin a call with these messages; its stream. `end`: these are all."""
-        stream = self._next_stream
-        self._next_stream += 2
-        block = request_headers(path, extra)
-        flags = END_HEADERS | (END_STREAM if end and not messages else 0)
-        self.put(Type.HEADERS, block, flags=flags, stream=stream)
+        flags = END_STREAM if end and not messages else 0
+        stream = self.headers(request_headers(path, extra), flags=flags | END_HEADERS)
         data = b"".join(bytes((compressed,)) + len(one).to_bytes(4, "big") + one for one in messages)
         for start in range(0, len(data), FRAME_BYTES_MAX):
             last = start + FRAME_BYTES_MAX >= len(data)

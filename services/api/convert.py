@@ -42,6 +42,7 @@ LEVELS: Final = {
     "degraded": node_pb2.Capability.DEGRADED,
     "missing": node_pb2.Capability.MISSING,
 }
+INT64_MAX: Final = 2**63 - 1
 LIMIT_FIELDS: Final = jobs.Limits.__struct_fields__
 """Limits, usage and samples bear the same names on both sides; tests compare them."""
 
@@ -123,8 +124,11 @@ def job_to_proto(record: jobs.JobRecord) -> job_pb2.Job:
 
 
 def metric_to_proto(sample: StoreMetric) -> persist_pb2.Metric:
-    """One live sample, in the form in which persist gives the stored ones."""
+    """One live sample, in the form in which persist gives the stored ones. What no counter can be is cut to int64."""
     fields = msgspec.structs.asdict(sample)
+    for name, value in fields.items():
+        if isinstance(value, int):
+            fields[name] = min(max(value, -INT64_MAX), INT64_MAX)
     return persist_pb2.Metric(job_id=fields.pop("job"), timestamp=fields.pop("time_ns"), **fields)
 
 

@@ -121,6 +121,8 @@ class Waiting:
         """
         if not later and self._queue.may_start(owner, bounds.running_max):
             return Place.SLOT
+        if not self._limits.queued_max:
+            raise exhausted(f"{self._limits.running_max} jobs run: Max capacity reached", "wait for one to end")
         if self._queued >= self._limits.queued_max:
             raise _refused(f"{self._limits.queued_max} jobs wait on this node")
         owned = self._owned.get(owner)

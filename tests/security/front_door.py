@@ -52,6 +52,7 @@ REQUESTS: Final[dict[str, Callable[[str], Message]]] = {
     PERSIST + "DeleteJobData": lambda job: persist_pb2.DeleteJobDataRequest(job_id=job),
     PERSIST + "ApplyRetention": lambda _: persist_pb2.ApplyRetentionRequest(dry_run=True),
     PERSIST + "GetStore": lambda _: persist_pb2.GetStoreRequest(),
+    PERSIST + "QueryAudit": lambda _: node_pb2.QueryAuditRequest(),
     NODE + "GetInfo": lambda _: node_pb2.GetInfoRequest(),
     NODE + "QueryAudit": lambda _: node_pb2.QueryAuditRequest(),
     WORKER + "Start": lambda _: worker_pb2.StartRequest(name="true"),

@@ -8,13 +8,15 @@ draws does not depend on ids that differ from run to run.
 
 import struct
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import strategies as st
+
+from common import records
 
 DEPTH_MAX: Final = 4
 ITEMS_MAX: Final = 4
@@ -171,3 +173,79 @@ MAPS: Final = st.recursive(
     max_leaves=12,
 )
 """Anything that MessagePack can say."""
+
+
+def bodies(kind: type[msgspec.Struct], *, numbers: st.SearchStrategy[int] | None = None) -> st.SearchStrategy[Any]:
+    """Structs of this type: every field of its declared type, and what it says of no sense at all."""
+    plain = dict(_PLAIN)
+    if numbers is not None:
+        plain[msgspec.inspect.IntType] = numbers
+    return _typed(msgspec.inspect.type_info(kind), plain)
+
+
+_Plain: TypeAlias = Mapping[type[msgspec.inspect.Type], st.SearchStrategy[Any]]
+
+
+def _typed(kind: msgspec.inspect.Type, plain: _Plain) -> st.SearchStrategy[Any]:
+    match kind:
+        case msgspec.inspect.StructType(cls=made, fields=fields):
+            return st.fixed_dictionaries(
+                {field.name: _named(field, plain) for field in fields if field.required},
+                optional={field.name: _named(field, plain) for field in fields if not field.required},
+            ).map(lambda values: made(**values))
+        case msgspec.inspect.EnumType(cls=members):
+            return st.sampled_from(list(members))
+        case msgspec.inspect.UnionType(types=types):
+            return st.one_of(*(_typed(one, plain) for one in types))
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return st.lists(_typed(item, plain), max_size=ITEMS_MAX).map(tuple)
+        case msgspec.inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(_typed(key, plain), _typed(value, plain), max_size=ITEMS_MAX)
+        case _:
+            return plain[type(kind)]
+
+
+def _named(field: msgspec.inspect.Field, plain: _Plain) -> st.SearchStrategy[Any]:
+    if field.name in {"job", "id"} and isinstance(field.type, msgspec.inspect.StrType):
+        return st.one_of(st.sampled_from(TOKENS[:2]), TEXTS)
+    if field.name == "records":
+        return RECORDS
+    return _typed(field.type, plain)
+
+
+_PLAIN: Final[dict[type[msgspec.inspect.Type], st.SearchStrategy[Any]]] = {
+    msgspec.inspect.NoneType: st.none(),
+    msgspec.inspect.BoolType: st.booleans(),
+    msgspec.inspect.IntType: integers(-(2**63), 2**64 - 1),
+    msgspec.inspect.FloatType: st.floats(),
+    msgspec.inspect.StrType: TEXTS,
+    msgspec.inspect.BytesType: BLOBS,
+}
+
+RECORDS: Final = st.lists(
+    st.one_of(
+        BLOBS,
+        st.builds(
+            records.encode,
+            st.sampled_from(records.RecordType),
+            st.one_of(
+                BLOBS, st.sampled_from((b"one\n", b"a\nb\n", b'{"reason":"x","bytes":-1}', b"{}", b"[]", b"\xff"))
+            ),
+            time_ns=integers(0, 2**64 - 1),
+            sequence=integers(0, 2**64 - 1),
+            lines=integers(0, 2**32 - 1),
+            stream=st.sampled_from(records.Stream),
+            flags=st.sampled_from(records.Flags),
+        ),
+    ),
+    max_size=ITEMS_MAX,
+).map(b"".join)
+"""Records of a journal whose checksum is right and whose content need not be, and bytes between them."""
+
+
+def placed(body: Any, tokens: Mapping[str, str]) -> Any:
+    """The struct with what the tokens in its own fields stand for."""
+    values = {name: getattr(body, name) for name in body.__struct_fields__}
+    return msgspec.structs.replace(
+        body, **{name: tokens[value] for name, value in values.items() if isinstance(value, str) and value in tokens}
+    )

@@ -66,12 +66,24 @@ class EndingHost(FakeHost):
 class Middle:
     """Everything together."""
 
-    def __init__(self, api: Api, executor: Executor, host: FakeHost, transport: Memory, authority: Authority) -> None:
+    def __init__(
+        self,
+        api: Api,
+        transport: Memory,
+        publisher: Publisher,
+        authority: Authority,
+        tasks: list[asyncio.Task[None]],
+    ) -> None:
         self.api = api
-        self.executor = executor
-        self.host = host
         self.transport = transport
+        self.publisher = publisher
         self.authority = authority
+        self._tasks = tasks
+        self._jobs: dict[str, JobId] = {}
+
+    def ended_tasks(self) -> list[asyncio.Task[None]]:
+        """What should run for ever, and does not."""
+        return [task for task in (*self._tasks, *self.api._tasks) if task.done()]
 
     def channel(self, identity: Identity) -> aio.Channel:
         """A client's connection. The caller closes it."""
@@ -84,6 +96,13 @@ class Middle:
         )
         return aio.secure_channel(f"127.0.0.1:{self.api.port}", credentials, options=options)
 
+    async def tokens(self) -> dict[str, str]:
+        """Ended jobs of ann and bob that are there now, for the tokens of `malformed.py`."""
+        for token, owner in (("@ended", "ann"), ("@others", "bob")):
+            if token not in self._jobs or await self.found(self._jobs[token]) is None:
+                self._jobs[token] = await self.ended_job(owner)
+        return {**self._jobs, "@prefix": self._jobs["@ended"][:8]}
+
     async def ended_job(self, owner: str) -> JobId:
         """A job of this owner that has run and whose output is stored."""
         asked = jobs.RunJob(owner=owner, spec=jobs.JobSpec(command="true", labels={"a": "b"}))
@@ -94,6 +113,18 @@ class Middle:
             return found is not None and found.job.state in jobs.TERMINAL and found.delivered
 
         await await_for(over, timeout_s=20, what="the job's end")
+        return job
+
+    async def running_job(self, owner: str) -> JobId:
+        """A job that has written two lines and does not end."""
+        asked = jobs.RunJob(owner=owner, spec=jobs.JobSpec(command="sleep"))
+        job = (await self.api._executor.request(asked, jobs.JobAccepted)).job.id
+
+        async def running() -> bool:
+            found = await self.found(job)
+            return found is not None and found.job.state is jobs.State.RUNNING
+
+        await await_for(running, timeout_s=20, what="the job to run")
         return job
 
     async def found(self, job: JobId) -> jobs.JobFound | None:
@@ -112,29 +143,31 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
     settings = node_settings(base, grpc=limits or Grpc())
     settings = msgspec.structs.replace(settings, server=Server(address="127.0.0.1", port=0))
     layout = layout_of(settings)
-    for directory in (layout.run, layout.uploads, layout.audit):
+    for directory in (layout.run, layout.uploads, layout.audit, layout.audit_persist):
         directory.mkdir(parents=True, exist_ok=True)
     transport = Memory()
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(_persist(layout, transport))
-        host = EndingHost(layout)
-        executor = await stack.enter_async_context(_executor(settings, layout, transport, host))
+        persist = await stack.enter_async_context(_persist(layout, transport))
+        host, publisher = EndingHost(layout), Publisher(transport)
+        executor = await stack.enter_async_context(_executor(settings, layout, transport, host, publisher))
         authority = Authority()
         server = authority.server()
         api = Api(settings, layout, transport, ServerMaterial(cert=server.cert, key=server.key, ca=authority.pem))
         await api.start()
         stack.push_async_callback(api.stop)
-        yield Middle(api, executor, host, transport, authority)
+        yield Middle(api, transport, publisher, authority, [*persist, executor])
 
 
 @asynccontextmanager
-async def _executor(settings: Settings, layout: Layout, transport: Memory, host: FakeHost) -> AsyncIterator[Executor]:
+async def _executor(
+    settings: Settings, layout: Layout, transport: Memory, host: FakeHost, publisher: Publisher
+) -> AsyncIterator[asyncio.Task[None]]:
     executor = Executor(
         settings=settings,
         layout=layout,
         transport=transport,
         store=JobStore(layout.state / "jobs.db", now_ns=time.time_ns()),
-        publisher=Publisher(transport),
+        publisher=publisher,
         ports=Ports(
             launches=host,
             monitors=host,
@@ -149,7 +182,7 @@ async def _executor(settings: Settings, layout: Layout, transport: Memory, host:
     await executor.start()
     running = asyncio.create_task(executor.run())
     try:
-        yield executor
+        yield running
     finally:
         for monitor in host.monitors.values():
             monitor.gone = None
@@ -159,7 +192,7 @@ async def _executor(settings: Settings, layout: Layout, transport: Memory, host:
 
 
 @asynccontextmanager
-async def _persist(layout: Layout, transport: Memory) -> AsyncIterator[None]:
+async def _persist(layout: Layout, transport: Memory) -> AsyncIterator[list[asyncio.Task[None]]]:
     base = layout.logs.parent
     store, changes = make_store(base), Changes()
     samples, outbox = Samples(store), Outbox(transport.push(PERSIST_ACKS))
@@ -202,7 +235,7 @@ async def _persist(layout: Layout, transport: Memory) -> AsyncIterator[None]:
         await server.start()
         tasks = [asyncio.create_task(work) for work in (ingest.run(), outbox.run())]
         try:
-            yield
+            yield tasks
         finally:
             for task in tasks:
                 task.cancel()

@@ -19,6 +19,7 @@ import pytest
 from grpc import aio
 
 from common.messages import jobs
+from services.api.looks import Look, Reading
 from services.api.permissions import RULES
 from tests.api_node import Node, running_node
 from tests.certificates import SERVER, Authority, Identity
@@ -69,6 +70,7 @@ TABLE: Final[dict[str, Row]] = {
     PERSIST + "DeleteJobData": CHANGING,
     PERSIST + "ApplyRetention": MANAGING,
     PERSIST + "GetStore": MANAGING,
+    PERSIST + "QueryAudit": MANAGING,
     NODE + "GetInfo": ANYBODY,
     NODE + "QueryAudit": MANAGING,
     WORKER + "Start": STARTING,
@@ -86,9 +88,6 @@ TABLE: Final[dict[str, Row]] = {
     HEALTH + "Watch": ANYBODY,
     REFLECTION + "ServerReflectionInfo": ANYBODY,
 }
-AWAITED: Final = frozenset({NODE + "QueryAudit", *(method for method in TABLE if method.startswith(WORKER))})
-"""Not served yet: UNIMPLEMENTED to everybody (QueryAudit: who may), until they are. Then this goes."""
-
 RUNNING: Final = {JOBS + "StopJob", WORKER + "Stop"}
 """What needs a job that has not ended."""
 
@@ -118,7 +117,7 @@ def test_every_role_on_every_method(tmp_path: Path) -> None:
                 for method, row in TABLE.items():
                     for position, expected in enumerate(getattr(row, role)):
                         got = await outcome(channel, method, request_of(method, job_for(node, method, position)))
-                        if got is not expected and not (method in AWAITED and got is LATER):
+                        if got is not expected:
                             wrong.append((role, method, ("own", "another's", "none")[position], got, expected))
             assert wrong == []
 
@@ -185,8 +184,7 @@ async def statuses(channel: aio.Channel, node: Node) -> set[tuple[str, grpc.Stat
 
 def each(expected: grpc.StatusCode) -> set[tuple[str, grpc.StatusCode]]:
     """The same status of every method."""
-    served = expected is not Code.UNAVAILABLE
-    return {(method, LATER if served and method in AWAITED - {NODE + "QueryAudit"} else expected) for method in TABLE}
+    return {(method, expected) for method in TABLE}
 
 
 @pytest.mark.threat("D01")
@@ -221,10 +219,34 @@ def test_every_method_refuses_a_certificate_that_expired_while_connected(tmp_pat
             for channel in channels.values():
                 assert await outcome(channel, NODE + "GetInfo", b"") is Code.OK
             asked = list(node.executor.requests)
-            node.api.gate._clock = lambda: time.time() + 2 * DAY.total_seconds()  # later than any certificate
+            node.api.gate._clock = lambda: time.time() + 60 * DAY.total_seconds()  # later than any certificate
             for role, channel in channels.items():
                 assert await statuses(channel, node) == each(Code.UNAUTHENTICATED), role
             assert node.executor.requests == asked
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("D32")
+def test_every_method_refuses_a_revoked_certificate(tmp_path: Path) -> None:
+    """Revoked while connected: UNAUTHENTICATED on that connection and on new ones; who is not on the list goes on."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            identities = {role: node.authority.client("ann", role) for role in ROLES}
+            other = node.client("bob", "admin").channel
+            channels = {role: node.caller(identity).channel for role, identity in identities.items()}
+            for channel in (*channels.values(), other):
+                assert await outcome(channel, NODE + "GetInfo", b"") is Code.OK
+            asked = list(node.executor.requests)
+            await node.api.rotation.take(
+                Look(None, None, None, Reading(node.authority.crl(*identities.values()), 0o600))
+            )
+            for role, identity in identities.items():
+                assert await statuses(channels[role], node) == each(Code.UNAUTHENTICATED), role
+                assert await statuses(node.caller(identity).channel, node) == each(Code.UNAUTHENTICATED), role
+            assert node.executor.requests == asked
+            assert await outcome(other, NODE + "GetInfo", b"") is Code.OK
 
     asyncio.run(scenario())
 

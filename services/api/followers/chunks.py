@@ -19,6 +19,8 @@ BATCH_BYTES: Final = 256 * 1024
 below the 4 MiB that a gRPC client accepts by default, and costs little while a client does not read it."""
 CHUNK_OVERHEAD_BYTES: Final = 64
 LARGE_DATA_BYTES: Final = 16 * 1024
+INTEGER_MAX: Final = 2**63 - 1
+"""Of sequences and times: what clients are told of them has 64 bits with a sign."""
 _LENGTH_DELIMITED: Final = 2
 _CHUNKS_TAG: Final = bytes([job_pb2.StreamLogsResponse.CHUNKS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _DATA_TAG: Final = bytes([job_pb2.LogChunk.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
@@ -119,18 +121,35 @@ def _pieces(chunk: Chunk) -> Iterator[Chunk]:
     yield chunk if start == 0 else chunk._replace(first=first, lines=chunk.last - first + 1, data=data[start:])
 
 
+def _check(record: records.Record, data: bytes) -> None:
+    """Refuse a record whose checksum holds and whose entries are not there: cutting it would fail later, at a client's.
+
+    The rules are those of persist (services/persist/lines.py), which does not store such a record.
+    """
+    if record.last_sequence > INTEGER_MAX or record.time_ns > INTEGER_MAX or record.sequence < 1:
+        raise records.CorruptRecord(0, f"sequence {record.sequence} or time {record.time_ns} out of range")
+    if record.type == records.RecordType.GAP:
+        return
+    ends = data.count(b"\n")
+    whole = (record.lines, ends) == (1, 0) if record.partial else record.lines == ends and data.endswith(b"\n")
+    if not whole:
+        raise records.CorruptRecord(0, f"{record.lines} entries with {ends} line ends")
+
+
 def _chunk_of(record: records.Record) -> Chunk:
+    data = bytes(record.payload)
+    _check(record, data)
     if record.type != records.RecordType.GAP:
         return Chunk(
             stream=record.stream,
             first=record.sequence,
             lines=record.lines,
             time_ns=record.time_ns,
-            data=bytes(record.payload),
+            data=data,
             partial=record.partial,
         )
     try:
-        gap = msgspec.json.decode(record.payload, type=_Gap)
+        gap = msgspec.json.decode(data, type=_Gap)
     except msgspec.MsgspecError:
         gap = _Gap()
     return Chunk(
@@ -141,7 +160,7 @@ def _chunk_of(record: records.Record) -> Chunk:
         data=b"",
         partial=False,
         gap_reason=gap.reason or "unknown",
-        gap_bytes=max(gap.bytes, 0),
+        gap_bytes=min(max(gap.bytes, 0), INTEGER_MAX),
     )
 
 
