@@ -252,6 +252,25 @@ def test_the_keeper_ends_with_api_and_api_goes_on_without_it(api: ApiProcess) ->
         wait_for(lambda: not Path(f"/proc/{keeper}").exists(), what="the keeper to end")
 
 
+WITHOUT_THE_RIGHT = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
+assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@needs_root
+def test_a_host_that_does_not_give_the_right_has_what_was_there_at_the_start() -> None:
+    """As in containers of some managers: api serves, and says that it will see no change."""
+    with api_process() as api:
+        api.start(before=[sys.executable, "-I", "-S", "-c", WITHOUT_THE_RIGHT])
+        wait_for(lambda: api.logged("the keeper has no CAP_DAC_READ_SEARCH here"), what="the keeper's own words")
+        wait_for(lambda: api.logged("the keeper has ended"), what="the loss to be told")
+        assert api.shown_serial(api.authority.client("ann", "admin")) == serial_of(api.pair)
+        assert not children_of(api.pid)
+
+
 def test_the_keeper_ends_with_an_api_that_ends_well(api: ApiProcess) -> None:
     """Also when the signal goes to both, as a service manager or a terminal sends it."""
     keeper = wait_for(lambda: api.keeper, what="a keeper")
