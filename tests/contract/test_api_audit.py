@@ -181,6 +181,7 @@ def test_what_libraries_refuse_by_themselves_is_told_too(tmp_path: Path) -> None
     asyncio.run(scenario())
 
 
+@pytest.mark.threat("B20")
 def test_values_of_secrets_and_arguments_are_never_in_it(tmp_path: Path) -> None:
     """Environment, secret environment, arguments, labels of good and of refused requests; uploads."""
 
