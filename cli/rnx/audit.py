@@ -18,13 +18,13 @@ from cli.rnx.tables import print_json
 from cli.rnx.values import TIME
 from common.errors import Reason, invalid
 from common.quantities import format_time_ns
-from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2, worker_pb2
 
 OUTCOMES: Final = ("allowed", "ended", "unfinished", *(reason.value for reason in Reason), "torn", "missing")
 METHODS: Final = tuple(
     method.name
-    for file in (job_pb2.DESCRIPTOR, node_pb2.DESCRIPTOR, persist_pb2.DESCRIPTOR, volume_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
+    for module in (job_pb2, node_pb2, persist_pb2, volume_pb2, worker_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )
 _LINE: Final = "{:<30} {:<12} {:<14} {:<36} {:<15} {:<22}"
