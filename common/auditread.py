@@ -6,9 +6,12 @@ Lines that cannot be read are skipped and counted: who asks is told, and `joblet
 """
 
 import asyncio
+import errno
 import os
+import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple, TypeVar
@@ -18,7 +21,7 @@ import msgspec
 from common import auditchain
 from common.auditchain import FILE_NAME, LINE_BYTES_MAX
 from common.errors import JobletError, invalid
-from common.quantities import parse_time_ns, request_time_ns
+from common.quantities import format_time_ns, parse_time_ns, request_time_ns
 
 BLOCK_BYTES: Final = 256 * 1024
 """Read and decoded in one go: some milliseconds."""
@@ -28,6 +31,8 @@ TAIL_MAX: Final = 10_000
 FILTER_CHARACTERS_MAX: Final = 256
 POLL_S: Final = 0.5
 """How often a follower looks for new lines."""
+_SECOND: Final = len("2026-01-02T03:04:05")
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO there must not hold us
 T = TypeVar("T")
 
 
@@ -66,10 +71,9 @@ class Wanted(NamedTuple):
             return False
         if not entry.object.startswith(self.object) or (self.outcome and entry.outcome != self.outcome):
             return False
-        if not self.start_ns and not self.end_ns:
-            return True
-        time_ns = time_ns_of(entry)
-        return self.start_ns <= time_ns and (not self.end_ns or time_ns < self.end_ns)
+        if self.start_ns and _is_before(entry, self.start_ns):
+            return False
+        return not self.end_ns or _is_before(entry, self.end_ns)
 
 
 def wanted_of(
@@ -110,6 +114,17 @@ def time_ns_of(entry: Entry) -> int:
         return 0
 
 
+def _is_before(entry: Entry, time_ns: int) -> bool:
+    """Whether it was written before then. Times are compared as text, which is fast, but within one second."""
+    second, other = entry.time[:_SECOND], _second_of(time_ns)
+    return second < other if second != other else time_ns_of(entry) < time_ns
+
+
+@lru_cache(4)
+def _second_of(time_ns: int) -> str:
+    return format_time_ns(time_ns)[:_SECOND]
+
+
 @contextmanager
 def opened(directory: Path) -> Iterator[list[Opened]]:
     """All files of the log, the oldest first, whatever rotation does meanwhile. Raises OSError.
@@ -122,12 +137,14 @@ def opened(directory: Path) -> Iterator[list[Opened]]:
         for number in sorted(numbers | {max(numbers) + 1}):
             name = f"{FILE_NAME}.{number}" if number else FILE_NAME
             try:
-                descriptor = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                descriptor = os.open(directory / name, _FLAGS)
             except FileNotFoundError:
                 continue
             stack.callback(os.close, descriptor)
-            inode = os.fstat(descriptor).st_ino
-            found.setdefault(inode, Opened(name, descriptor, inode))
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, f"{name} is no regular file")
+            found.setdefault(status.st_ino, Opened(name, descriptor, status.st_ino))
         yield list(reversed(found.values()))
 
 

@@ -7,6 +7,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -95,6 +96,8 @@ def _prepare_log_directory(directory: Path) -> None:
         raise precondition(
             f"cannot make the log directory {directory}: {cause.strerror}", "name one that can be made"
         ) from cause
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise precondition(f"cannot write to the log directory {directory}", "name one that can be written to")
 
 
 def _remove(base: Path) -> None:

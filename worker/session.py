@@ -195,6 +195,7 @@ class Session:
 
     async def _close(self, hurry: asyncio.Event) -> None:
         self._closing = True
+        self._executor.jobs.waiting.close()  # a slot that becomes free is nobody's any more
         while self._withdrawals:
             await asyncio.wait(self._withdrawals)
         try:

@@ -29,10 +29,10 @@ class Worker:
 
     def __init__(
         self,
-        directory: Path | None = None,
+        directory: Path | str | None = None,
         *,
         keep_jobs: bool = False,
-        log_directory: Path | None = None,
+        log_directory: Path | str | None = None,
         owner: str = "worker",
         journal_bytes_max: int = JOURNAL_BYTES_MAX,
         on_full: OnFull = OnFull.DROP,
@@ -52,9 +52,9 @@ class Worker:
         the jobs' groups begins. `rootfs`: what a job's root is made of, as joblet.jobs.rootfs in docs/configuration.md.
         """
         self._options = Options(
-            directory=directory,
+            directory=None if directory is None else Path(directory),
             keep_jobs=keep_jobs,
-            log_directory=log_directory,
+            log_directory=None if log_directory is None else Path(log_directory),
             owner=owner,
             journal_bytes_max=journal_bytes_max,
             on_full=on_full,

@@ -27,6 +27,15 @@ def ending(certificate: bytes, name: str, *, now_ns: int) -> str:
     return f"the certificate {_named(own, certificate)} ends {when}: {advice(name, certificate)}"
 
 
+def has_ended(certificate: bytes, *, now_ns: int) -> bool:
+    """Whether the client's own certificate has ended; one that cannot be read has not."""
+    try:
+        (own, *_) = expiries({"": certificate}, now_ns=now_ns, warning_days=0)
+    except JobletError:
+        return False
+    return own.soon
+
+
 def advice(name: str, certificate: bytes) -> str:
     """How to get a new one. `name` is that of its file without ending; empty: the user's name stands for it."""
     return f"renew it where its CA is: joblet certs renew {name or _user(certificate) or 'NAME'}"

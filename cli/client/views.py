@@ -106,6 +106,24 @@ def volume_object(volume: volume_pb2.Volume) -> Object:
     }
 
 
+def audit_object(entry: node_pb2.AuditEntry) -> Object:
+    """One line of the audit log."""
+    return {
+        "number": entry.number,
+        "time": format_time_ns(entry.timestamp),
+        "source": entry.source,
+        "who": entry.who,
+        "serial": entry.serial,
+        "roles": list(entry.roles),
+        "scheme": entry.scheme,
+        "method": entry.method,
+        "object": entry.object,
+        "peer": entry.peer,
+        "outcome": entry.outcome,
+        "why": entry.why,
+    }
+
+
 def node_object(node: node_pb2.NodeInfo) -> Object:
     """The node and what it can enforce."""
     return {

@@ -9,7 +9,7 @@ before, a log that was cut off or written anew is found, too.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -53,10 +53,13 @@ class Report(msgspec.Struct, kw_only=True):
     findings_untold: int = 0
 
 
-def verify_audit(directory: Path, source: str, head: Head | None = None) -> Report:
+def verify_audit(
+    directory: Path, source: str, head: Head | None = None, *, sleep: Callable[[float], None] = time.sleep
+) -> Report:
     """Read all files of the log in `directory`. Raises OSError."""
     with opened(directory) as files:
-        walk = _Walk(Report(source=source, directory=str(directory), files=[file.name for file in files]), head)
+        report = Report(source=source, directory=str(directory), files=[file.name for file in files])
+        walk = _Walk(report, head, sleep)
         for file in files:
             walk.file(file)
         return walk.report_of_end()
@@ -88,8 +91,9 @@ class _Text:
 class _Walk:
     """Goes through the lines in order. `file`, then `report_of_end`."""
 
-    def __init__(self, report: Report, head: Head | None) -> None:
+    def __init__(self, report: Report, head: Head | None, sleep: Callable[[float], None]) -> None:
         self._report = report
+        self._sleep = sleep
         self._head = head
         self._head_found = False
         self._digest = ""
@@ -100,14 +104,15 @@ class _Walk:
     def file(self, file: Opened) -> None:
         """Follow the chain through one file."""
         self._name, self._first = file.name, True
-        for number, line in enumerate(_lines(file), 1):
-            if not line.endswith(b"\n"):
-                self._find(number, "the last line has no end: its writing was cut off, or the file was")
+        number, line = 1, b"\n"
+        for number, line in enumerate(_lines(file, self._sleep), 1):
             link = auditchain.link_of(line.removesuffix(b"\n")) if len(line) <= LINE_BYTES_MAX else None
             if link is None:
                 self._torn.add(number, line)
             else:
                 self._line(number, link, line.removesuffix(b"\n"))
+        if not line.endswith(b"\n"):
+            self._find(number, "the last line has no end: its writing was cut off, or the file was")
         if self._torn.begins_at:
             self._find(self._torn.begins_at, NO_LINE)
             self._torn = _Text()
@@ -186,13 +191,13 @@ class _Walk:
             self._report.findings_untold += 1
 
 
-def _lines(file: Opened) -> Iterator[bytes]:
+def _lines(file: Opened, sleep: Callable[[float], None]) -> Iterator[bytes]:
     """The lines with their newlines, in pieces where one is longer than a line may be."""
     with open(file.descriptor, "rb", closefd=False) as stream:
         turns = SETTLE_TURNS if file.name == FILE_NAME else 0
         while line := stream.readline(LINE_BYTES_MAX):
             while not line.endswith(b"\n") and len(line) < LINE_BYTES_MAX and turns:
                 turns -= 1
-                time.sleep(SETTLE_S)
+                sleep(SETTLE_S)
                 line += stream.readline(LINE_BYTES_MAX - len(line))
             yield line

@@ -226,7 +226,7 @@ def _list_rows(view: ListView) -> list[tuple[str, str]]:
         ("number", str(view.number)),
         ("made", view.last_update),
         ("next update", end),
-        ("revoked", f"{len(view.revoked)} certificates"),
+        ("revoked", f"{len(view.revoked)} {'certificate' if len(view.revoked) == 1 else 'certificates'}"),
     ]
 
 

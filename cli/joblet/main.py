@@ -16,11 +16,11 @@ from common.errors import JobletError
 COMMANDS: Final = {
     "up": ("cli.joblet.up", "up", "Start the four services and keep them running."),
     "down": ("cli.joblet.up", "down", "Stop the joblet up of a base directory."),
-    "certs": ("cli.joblet.certs", "certs", "Make and show certificates."),
+    "certs": ("cli.joblet.certs", "certs", "Make, renew, revoke and show certificates."),
     "config": ("cli.joblet.configuration", "config", "Check and show the configuration."),
     "doctor": ("cli.joblet.doctor", "doctor", "Tell what this host can enforce."),
     "tap": ("cli.joblet.tap", "tap", "Print what passes over the event topics."),
-    "verify": ("cli.joblet.verify", "verify", "Check the stored log files."),
+    "verify": ("cli.joblet.verify", "verify", "Check the stored log files, or the audit log."),
     "retention": ("cli.joblet.retention", "retention", "Remove old logs and metrics as the configuration says."),
     "completion": ("cli.joblet.completion", "completion", "Print the shell's completion script."),
 }

@@ -27,7 +27,7 @@ from proto.joblet.v1 import job_pb2, node_pb2  # noqa: E402
 
 HEALTH_TIMEOUT_S: Final = 20.0
 STOP_TIMEOUT_S: Final = 60.0
-_LIVE: Final = (job_pb2.PENDING, job_pb2.STARTING, job_pb2.RUNNING)
+_LIVE: Final = (job_pb2.SCHEDULED, job_pb2.PENDING, job_pb2.STARTING, job_pb2.RUNNING)
 
 
 def check_health(context: Context, *, timeout_s: float = HEALTH_TIMEOUT_S) -> None:

@@ -11,12 +11,15 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
 
+from cli.client.contexts import load_context
+from cli.client.renewal import advice, has_ended
 from cli.joblet.firststart import CLIENT_CONFIG_FILE, LOOPBACK, client_config, first_files, free_port
 from cli.joblet.notifications import NotificationSocket
 from cli.joblet.printing import OWN_NAME, LogPrinter
@@ -144,11 +147,28 @@ async def _bring_up(supervisor: Supervisor, plan: Plan, printer: LogPrinter) -> 
     await supervisor.start()
     if plan.client_config is None:
         printer.line(f"no health check: there is no {CLIENT_CONFIG_FILE} and the certificates are your own")
+    elif ended := _ended(plan.client_config, printer):
+        printer.line(f"no health check: {ended}")
     else:
         await _ask("health", plan, printer)
     file = plan.layout.base / CLIENT_CONFIG_FILE
     sys.stdout.write(f"joblet ready: {LOOPBACK}:{plan.port} config={file}\n")
     sys.stdout.flush()
+
+
+def _ended(client_config: Path, printer: LogPrinter) -> str:
+    """Why the node cannot be asked, when our own certificate has ended: that must not keep it from serving others.
+
+    Clients' certificates last 45 days, nodes longer.
+    """
+    context = load_context(client_config, "default")
+    for warning in context.warnings:
+        printer.line(warning)
+    if not has_ended(context.cert, now_ns=time.time_ns()):
+        return ""
+    return f"the certificate {context.cert_name or 'of the context default'} has ended: " + advice(
+        context.cert_name, context.cert
+    )
 
 
 async def _unless_stopped(coroutine: Coroutine[Any, Any, None], stop: asyncio.Event) -> bool:

@@ -96,6 +96,10 @@ def _verify_audit(layout: Layout, source: str | None, head: Head | None, *, as_j
                 raise not_found(f"no audit log at {directory}", "give --base-dir or --config") from cause
             except PermissionError as cause:
                 raise precondition(f"{directory} is closed to you", "run it as root") from cause
+            except OSError as cause:
+                raise precondition(
+                    f"{directory} cannot be read: {cause.strerror}", "look at the files there"
+                ) from cause
             found += len(report.findings) + (len(report.notes) if strict else 0)
             click.echo(json.dumps(msgspec.to_builtins(report)) if as_json else _audit_text(report))
     return 1 if found else 0

@@ -44,7 +44,7 @@ node = Room(
     name="node",
     help="The node itself.",
     example="rnx node info",
-    rooms={"info": "cli.rnx.nodes:info_command"},
+    rooms={"info": "cli.rnx.nodes:info_command", "audit": "cli.rnx.audit:audit_command"},
 )
 program = Room(
     name="rnx",

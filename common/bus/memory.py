@@ -1,4 +1,4 @@
-"""The transport of tests: the same behaviour as `zeromq.py` inside one event loop, without a socket."""
+"""The transport of tests, and of the library `worker`: as `zeromq.py` behaves, in one event loop, without a socket."""
 
 import asyncio
 from collections import Counter

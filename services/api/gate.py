@@ -102,6 +102,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
         Nobody else's calls notice. What gRPC has already taken for a client that does not read is not called back.
         """
         self._trust = trust
+        before = len(self._cut)
         for task, running in self._running.items():
             error = trust.refusal(running.presented) if running is not None else None
             if running is not None and error is not None and task not in self._cut:
@@ -109,7 +110,7 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                 log.warning("running call cut", who=call.principal.name, method=call.method, why=error.message)
                 self._cut[task] = error
                 task.cancel()
-        return len(self._cut)
+        return len(self._cut) - before
 
     def _wrap(self, method: str, handler: Any) -> Any:  # as above
         streams_in, streams_out = handler.request_streaming, handler.response_streaming

@@ -123,7 +123,7 @@ def _signatures(paths: Sequence[str]) -> tuple[_Signature, ...]:
 def _signature(path: str) -> _Signature:
     """What tells one content of a path from another: file, size, both times (in ns, last). Links are followed."""
     try:
-        status = os.stat(path)  # noqa: PTH116  # see _read
+        status = os.stat(path)  # noqa: PTH116  # as in _read
     except OSError as cause:
         return (cause.errno or 0,)
     return (status.st_dev, status.st_ino, status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -135,17 +135,25 @@ def _young(signatures: tuple[_Signature, ...]) -> bool:
 
 
 def _read(path: str) -> Reading | None:
+    """What stands at a path now. Not pathlib, not open(): they would cost a part of this small process's memory."""
     if not path:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as cause:
-        return Reading(b"", error=cause.errno or 1)
-    with open(descriptor, "rb") as stream:  # noqa: PTH123  # pathlib would be a quarter of this process's memory
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return Reading(b"", error=errno.EINVAL)
-            return Reading(stream.read(FILE_BYTES_MAX + 1), mode=stat.S_IMODE(status.st_mode))
-        except OSError as cause:
-            return Reading(b"", error=cause.errno or 1)
+        return Reading(b"", error=cause.errno or errno.EIO)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return Reading(b"", error=errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL)
+        content = b""
+        while len(content) <= FILE_BYTES_MAX:
+            more = os.read(descriptor, FILE_BYTES_MAX + 1 - len(content))
+            if not more:
+                break
+            content += more
+        return Reading(content, mode=stat.S_IMODE(status.st_mode))
+    except OSError as cause:
+        return Reading(b"", error=cause.errno or errno.EIO)
+    finally:
+        os.close(descriptor)

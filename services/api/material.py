@@ -2,7 +2,10 @@
 
 Three parts are judged each by itself, so that a wrong one keeps no other from its change: the server's pair, the
 authorities, the revocation lists. What is no good is told and what was in force stays: half a file, a certificate whose
-key is still being copied, a list of somebody else's. Signatures of lists: RFC 5280 sections 5 and 6.3.
+key is still being copied, a list that its authority did not sign. Signatures of lists: RFC 5280 sections 5 and 6.3.
+
+Of a file with lists each is for one authority. One whose authority is not trusted says nothing of anybody: it is passed
+over and told. An authority that is trusted and has no list in the file any more keeps its last one.
 
 Here: those rules. Not here: reading files (`keeper_program.py`), who is refused for it (`revocation.py`).
 """
@@ -38,19 +41,24 @@ class Part(StrEnum):
 
 
 class RevocationList(NamedTuple):
-    """What one list says: serial numbers of one issuer, and when the next is due (Unix nanoseconds; 0: unsaid)."""
+    """What one list says: serial numbers of one issuer, and when the next is due (Unix nanoseconds; 0: unsaid).
+
+    `signer`: the public key that signed it (SubjectPublicKeyInfo, DER), since two authorities may have one name.
+    """
 
     issuer: x509.Name
     serials: frozenset[int]
     next_update_ns: int
+    signer: bytes = b""
 
 
 class Material(NamedTuple):
-    """Checked material: the bytes for TLS, and what they say about clients."""
+    """Checked material: the bytes for TLS, and what they say about clients. `remarks`: what is odd about the lists."""
 
     pem: ServerMaterial
     authorities: tuple[x509.Certificate, ...]
-    lists: tuple[RevocationList, ...]
+    lists: tuple[RevocationList, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Problem(NamedTuple):
@@ -63,8 +71,8 @@ class Problem(NamedTuple):
 def checked(pem: ServerMaterial) -> Material:
     """The material that a service begins with. Raises JobletError(INVALID) when any part is no good."""
     _check_pair(pem.cert, pem.key)
-    authorities = _authorities(pem.ca)
-    return Material(pem, authorities, _lists(pem.crl, authorities) if pem.crl else ())
+    material = Material(pem, _certificates(pem.ca, "CA certificate"))
+    return _listed(material, pem.crl) if pem.crl else material
 
 
 def judged(look: Look, in_force: Material, sources: ServerSources) -> tuple[Material, tuple[Problem, ...]]:
@@ -102,7 +110,7 @@ def _with_authorities(look: Look, now: Material, sources: ServerSources) -> Mate
     ca = _content(look.ca, now.pem.ca, what="CA certificate", path=sources.ca)
     if ca == now.pem.ca:
         return now
-    return now._replace(pem=now.pem._replace(ca=ca), authorities=_authorities(ca))
+    return now._replace(pem=now.pem._replace(ca=ca), authorities=_certificates(ca, "CA certificate"))
 
 
 def _with_lists(look: Look, now: Material, sources: ServerSources) -> Material:
@@ -116,9 +124,7 @@ def _with_lists(look: Look, now: Material, sources: ServerSources) -> Material:
             "what was revoked stays so until the service is started again; put a list there",
         )
     crl = _content(look.crl, now.pem.crl, what="revocation list", path=sources.crl)
-    if crl == now.pem.crl:
-        return now
-    return now._replace(pem=now.pem._replace(crl=crl), lists=_lists(crl, now.authorities))
+    return _listed(now, crl) if crl else now  # also when the file is the same: the authorities may be others
 
 
 def _content(reading: Reading | None, in_force: bytes, *, what: str, path: str) -> bytes:
@@ -151,10 +157,6 @@ def _check_pair(cert: bytes, key: bytes) -> None:
             raise invalid("the server key is damaged: what it signs does not verify", "put it back") from cause
 
 
-def _authorities(ca: bytes) -> tuple[x509.Certificate, ...]:
-    return _certificates(ca, "CA certificate")
-
-
 def _certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     try:
         found = tuple(x509.load_pem_x509_certificates(pem))
@@ -167,27 +169,50 @@ def _certificates(pem: bytes, what: str) -> tuple[x509.Certificate, ...]:
     return found
 
 
-def _lists(crl: bytes, authorities: tuple[x509.Certificate, ...]) -> tuple[RevocationList, ...]:
+def _listed(now: Material, crl: bytes) -> Material:
+    """`now` with the lists of this file."""
     blocks = _LIST_BLOCK.findall(crl)
     if not blocks or len(blocks) != crl.count(_LIST):
         raise invalid("the revocation list cannot be read: a block of it is not whole", "expected PEM blocks X509 CRL")
-    return tuple(_list(block, authorities) for block in blocks)
+    lists, remarks = [], []
+    for block in blocks:
+        parsed, found = _list(block, now.authorities)
+        if found is not None:
+            lists.append(found)
+        else:
+            issuer = parsed.issuer.rfc4514_string()
+            remarks.append(f"the list of {issuer} does not count: that authority is not among the CA certificates")
+    trusted = {_key_of(authority) for authority in now.authorities}
+    for before in now.lists:
+        if before.signer in trusted and before.signer not in {one.signer for one in lists}:
+            lists.append(before)
+            issuer = before.issuer.rfc4514_string()
+            remarks.append(f"the list of {issuer} is gone: what it revoked stays so until the service is started again")
+    return now._replace(pem=now.pem._replace(crl=crl), lists=tuple(lists), remarks=tuple(remarks))
 
 
-def _list(block: bytes, authorities: tuple[x509.Certificate, ...]) -> RevocationList:
+def _list(
+    block: bytes, authorities: tuple[x509.Certificate, ...]
+) -> tuple[x509.CertificateRevocationList, RevocationList | None]:
+    """A list, and what it says; None: nothing, because its authority is none of these."""
     try:
         parsed = x509.load_pem_x509_crl(block)
         _require_complete(parsed)
         serials = frozenset(entry.serial_number for entry in parsed)
-        issuer, next_update = parsed.issuer, parsed.next_update_utc
+        next_update = parsed.next_update_utc
+        candidates = [authority for authority in authorities if _may_be_of(parsed, authority)]
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as cause:
         raise invalid(f"the revocation list cannot be read: {cause}", "make it anew with the CA's key") from cause
-    if not any(_signed(parsed, authority) for authority in authorities):
+    if not candidates:
+        return parsed, None
+    signer = next((authority for authority in candidates if _signed(parsed, authority)), None)
+    if signer is None:
         raise invalid(
-            f"the revocation list of {issuer.rfc4514_string()} is signed by none of the CA certificates",
-            "put the list of a CA there that clients are trusted by, and take it away together with the CA",
+            f"the revocation list of {parsed.issuer.rfc4514_string()} is not signed by the CA certificate of that name",
+            "make it anew with the CA's key; take the list of a CA away together with the CA",
         )
-    return RevocationList(issuer, serials, 0 if next_update is None else nanoseconds(next_update))
+    due_ns = 0 if next_update is None else nanoseconds(next_update)
+    return parsed, RevocationList(parsed.issuer, serials, due_ns, _key_of(signer))
 
 
 def _require_complete(parsed: x509.CertificateRevocationList) -> None:
@@ -201,10 +226,24 @@ def _require_complete(parsed: x509.CertificateRevocationList) -> None:
             raise ValueError(f"it has the critical extension {extension.oid.dotted_string}, such as that of a delta")
 
 
-def _signed(parsed: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+def _may_be_of(parsed: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    """Same name, and not another key by the identifiers of both (RFC 5280, section 5.2.1)."""
     if authority.subject != parsed.issuer:
         return False
+    try:
+        wanted = parsed.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+        own = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    except x509.ExtensionNotFound:
+        return True
+    return wanted is None or wanted == own
+
+
+def _signed(parsed: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
     try:
         return parsed.is_signature_valid(authority.public_key())  # type: ignore[arg-type]  # TypeError for other kinds
     except (TypeError, ValueError, UnsupportedAlgorithm):
         return False
+
+
+def _key_of(authority: x509.Certificate) -> bytes:
+    return authority.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

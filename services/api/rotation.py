@@ -10,6 +10,7 @@ force when, and for whom: docs/security.md, "Rotation and revocation".
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Final
 
 import grpc
@@ -105,11 +106,12 @@ class Rotation:
         watched = self._keeper.pid != 0
         if watched:
             log.info("certificate files are watched", keeper=self._keeper.pid)
-        async for look in self._keeper.looks():
-            try:
-                await self.take(look)
-            except Exception:  # the boundary of a task: our own mistake about one file must not end every stream
-                log.exception("a change of certificate files is not taken; what was in force stays")
+        async with aclosing(self._keeper.looks()) as looks:
+            async for look in looks:
+                try:
+                    await self.take(look)
+                except Exception:  # the boundary of a task: our own mistake about one file must not end every stream
+                    log.exception("a change of certificate files is not taken; what was in force stays")
         while watched:
             # Its right cannot be had again (keeper.py), and to end for it would break every stream there is.
             self._counters["keepers_lost"] = 1
@@ -167,6 +169,8 @@ class Rotation:
                     not_after=format_time_ns(not_after_ns),
                     what_to_do="renew it with: joblet certs renew",
                 )
+        for remark in self.material.remarks:
+            log.warning("a revocation list is not as it should be", why=remark)
         for one in self.material.lists:
             due_ns = one.next_update_ns
             if due_ns and is_soon(due_ns, now_ns=self._now_ns(), warning_days=self._warning_days):

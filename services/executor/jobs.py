@@ -330,7 +330,8 @@ class Jobs:
             case Save():
                 self._writer.update(job, durable=instruction.durable)
             case Announce():
-                self._live.changed(self.view(job.record))
+                # Without a place in the queue: it is true for a moment only, and nobody is told when it changes.
+                self._live.changed(job.record if job.record.state is State.PENDING else self.view(job.record))
             case Schedule():
                 self.waiting.schedule(job)
             case LineUp():

@@ -53,8 +53,10 @@ class _Owner:
         self.waiting: list[tuple[int, int, JobId]] = []  # ascending: the next one is the last
 
     @property
-    def below_bound(self) -> bool:
-        return self.running_max is None or self.running < self.running_max
+    def room(self) -> int:
+        """How many of the waiting ones may start under the owner's bound."""
+        waiting = len(self.waiting)
+        return waiting if self.running_max is None else min(waiting, max(0, self.running_max - self.running))
 
 
 class Queue:
@@ -150,16 +152,23 @@ class Queue:
         ticket = self._tickets.get(job)
         if ticket is None:
             return 0
-        owner = self._owners[ticket.owner]
-        ahead = len(owner.waiting) - 1 - bisect_left(owner.waiting, _key(ticket))
-        passed = 0
-        for lines in self._lines():
-            own = next((line for line in lines if line.owner == ticket.owner), None)
-            if own is not None and ahead < own.jobs:
-                return passed + 1 + ahead + _before(own, ahead, lines)
-            passed += sum(line.jobs for line in lines)
-            ahead -= 0 if own is None else own.jobs
-        raise AssertionError(ticket)
+        own = self._owners[ticket.owner]
+        ahead = len(own.waiting) - 1 - bisect_left(own.waiting, _key(ticket))
+        level, since, running = own.running + ahead, own.since, own.running
+        if ahead < own.room:
+            before = 0
+            for other in self._owners.values():
+                if other.waiting and other is not own:
+                    # At a level where both are, who began there at more comes first, then who waits longer: `_turns`.
+                    first = other.running > running or (other.running == running and other.since < since)
+                    turns = level - other.running + first
+                    if turns > 0:
+                        before += min(turns, other.room)
+            return 1 + ahead + before
+        lines, beyond = self._lines()
+        line = next(each for each in beyond if each.owner == ticket.owner)
+        skipped = len(own.waiting) - line.jobs
+        return sum(each.jobs for each in lines) + 1 + ahead - skipped + _before(line, ahead - skipped, beyond)
 
     def positions(self) -> dict[JobId, int]:
         """In which order the jobs would start if nothing ended and slots were free: 1 is the next. O(n).
@@ -174,13 +183,11 @@ class Queue:
         """What each owner may start under his bound, and what is beyond it."""
         within, beyond = [], []
         for name, owner in self._owners.items():
-            count = len(owner.waiting)
-            room = count if owner.running_max is None else max(0, owner.running_max - owner.running)
-            first = min(count, room)
+            first, rest = owner.room, len(owner.waiting) - owner.room
             if first:
                 within.append(_Line(name, owner.running, owner.since, first))
-            if count > first:
-                beyond.append(_Line(name, owner.running + first, owner.since, count - first))
+            if rest:
+                beyond.append(_Line(name, owner.running + first, owner.since, rest))
         return within, beyond
 
     def _next_owner(self) -> str | None:
@@ -218,7 +225,7 @@ def _key(ticket: Ticket) -> tuple[int, int, JobId]:
 
 
 def _may_be_served(owner: _Owner) -> bool:
-    return bool(owner.waiting) and owner.below_bound
+    return owner.room > 0
 
 
 def _turns(lines: list[_Line]) -> Iterator[str]:

@@ -4,8 +4,9 @@ Between the two is what the disk has not taken yet. Nothing is decided here (`ma
 """
 
 import asyncio
+import sqlite3
 
-from common.errors import not_found
+from common.errors import JobletError, Reason, not_found
 from common.identifiers import JobId
 from services.executor.events import Job
 from services.executor.job_store import JobStore
@@ -26,8 +27,11 @@ class Registry:
         return self.active.get(job_id) or self._writer.unsaved(job_id) or stored
 
     def load(self, job: JobId) -> Job:
-        """The job as it is now. Raises NOT_FOUND."""
-        known = self.active.get(job) or self._writer.unsaved(job) or self._store.get(job)
+        """The job as it is now. Raises NOT_FOUND, DATA_LOSS when the database cannot be read."""
+        try:
+            known = self.active.get(job) or self._writer.unsaved(job) or self._store.get(job)
+        except sqlite3.Error as cause:
+            raise JobletError(Reason.DATA_LOSS, f"the record of job {job} cannot be read: {cause}") from cause
         if known is None:
             raise not_found(f"there is no job {job}", "list the jobs you can see with: rnx job list")
         return known

@@ -117,10 +117,15 @@ class Waiting:
     def place_for(self, owner: str, bounds: Bounds, *, later: bool, upload_bytes: int) -> Place:
         """Where a new job would be. `later`: its time has not come. Raises EXHAUSTED when there is no place.
 
-        Who can start at once is never refused.
+        Who can start at once is never refused. The owner's bounds hold from now on for all of his jobs.
         """
+        if owner in self._owned:
+            self._queue.bound(owner, bounds.running_max)
+            self._fill()  # those that wait under a bound that was lower are first
         if not later and self._queue.may_start(owner, bounds.running_max):
             return Place.SLOT
+        if not self._limits.queued_max:
+            raise exhausted(f"{self._limits.running_max} jobs run: Max capacity reached", "wait for one to end")
         if self._queued >= self._limits.queued_max:
             raise _refused(f"{self._limits.queued_max} jobs wait on this node")
         owned = self._owned.get(owner)

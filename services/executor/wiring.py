@@ -6,6 +6,7 @@ what is done with it, and anything that is the process's own: signals, privilege
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -37,26 +38,20 @@ SWEEP_S: Final = 5.0
 """Between two tries at groups that could not be removed when their job ended."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Wired:
     """An executor that has not started, what it leaves on the host (`traces`), and what must run beside it."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        traces: KernelTraces,
-        launches: KernelLaunches,
-        neighbours: tuple[Callable[[], Coroutine[Any, Any, None]], ...],
-    ) -> None:
-        self.executor = executor
-        self.traces = traces
-        self._launches = launches
-        self._neighbours = neighbours
+    executor: Executor
+    traces: KernelTraces
+    launches: KernelLaunches
+    neighbours: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
 
     async def start(self) -> list[asyncio.Task[None]]:
         """Take up old jobs, then serve. The tasks: none ends by itself but with an error; the caller cancels them."""
         await self.executor.start()
-        self._launches.spares.refill()
-        return [asyncio.create_task(run()) for run in (self.executor.run, *self._neighbours)]
+        self.launches.spares.refill()
+        return [asyncio.create_task(run()) for run in (self.executor.run, *self.neighbours)]
 
 
 @contextlib.asynccontextmanager
@@ -114,7 +109,12 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
         await launcher.start()
         stack.push_async_callback(launches.spares.close)
         stack.callback(monitors.close)
-        yield Wired(executor, traces, launches, (sampler.run, functools.partial(_sweep, cleanup)))
+        yield Wired(
+            executor=executor,
+            traces=traces,
+            launches=launches,
+            neighbours=(sampler.run, functools.partial(_sweep, cleanup)),
+        )
 
 
 def open_networks(settings: Settings, facts: HostFacts) -> Networks:

@@ -205,6 +205,10 @@ class FakeNodeInfo(node_pb2_grpc.NodeServiceServicer):
 
     def __init__(self) -> None:
         memory = node_pb2.Capability(name="limit.memory", level=node_pb2.Capability.ENFORCED)
+        self.audit: list[node_pb2.QueryAuditResponse] = []
+        self.audit_requests: list[node_pb2.QueryAuditRequest] = []
+        self.audit_breaks: list[int] = []  # after so many messages of a call the connection breaks
+        self.audit_gate = threading.Event()  # followers end when it is set
         self.info = node_pb2.NodeInfo(node_id="node-1", version="0.1.0", kernel="6.18.0", cpus=2, capabilities=[memory])
 
     def GetInfo(self, request: node_pb2.GetInfoRequest, context: Any) -> node_pb2.NodeInfo:  # noqa: N802
@@ -212,7 +216,16 @@ class FakeNodeInfo(node_pb2_grpc.NodeServiceServicer):
         del request, context
         return self.info
 
-    def QueryAudit(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """No lines."""
-        del request, context
-        return iter(())
+    def QueryAudit(  # noqa: N802
+        self, request: node_pb2.QueryAuditRequest, context: Any
+    ) -> Iterator[node_pb2.QueryAuditResponse]:
+        """All that `audit` has, whatever is asked for; breaks as `audit_breaks` says."""
+        self.audit_requests.append(request)
+        breaks_at = self.audit_breaks.pop(0) if self.audit_breaks else None
+        yield from self.audit[:breaks_at]
+        if breaks_at is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        while request.follow and context.is_active() and not self.audit_gate.wait(0.05):
+            pass
+        if request.follow:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "no more")

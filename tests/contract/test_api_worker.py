@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from common import records
-from common.config.settings import Grpc, LimitPolicy, LimitValues
+from common.config.settings import Grpc, LimitPolicy, LimitValues, Quotas
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, worker_pb2
 from services.api.worker_service import RESOURCES, status_of
@@ -177,6 +177,27 @@ def test_resources_are_the_limits_of_the_job(tmp_path: Path) -> None:
                 assert code is grpc.StatusCode.INVALID_ARGUMENT
                 assert text.startswith(f"resources.{field}: 0 is out of range")
             assert len(node.executor.requests) == started
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.requirement("S4.12", "X7")
+def test_both_services_ask_the_executor_for_the_same(tmp_path: Path) -> None:
+    """The same command is the same message, quotas of the caller included: there is one way to start a job."""
+    quotas = Quotas(running_jobs=3, queued_jobs=7)
+
+    async def scenario() -> None:
+        async with running_node(tmp_path, quotas=quotas) as node:
+            client = node.client("ann", "user")
+            resources = {"cpu_percent": 50, "memory_bytes": 100 * MIB}
+            spec = job_pb2.JobSpec(command="sort", args=["-u"], limits=job_pb2.Limits(**resources))  # type: ignore[arg-type]  # numbers all
+            await client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))
+            short = worker_pb2.StartRequest(name="sort", args=["-u"], resources=worker_pb2.Resources(**resources))
+            await client.worker.Start(short)
+            long, started = node.executor.requests
+            assert long == started
+            assert isinstance(started, jobs.RunJob)
+            assert (started.running_max, started.queued_max) == (3, 7)
 
     asyncio.run(scenario())
 

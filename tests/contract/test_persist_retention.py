@@ -1,6 +1,7 @@
 """ApplyRetention and GetStore: what operators and the api rely on. The rig is test_persist_service's."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
 from itertools import accumulate
@@ -9,12 +10,15 @@ from pathlib import Path
 import grpc
 import pytest
 
+from common.audit import AuditFile
 from common.config.settings import Retention
 from common.identifiers import JobId, new_job_id
 from common.messages.logs import EndOfJob, Stored, StoreMetric, StoreRecords
+from proto.joblet.v1 import node_pb2
 from proto.joblet.v1 import persist_pb2 as pb
 from services.persist import clock, clockfile
 from services.persist.clock import Watched
+from services.persist.keeping import Line
 from services.persist.retention import DAY_NS
 from tests.contract.test_persist_service import JOB, Rig, batches, each, run, store_records, stored
 from tests.fault.test_persist_disk import small_filesystem
@@ -315,3 +319,25 @@ def test_it_happens_by_itself_and_early_when_there_is_no_room(tmp_path: Path) ->
             await asyncio.gather(running, return_exceptions=True)
 
     run_settled(tmp_path, scenario, age_days=7, interval_ms=3_600_000)
+
+
+def test_its_audit_log_is_served(tmp_path: Path) -> None:
+    """QueryAudit gives the lines of persist's own file: what was removed, of whom and by which rule."""
+
+    async def scenario(rig: Rig) -> None:
+        with contextlib.closing(AuditFile(tmp_path)) as audit:
+            for outcome, why in (("removed", ""), ("failed", "no such disk")):
+                time = "2026-01-02T03:04:05Z"
+                audit.record(Line(time=time, object=JOB, owner="ann", bytes=1, rule="age", outcome=outcome, why=why))
+        request = node_pb2.QueryAuditRequest(object=JOB[:8], tail=5)
+        entries = [entry async for answer in rig.stub.QueryAudit(request) for entry in answer.entries]
+        assert [(entry.outcome, entry.why, entry.number) for entry in entries] == [
+            ("removed", "age", 1),
+            ("failed", "no such disk", 2),
+        ]
+        assert {(entry.source, entry.object, entry.who) for entry in entries} == {("persist", JOB, "joblet-persist")}
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await rig.stub.QueryAudit(node_pb2.QueryAuditRequest(tail=2**40)).read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+    run(tmp_path, scenario)

@@ -149,6 +149,27 @@ def test_list_follows_pages(node: FakeNode) -> None:
     assert json.loads(node.rnx("job", "list", "--state", "lost", "--json").out) == []
 
 
+def test_what_waits_is_shown_with_its_place_priority_and_time(node: FakeNode) -> None:
+    """A column that is there when somebody waits, fields of status, keys for programs."""
+    node.jobs.add(1, spec=job_pb2.JobSpec(command="x"), state=job_pb2.RUNNING)
+    assert "QUEUE" not in node.rnx("job", "list").out.decode()
+    node.jobs.add(2, spec=job_pb2.JobSpec(command="x", priority=-5), state=job_pb2.PENDING, queue_position=3)
+    spec = job_pb2.JobSpec(command="x")
+    spec.start_at.FromNanoseconds(STARTED_NS)
+    node.jobs.add(3, spec=spec, state=job_pb2.SCHEDULED)
+    heading, running, pending, scheduled = node.rnx("job", "list").out.decode().splitlines()
+    place = heading.index("QUEUE")
+    assert running[place] == " "
+    assert pending[place:].startswith("3 (priority -5)  ")
+    assert scheduled[place:].startswith("2023-11-14T22:13:20.25Z")
+    assert "QUEUE" in node.rnx("monitor").out.decode()
+    shown = node.rnx("job", "status", ID.replace("1", "2", 1)).out.decode().splitlines()
+    fields = {name: value.strip() for name, _, value in (line.partition(":") for line in shown)}
+    assert (fields["queue position"], fields["priority"]) == ("3", "-5")
+    job = json.loads(node.rnx("--json", "job", "status", ID.replace("1", "3", 1)).out)
+    assert (job["start_at"], job["priority"], job["queue_position"]) == ("2023-11-14T22:13:20.25Z", 0, None)
+
+
 @pytest.mark.threat("C20")
 def test_list_as_a_table_is_harmless(node: FakeNode) -> None:
     """One line a job, no colour when stdout is no terminal, control characters and markup of a job shown as text."""

@@ -169,3 +169,31 @@ def test_positive_control(node: FakeNode) -> None:
     assert_harmless(SHOWN.encode())
     with pytest.raises(AssertionError):
         assert_harmless(HOSTILE.encode())
+
+
+def test_an_attached_run_says_once_that_its_job_waits(node: FakeNode) -> None:
+    """On a terminal, with the place or the time; never where stderr is a file, which is the job's."""
+    job = node.jobs.add(1, state=job_pb2.PENDING, queue_position=3)
+    node.jobs.end = job_pb2.Job(state=job_pb2.COMPLETED, exit_code=0)
+    for key, expected in (
+        ("k1", b"rnx: waiting: position 3 (job " + ID.encode()),
+        ("k2", b"rnx: waiting until 2023-11-14"),
+    ):
+        node.jobs.keys[key] = job.id
+        leader, follower = pty.openpty()
+        process = node.start("run", "--idempotency-key", key, "x", stdout=subprocess.DEVNULL, stderr=follower)
+        os.close(follower)
+        shown = bytearray()
+        try:
+            while data := os.read(leader, 65536):
+                shown += data
+        except OSError:  # EIO: the other side is closed, pty(7)
+            pass
+        finally:
+            os.close(leader)
+            process.wait(timeout=20)
+        assert shown.count(b"waiting") == 1
+        assert expected in shown
+        assert node.rnx("run", "--idempotency-key", key, "x").err == ""
+        job.state = job_pb2.SCHEDULED
+        job.spec.start_at.seconds = 1_700_000_000

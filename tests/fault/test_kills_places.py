@@ -14,7 +14,7 @@ import pytest
 
 from common.failpoints import PLACES
 from tests.e2e.node import Node
-from tests.fault.invariants import Events, check_log, check_services, check_traces, check_whole, ended
+from tests.fault.invariants import Events, check_services, check_traces, check_whole, ended
 from tests.fault.kills_logs import Follower
 from tests.fault.kills_node import ROUNDS_S, Failpoints, failpoints, seeded, started
 from tests.fault.kills_programs import Program, needs_python
@@ -36,6 +36,8 @@ OF_OTHERS: Final = {
     "persist.half_trimmed": "the same",
 }
 """Places that the jobs here never pass, and why."""
+ALSO_AFTER_WAITING: Final = ("executor.recorded", "executor.launching", "executor.launched")
+"""Places that a job passes at once, or after it has waited: then it is another step that leads there."""
 FIRST_LINES: Final = 20
 PAIR_S: Final = 15.0
 """One pair is tried for each so many seconds of JOBLET_TEST_ROUNDS_S."""
@@ -47,7 +49,7 @@ class Way(NamedTuple):
     numbers: tuple[int, ...] = (1,)
     """Which passing kills; one is chosen."""
     state: str = "failed"
-    exit_code: int | None = 5
+    exit_code: int = 5
     recovers: bool = False
     """The executor is killed first: the place is on the way of the one that takes its place."""
     torn: bool = False
@@ -56,9 +58,10 @@ class Way(NamedTuple):
     """The end is announced once: the executor is not killed close to it."""
     uploads: bool = False
     """The job comes with a file, which must not be left over."""
+    waits: bool = False
+    """The job is for a second later: it waits for its time, then for its turn."""
 
 
-NOT_STARTED: Final = Way(exit_code=None, one_end=False, uploads=True)
 WAYS: Final[dict[str, Way]] = {
     "persist.taken": Way((1, 2, 5)),
     "persist.flush_begun": Way((1, 2, 4)),
@@ -69,8 +72,10 @@ WAYS: Final[dict[str, Way]] = {
     "persist.stored": Way((1, 2, 4)),
     "persist.acknowledged": Way((1, 2, 4)),
     "persist.ended": Way(),
-    "executor.recorded": NOT_STARTED,
-    "executor.launching": NOT_STARTED,
+    "executor.recorded": Way(uploads=True),
+    "executor.due": Way(uploads=True, waits=True),
+    "executor.chosen": Way(uploads=True, waits=True),
+    "executor.launching": Way(uploads=True),
     "executor.launched": Way(one_end=False, uploads=True),
     "executor.published": Way((2, 4, 8), one_end=False),
     "executor.sent": Way((1, 2, 4), one_end=False),
@@ -127,15 +132,28 @@ def test_every_place_has_its_row() -> None:
 @pytest.mark.threat("F01")
 @pytest.mark.parametrize("place", WAYS)
 def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
-    """The process died there; the job is whole or FAILED without a trace, and its output is what it wrote."""
-    chance, way = seeded(), WAYS[place]
+    """The process died there; the job has run once, and its output is what it wrote."""
+    killed_at(node, fragile, place, WAYS[place])
+
+
+@pytest.mark.threat("F05")
+@pytest.mark.parametrize("place", ALSO_AFTER_WAITING)
+def test_killed_at_with_a_job_that_waited(node: Node, fragile: Fragile, place: str) -> None:
+    """The same, on the other way to the same place."""
+    killed_at(node, fragile, place, WAYS[place]._replace(waits=True))
+
+
+def killed_at(node: Node, fragile: Fragile, place: str, way: Way) -> None:
+    """Kill a process there while a job passes it."""
+    chance = seeded()
     service = place.partition(".")[0]
     before = node.service(service)
     if not (way.recovers or way.torn):
         fragile.points.arm(place, chance.choice(way.numbers))
     printing = program(chance)
-    upload = ("--upload", str(Path(__file__))) if way.uploads else ()
-    job = node.detached(*upload, "--", *printing.arguments)
+    options = ["--upload", str(Path(__file__))] if way.uploads else []
+    options += ["--schedule", "1s"] if way.waits else []
+    job = node.detached(*options, "--", *printing.arguments)
     follower = Follower(node, job)
     try:
         if way.recovers:
@@ -147,13 +165,7 @@ def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
         died(fragile, place, before)
         record = ended(node, job)
         assert (record["state"], record["exit_code"]) == (way.state, way.exit_code), record
-        if way.exit_code is None:
-            assert record["reason"].startswith("could not be started: "), record
-            log = check_log(node, job)
-            assert log.last_sequence == 0
-            follower.check(log)
-        else:
-            check_whole(node, job, printing.printed(printing.rounds), follower=follower)
+        check_whole(node, job, printing.printed(printing.rounds), follower=follower)
     finally:
         follower.close()
         fragile.points.disarm()
@@ -167,7 +179,7 @@ def test_killed_at(node: Node, fragile: Fragile, place: str) -> None:
 def test_both_killed(node: Node, fragile: Fragile) -> None:
     """Persist dies at one place and the executor at another, both while the same job prints or ends."""
     chance = seeded()
-    plain = [place for place, way in WAYS.items() if not (way.recovers or way.torn) and way.exit_code is not None]
+    plain = [place for place, way in WAYS.items() if not (way.recovers or way.torn or way.waits)]
     pairs = [
         (one, other) for one in plain for other in plain if one.startswith("persist") and other.startswith("executor")
     ]

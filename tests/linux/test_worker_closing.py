@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -14,10 +15,14 @@ import pytest
 from common.bus.zeromq import ZeroMQ
 from common.messages.topics import EVENTS
 from services.executor.linux import mounts
+from services.executor.wiring import wired
 from tests.leaks import OWN_MARK
 from tests.linux.worker_library import nothing_left, output, running, sh, text, worker
 from tests.waiting import await_for, wait_for
 from worker import Command, JobId, JobletError, Reason, State, Status, Worker
+from worker.inside import Changes, InProcess
+from worker.place import prepared
+from worker.session import Session
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -255,6 +260,36 @@ def test_what_was_mounted_below_a_job_goes_first(temporary: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             mounts.umount2(str(place), mounts.MNT_DETACH)
+
+
+def test_a_part_that_fails_is_told_to_all(base: Path) -> None:
+    """Whoever waits learns it, and whoever asks; closing ends the jobs all the same."""
+
+    async def fail() -> None:
+        await failing.wait()
+        raise ZeroDivisionError
+
+    async def scenario() -> None:
+        options = worker(base)._options
+        with prepared(options) as (settings, layout):
+            changes = Changes()
+            async with wired(settings, layout, InProcess(layout.run, changes)) as parts:
+                broken = dataclasses.replace(parts, neighbours=(*parts.neighbours, fail))
+                session = Session(options, broken, layout, changes)
+                await session.begin()
+                job = await session.start(Command("sleep", ["1000"]).spec())
+                waiting = asyncio.create_task(session.wait(job))
+                await asyncio.sleep(0)
+                failing.set()
+                for call in (waiting, session.record(job), session.start(Command("true").spec())):
+                    with pytest.raises(JobletError, match="ZeroDivisionError") as caught:
+                        await call
+                    assert caught.value.reason is Reason.INTERNAL
+                await session.close()
+                assert not parts.executor.jobs.active
+
+    failing = asyncio.Event()
+    asyncio.run(scenario())
 
 
 PROGRAM = """

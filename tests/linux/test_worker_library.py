@@ -290,6 +290,22 @@ def test_errors_have_a_reason() -> None:
     asyncio.run(scenario())
 
 
+def test_more_than_may_run_at_once_are_refused() -> None:
+    """The caller hears that there is no room, and that there may be later; when one has ended there is."""
+
+    async def scenario() -> None:
+        async with worker(running_max=2) as our:
+            first, _ = [await our.start(Command("sleep", ["1000"])) for _ in range(2)]
+            with pytest.raises(JobletError, match="2 jobs run") as caught:
+                await our.start(Command("true"))
+            assert (caught.value.reason, caught.value.retryable) == (Reason.EXHAUSTED, True)
+            await our.stop(first, signal=9)
+            await our.wait(first)
+            assert (await our.wait(await our.start(Command("true")))).exit_code == 0
+
+    asyncio.run(scenario())
+
+
 def test_fifty_jobs_at_once() -> None:
     """Each has its own output and its own end."""
 

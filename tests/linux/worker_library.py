@@ -1,6 +1,8 @@
 """What the tests of the worker library share. No claims."""
 
 import contextlib
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +10,10 @@ from typing import Any
 import pytest
 
 from tests.leaks import CGROUP_DEPTH_MAX, CGROUP_ROOT, OWN_MARK
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 from worker import Command, JobId, Output, Resources, Status, Stream, Worker
+
+ROOT = Path(__file__).parents[2]
 
 
 def sh(script: str, resources: Resources | None = None, **options: Any) -> Command:
@@ -59,3 +63,20 @@ def nothing_left(temporary: Path) -> Iterator[None]:
         yield
     assert list(temporary.iterdir()) == []
     assert parents() == before
+
+
+def run(command: list[str], temporary: Path) -> bytes:
+    """What it prints; nothing is left of it."""
+    temporary.mkdir()
+    temporary.chmod(0o1777)
+    with nothing_left(temporary):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            timeout=60 * SLOWNESS,
+            check=False,
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout

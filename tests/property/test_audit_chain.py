@@ -53,7 +53,7 @@ def changed(log: Path, change: Callable[[Path], None]) -> Iterator[Path]:
 def found(log: Path, head: Head, change: Callable[[Path], None]) -> Report:
     """What verify says of the changed copy."""
     with changed(log, change) as copy:
-        return verify_audit(copy, "api", head)
+        return verify_audit(copy, "api", head, sleep=lambda _: None)
 
 
 @st.composite

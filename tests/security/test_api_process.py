@@ -61,7 +61,9 @@ def api() -> Iterator[Running]:
         port = probe.getsockname()[1]
     log = base / "log"
     # A list that would allow TLS 1.2 in the caller's environment must not survive.
+    # And clients in the process of the tests silence gRPC for themselves, which is not to silence the api.
     environment = os.environ | {"GRPC_SSL_CIPHER_SUITES": "HIGH", "PYTHONPATH": str(ROOT)}
+    environment.pop("GRPC_VERBOSITY", None)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "services.api", "--base-dir", str(base), "--port", str(port)],

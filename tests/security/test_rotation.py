@@ -29,7 +29,7 @@ READ_SEARCH = 1 << 2
 @pytest.fixture
 def api() -> Iterator[ApiProcess]:
     """A running one that looks ten times a second."""
-    with api_process() as running:
+    with api_process(expiry_warning_days=60) as running:
         running.start()
         assert running.ended() is None, running.log.read_text()
         yield running
@@ -68,7 +68,7 @@ def test_a_new_pair_is_shown_to_new_connections_and_old_ones_go_on(api: ApiProce
             watch.cancel()
 
     asyncio.run(scenario())
-    assert api.logged("a certificate ends soon, or has ended"), "the test authority's last a day"
+    assert api.logged("a certificate ends soon, or has ended"), "the test authority's last 30 days"
 
 
 @pytest.mark.threat("D31")
@@ -166,8 +166,9 @@ def test_sighup_makes_it_look_at_once() -> None:
 def test_the_keeper_has_one_right_and_belongs_to_api_alone(api: ApiProcess) -> None:
     """CAP_DAC_READ_SEARCH in two sets and nothing in the others, api's uid, no way to more; closed to that very uid."""
     keeper = wait_for(lambda: api.keeper, what="a keeper")
-    wait_for(lambda: status_of(keeper)["CapBnd"] == "0" * 16, what="the keeper to have given the rest up")
-    wait_for(lambda: status_of(keeper)["Uid"] == status_of(api.pid)["Uid"], what="the keeper to be api's user")
+    rights = f"{READ_SEARCH:016x}"
+    wait_for(lambda: status_of(keeper)["CapEff"] == rights, what="the keeper to have given the rest up")
+    assert status_of(keeper)["Uid"] == status_of(api.pid)["Uid"]
     found = status_of(keeper)
     sets = {name: int(found[name], 16) for name in found if name.startswith("Cap")}
     assert sets == {"CapInh": 0, "CapPrm": READ_SEARCH, "CapEff": READ_SEARCH, "CapBnd": 0, "CapAmb": 0}
@@ -251,6 +252,25 @@ def test_the_keeper_ends_with_api_and_api_goes_on_without_it(api: ApiProcess) ->
         wait_for(lambda: not Path(f"/proc/{keeper}").exists(), what="the keeper to end")
 
 
+WITHOUT_THE_RIGHT = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH = 24, 2
+assert ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_READ_SEARCH, 0, 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@needs_root
+def test_a_host_that_does_not_give_the_right_has_what_was_there_at_the_start() -> None:
+    """As in containers of some managers: api serves, and says that it will see no change."""
+    with api_process() as api:
+        api.start(before=[sys.executable, "-I", "-S", "-c", WITHOUT_THE_RIGHT])
+        wait_for(lambda: api.logged("the keeper has no CAP_DAC_READ_SEARCH here"), what="the keeper's own words")
+        wait_for(lambda: api.logged("the keeper has ended"), what="the loss to be told")
+        assert api.shown_serial(api.authority.client("ann", "admin")) == serial_of(api.pair)
+        assert not children_of(api.pid)
+
+
 def test_the_keeper_ends_with_an_api_that_ends_well(api: ApiProcess) -> None:
     """Also when the signal goes to both, as a service manager or a terminal sends it."""
     keeper = wait_for(lambda: api.keeper, what="a keeper")
@@ -302,7 +322,7 @@ def test_an_ordinary_users_api_rotates_too() -> None:
         ("open key", "others can read it"),
         ("foreign key", "does not belong to the server certificate"),
         ("torn list", "a block of it is not whole"),
-        ("foreign list", "signed by none of the CA certificates"),
+        ("forged list", "not signed by the CA certificate of that name"),
         ("no list", "no revocation list at"),
         ("torn ca", "CA certificate cannot be read"),
     ],
@@ -318,8 +338,8 @@ def test_it_does_not_start_with_what_is_no_good(name: str, words: str) -> None:
                 api.write(stranger.server().key, "server.key")
             case "torn list":
                 api.write(api.authority.crl()[:-40], "ca.crl")
-            case "foreign list":
-                api.write(stranger.crl(), "ca.crl")
+            case "forged list":
+                api.write(Authority().crl(), "ca.crl")
             case "no list":
                 api.configure(crl=str(api.certs / "none.crl"))
             case "torn ca":

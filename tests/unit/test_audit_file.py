@@ -22,7 +22,6 @@ def findings(directory: Path) -> list[str]:
     return verify_audit(directory, "api").findings
 
 
-@pytest.mark.requirement("S4.18")
 def test_each_line_names_the_hash_of_the_one_before(tmp_path: Path) -> None:
     """Numbers from 1; `previous` is SHA-256 of the exact bytes; the first has the genesis value; mode 0600."""
     write(tmp_path, 3)

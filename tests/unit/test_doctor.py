@@ -236,3 +236,22 @@ def test_what_is_wrong_with_a_file_is_its_row(tmp_path: Path) -> None:
     assert unusable(rows) == ("certificate.server", "certificate.ca", "certificate.crl")
     named = Settings(joblet=settings.joblet, security=Security(crl=str(tmp_path / "no.crl")))
     assert certificate_rows(None, named, now_ns=0)[-1].level == "missing"
+
+
+def test_files_that_are_closed_to_us_are_unknown(tmp_path: Path) -> None:
+    """No finding against the node: whoever may read them knows."""
+    settings = node_files(tmp_path, Authority(), server_left=DAY, crl_left=DAY)
+    certs = tmp_path / "certs"
+    certs.chmod(0)
+    us = os.geteuid()
+    try:
+        if us == 0:
+            os.seteuid(65534)
+        rows = certificate_rows(None, settings, now_ns=time.time_ns())
+    finally:
+        os.seteuid(us)
+        certs.chmod(0o700)
+    assert {row.level for row in rows} == {"unknown"}
+    assert len(rows) == 3
+    assert all(row.detail.endswith("run it as root") for row in rows)
+    assert unusable(rows) == ()

@@ -44,6 +44,7 @@ def test_the_commands_of_the_contract_exist() -> None:
         *(("job", verb) for verb in verbs.split()),
         *(("volume", verb) for verb in volumes.split()),
         ("node", "info"),
+        ("node", "audit"),
     }
     assert set(COMMANDS) == words
 

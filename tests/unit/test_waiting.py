@@ -137,8 +137,8 @@ def test_an_owner_at_his_bound_waits_while_others_start(tmp_path: Path) -> None:
             waits = await submitted(node, "ann", running_max=1)
             assert (waits.state, waits.queue_position) == (State.PENDING, 1)
             assert (await submitted(node, "bob")).state is State.STARTING
-            starts = await submitted(node, "ann", running_max=2)
-            assert {starts.state, (await got(node, waits.id)).state} == {State.PENDING, State.STARTING}
+            third = await submitted(node, "ann", running_max=2)
+            assert ((await got(node, waits.id)).state, third.state) == (State.STARTING, State.PENDING)
             assert node.executor.jobs.waiting.running_jobs == 3
 
     run(scenario)
@@ -303,6 +303,21 @@ def test_nothing_is_started_onto_a_disk_without_room() -> None:
         room = True
         await await_for(lambda: len(chosen) == 3, what="the next look at the disk")
         await await_for(lambda: waiting._timer is None, what="the end of the looks")
+
+    run(scenario)
+
+
+@pytest.mark.threat("F05")
+def test_a_waiting_job_whose_record_is_damaged_holds_up_nobody(tmp_path: Path) -> None:
+    """Its row is read when it is its turn: it is told in the log, and the next one has its slot."""
+
+    async def scenario() -> None:
+        async with running_node(settings_of(tmp_path), Memory()) as node:
+            first, bad, good = [await submitted(node) for _ in range(3)]
+            await await_for(lambda: first.id in node.host.monitors, what="the first launch")
+            node.executor.store.connection.execute("UPDATE jobs SET data = x'00' WHERE id = ?", (bad.id,))
+            assert await next_one(node) == good.id
+            assert bad.id not in node.executor.jobs.active
 
     run(scenario)
 

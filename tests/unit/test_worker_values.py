@@ -9,8 +9,9 @@ import pytest
 
 from common.identifiers import new_job_id
 from common.messages.jobs import JobRecord, JobSpec
+from services.executor import __main__ as service
 from tests.unit.executor_fakes import FakeMonitor
-from worker import Command, JobId, JobletError, Output, Reason, Resources, State, Stream
+from worker import Command, JobId, JobletError, Output, Reason, Resources, State, Stream, session
 from worker.inside import Changes
 from worker.logfiles import LogFiles
 from worker.reading import Reader
@@ -231,3 +232,9 @@ def test_what_a_stranger_put_in_place_of_a_log_file_is_not_written(tmp_path: Pat
     job = new_job_id()
     os.mkfifo(tmp_path / f"{job}.log")
     write(tmp_path, job, b"secret\n")
+
+
+@pytest.mark.requirement("S3.9")
+def test_a_node_and_the_library_have_one_worker() -> None:
+    """The process behind the API, and a program that imports the library, build the same executor by the same code."""
+    assert vars(service)["wired"] is vars(session)["wired"]
