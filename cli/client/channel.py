@@ -25,6 +25,8 @@ CHANNEL_ARGUMENTS: Final = (
     # A follower of a silent job must learn some day that its node is gone; more often than this and servers object.
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    # The one before is for a network that swallows bytes (TCP_USER_TIMEOUT), this for a node that reads none.
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
     # A node that restarts is back within a second or two: gRPC's own pause between attempts must not outlast ours.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # This one is no pause but how long an attempt may take: TCP and TLS need three round trips, and a busy node's time.

@@ -35,23 +35,19 @@ def run_job(
 ) -> job_pb2.Job:
     """Start a job once, however often the connection breaks meanwhile: each attempt bears the same key."""
     assert idempotency_key
-    patience = patience or Patience(START_WINDOW_S)
     request = job_pb2.RunJobRequest(spec=spec, idempotency_key=idempotency_key)
-    while True:
-        try:
-            return session.ask(session.jobs.RunJob, request).job
-        except JobletError as error:
-            patience.bear(error)
+    return session.ask_again(session.jobs.RunJob, request, patience=patience or Patience(START_WINDOW_S)).job
 
 
 def plan_job(session: Session, spec: job_pb2.JobSpec) -> tuple[str, ...]:
     """The steps by which the node would launch it."""
-    return tuple(session.ask(session.jobs.PlanJob, job_pb2.PlanJobRequest(spec=spec)).steps)
+    return tuple(session.ask_again(session.jobs.PlanJob, job_pb2.PlanJobRequest(spec=spec)).steps)
 
 
-def get_job(session: Session, reference: str) -> job_pb2.Job:
+def get_job(session: Session, reference: str, *, patience: Patience | None = None) -> job_pb2.Job:
     """The job with this id or unique prefix."""
-    return session.ask(session.jobs.GetJob, job_pb2.GetJobRequest(job_id=_reference(reference)))
+    request = job_pb2.GetJobRequest(job_id=_reference(reference))
+    return session.ask_again(session.jobs.GetJob, request, patience=patience)
 
 
 def list_jobs(
@@ -68,7 +64,7 @@ def list_jobs(
     while left is None or left > 0:
         size = PAGE_SIZE if left is None else min(PAGE_SIZE, left)
         request = job_pb2.ListJobsRequest(filter=filter_, page_size=size, page_token=token)
-        page = session.ask(session.jobs.ListJobs, request)
+        page = session.ask_again(session.jobs.ListJobs, request)
         jobs = page.jobs if left is None else page.jobs[:left]
         yield from jobs
         left = None if left is None else left - len(jobs)
@@ -80,7 +76,7 @@ def list_jobs(
 def stop_job(session: Session, reference: str, *, signal: str = "", grace_ms: int | None = None) -> job_pb2.Job:
     """Ask a job to end; it has not ended yet when this returns."""
     request = job_pb2.StopJobRequest(job_id=_reference(reference), signal=signal, grace_ms=grace_ms)
-    return session.ask(session.jobs.StopJob, request)
+    return session.ask_again(session.jobs.StopJob, request)
 
 
 def stop_and_wait(session: Session, reference: str, *, signal: str = "", grace_ms: int | None = None) -> job_pb2.Job:
@@ -96,8 +92,8 @@ def cancel_job(session: Session, reference: str) -> job_pb2.Job:
 
 def wait_job(session: Session, reference: str, *, patience: Patience | None = None) -> job_pb2.Job:
     """The job when it has ended; survives restarts of the node's services."""
-    job_id = get_job(session, reference).id
     patience = patience or Patience(RESUME_WINDOW_S)
+    job_id = get_job(session, reference, patience=patience).id
     request = job_pb2.WaitJobRequest(job_id=job_id)
     while True:
         try:
@@ -122,8 +118,27 @@ def watch_jobs(session: Session) -> Iterator[job_pb2.WatchJobsResponse]:
             session.cancel(call)
 
 
-def stream_metrics(session: Session, request: job_pb2.StreamMetricsRequest) -> Iterator[persist_pb2.Metric]:
-    """Samples as the request says, until the caller closes the iterator."""
+def stream_metrics(
+    session: Session, request: job_pb2.StreamMetricsRequest, *, patience: Patience | None = None
+) -> Iterator[persist_pb2.Metric]:
+    """Samples as the request says, until the caller closes it. A broken stream goes on behind the last one."""
+    patience = patience or Patience(RESUME_WINDOW_S)
+    wanted = job_pb2.StreamMetricsRequest()
+    wanted.CopyFrom(request)
+    while True:
+        try:
+            for sample in _metrics_of_one_call(session, wanted):
+                patience.progress()
+                wanted.start_time = sample.timestamp + 1
+                yield sample
+                if request.aggregation:
+                    return  # it is the only one, and has no behind
+            return
+        except JobletError as error:
+            patience.bear(error)
+
+
+def _metrics_of_one_call(session: Session, request: job_pb2.StreamMetricsRequest) -> Iterator[persist_pb2.Metric]:
     with session.translated():
         call = session.jobs.StreamMetrics(request, timeout=session.remaining_s())
         try:

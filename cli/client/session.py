@@ -14,6 +14,7 @@ import grpc
 from cli.client.channel import open_channel
 from cli.client.contexts import Context
 from cli.client.errors import translate
+from cli.client.patience import ASK_WINDOW_S, Patience
 from common.errors import JobletError, Reason
 from proto.joblet.v1 import job_pb2_grpc, node_pb2_grpc, volume_pb2_grpc
 
@@ -72,9 +73,24 @@ class Session:
             self._channel.close()
 
     def ask(self, method: Unary[Question, Answer], request: Question) -> Answer:
-        """One answer. Raises JobletError."""
+        """One answer to what may be asked once only. Raises JobletError."""
         with self.translated():
             return method(request, timeout=self.answer_timeout_s())
+
+    def ask_again(
+        self, method: Unary[Question, Answer], request: Question, *, patience: Patience | None = None
+    ) -> Answer:
+        """One answer to what may be asked as often as the connection breaks: see `patience.py`. Raises JobletError."""
+        patience = patience or Patience(ASK_WINDOW_S)
+        broken: JobletError | None = None
+        while True:
+            try:
+                return self.ask(method, request)
+            except JobletError as error:
+                if broken is not None and error.reason is Reason.DEADLINE:
+                    raise broken from error  # that the user's time is over he knows; what took it he does not
+                patience.bear(error)
+                broken = error
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -19,7 +19,9 @@ def list_volumes(session: Session, *, labels: Mapping[str, str]) -> Iterator[vol
     """Every volume with all of `labels`, page by page."""
     token = ""
     while True:
-        page = session.ask(session.volumes.ListVolumes, volume_pb2.ListVolumesRequest(labels=labels, page_token=token))
+        page = session.ask_again(
+            session.volumes.ListVolumes, volume_pb2.ListVolumesRequest(labels=labels, page_token=token)
+        )
         yield from page.volumes
         token = page.next_page_token
         if not token:
@@ -28,7 +30,7 @@ def list_volumes(session: Session, *, labels: Mapping[str, str]) -> Iterator[vol
 
 def get_volume(session: Session, name: str) -> volume_pb2.Volume:
     """The volume of this name."""
-    return session.ask(session.volumes.GetVolume, volume_pb2.GetVolumeRequest(name=_name(name)))
+    return session.ask_again(session.volumes.GetVolume, volume_pb2.GetVolumeRequest(name=_name(name)))
 
 
 def remove_volume(session: Session, name: str, *, force: bool) -> None:

@@ -29,6 +29,8 @@ from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub  # noqa: E402
 
 NOTE_TRAILER: Final = "joblet-note"
 """Of the answer: something that does not fit into a removal (services/persist/server.py)."""
+APPLY_TIMEOUT_S: Final = 3600.0
+"""Removing takes as long as there is something to remove; a persist that hangs is not waited for longer than this."""
 _ROW: Final = "{:36}  {:20}  {:>10}  {:11}  {}"
 
 
@@ -45,7 +47,7 @@ def retention(*, dry_run: bool, base_dir: Path | None, config: Path | None, as_j
     """
     count = total = 0
     with _persist(layout_of(load_settings(config, base_dir=base_dir)).persist_grpc) as stub:
-        call = stub.ApplyRetention(pb.ApplyRetentionRequest(dry_run=dry_run))
+        call = stub.ApplyRetention(pb.ApplyRetentionRequest(dry_run=dry_run), timeout=APPLY_TIMEOUT_S)
         for removal in call:
             if not count and not as_json:
                 click.echo(_ROW.format("JOB", "ENDED", "SIZE", "WHY", "OWNER"))

@@ -9,6 +9,7 @@ import click
 
 from cli.client.jobs import get_job
 from cli.client.logs import LogStream
+from cli.client.patience import RESUME_WINDOW_S, Patience
 from cli.front.output import STDOUT
 from cli.front.values import RATE
 from cli.rnx.commands import Verb
@@ -81,7 +82,7 @@ def log_command(
     sink = _sink(invocation, timestamps=timestamps, raw=raw)
     with invocation.session() as session:
         request = job_pb2.StreamLogsRequest(
-            job_id=get_job(session, job).id,
+            job_id=get_job(session, job, patience=Patience(RESUME_WINDOW_S)).id,
             stream=stream.upper() if stream else None,
             from_sequence=from_seq,
             tail=tail,

@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from cli.client.jobs import get_job, stream_metrics
+from cli.client.patience import RESUME_WINDOW_S, Patience
 from cli.client.views import metric_object
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
@@ -61,7 +62,7 @@ def metrics_command(
         raise invalid("--since is not before --until", "no time lies between them")
     with invocation.session() as session:
         request = job_pb2.StreamMetricsRequest(
-            job_id=get_job(session, job).id,
+            job_id=get_job(session, job, patience=Patience(RESUME_WINDOW_S)).id,
             start_time=since or 0,
             end_time=until or 0,
             aggregation=aggregate or "",

@@ -163,7 +163,7 @@ def _latest_sample(session: Session, job_id: str) -> persist_pb2.Metric | None:
     request = job_pb2.StreamMetricsRequest(job_id=job_id, start_time=time.time_ns() - _SAMPLE_AGE_NS)
     latest = None
     with suppress(JobletError):  # the job may have gone meanwhile; a broken connection shows in the watch itself
-        for latest in stream_metrics(session, request):  # noqa: B007  # the last one is wanted
+        for latest in stream_metrics(session, request, patience=Patience(0)):  # noqa: B007  # the last one is wanted
             pass
     return latest
 

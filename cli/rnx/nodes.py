@@ -22,7 +22,7 @@ def info_command(invocation: Invocation) -> None:
     Certificates and counters are told to those only who may see all jobs; docs/operations.md says what they mean.
     """
     with invocation.session() as session:
-        node = session.ask(session.nodes.GetInfo, node_pb2.GetInfoRequest())
+        node = session.ask_again(session.nodes.GetInfo, node_pb2.GetInfoRequest())
     if invocation.json:
         print_json(node_object(node))
         return

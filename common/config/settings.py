@@ -71,6 +71,7 @@ class Grpc(Section, frozen=True, kw_only=True):
 
     keepalive_time_ms: int = 600_000
     keepalive_timeout_ms: int = 20_000
+    ping_interval_ms_min: int = 10_000  # of a client's pings; who pings more often is sent away
     connection_idle_ms: int = 1_800_000
     connection_age_ms: int = 3_600_000
     connection_age_grace_ms: int = 3_600_000
@@ -80,7 +81,7 @@ class Grpc(Section, frozen=True, kw_only=True):
     metadata_bytes_max: int = 16 * 2**10
     concurrent_streams_max: int = 100  # of one connection
     active_streams_max: int = 1000  # log, watch and metric streams together; beyond: "Max capacity reached"
-    stream_window_bytes: int = 1 * 2**20
+    stream_window_bytes: int = 1 * 2**20  # of what a client sends; its connection begins with as much
     follower_queue_bytes: int = (
         32 * 2**20
     )  # waiting for one client (followers of a job share it); beyond, it catches up

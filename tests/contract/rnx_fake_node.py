@@ -7,6 +7,7 @@ suite; what this fake promises is proto/joblet/v1 and nothing else.
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,12 +37,34 @@ class Outcome(NamedTuple):
     err: str
 
 
+class Breaks(grpc.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Ends calls as a broken connection does: of each method in `left` so many. `seen`: how often each was called."""
+
+    def __init__(self) -> None:
+        self.left: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        """See grpc.ServerInterceptor."""
+        method = handler_call_details.method.rpartition("/")[2]
+        self.seen[method] += 1
+        if self.left[method] <= 0:
+            return continuation(handler_call_details)
+        self.left[method] -= 1
+
+        def broken(_: Any, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+        return grpc.unary_unary_rpc_method_handler(broken)
+
+
 class FakeNode:
     """A served FakeJobs, and rnx with a configuration for it."""
 
     def __init__(self, directory: Path) -> None:
         self.jobs = FakeJobs()
         self.nodes = FakeNodeInfo()
+        self.breaks = Breaks()
         self.authority = Authority()
         self.config = directory / "rnx-config.yml"
         self._directory = directory
@@ -53,7 +76,7 @@ class FakeNode:
     def serve(self) -> None:
         """Listen; on the port of the time before, if any."""
         identity = self.authority.server()
-        server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(ThreadPoolExecutor(16), interceptors=[self.breaks], options=[("grpc.so_reuseport", 0)])
         job_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
         node_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         # The generated base answers UNIMPLEMENTED to everything, which is what a node without volumes does.

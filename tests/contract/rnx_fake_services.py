@@ -192,10 +192,12 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         gone.wait()
 
     def StreamMetrics(self, request: job_pb2.StreamMetricsRequest, context: Any) -> Iterator[persist_pb2.Metric]:  # noqa: N802
-        """`samples`."""
-        del context
+        """`samples` from the time asked for; breaks as `stream_breaks` says."""
         self.requests.append(request)
-        yield from self.samples
+        breaks_at = self.stream_breaks.pop(0) if self.stream_breaks else None
+        yield from [one for one in self.samples if one.timestamp >= request.start_time][:breaks_at]
+        if breaks_at is not None:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
 
 
 class FakeNodeInfo(node_pb2_grpc.NodeServiceServicer):

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -51,7 +52,7 @@ JOB_S: Final = 0.02
 
 
 class EndingHost(FakeHost):
-    """Every job starts, writes two lines and exits, but those whose command is `sleep`."""
+    """Every job starts, writes two lines and exits: `false` with 1; the monitor of `die` is killed; `sleep` goes on."""
 
     async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
@@ -59,8 +60,10 @@ class EndingHost(FakeHost):
         monitor = self.monitors[job.record.id]
         monitor.start()
         monitor.output(b"one\ntwo\n")
-        if job.record.spec.command != "sleep":
-            asyncio.get_running_loop().call_later(JOB_S, monitor.exit)
+        ends = {"sleep": None, "die": monitor.die, "false": partial(monitor.exit, exit_code=1)}
+        end = ends.get(job.record.spec.command, monitor.exit)
+        if end is not None:
+            asyncio.get_running_loop().call_later(JOB_S, end)
 
 
 class Middle:
@@ -117,14 +120,17 @@ class Middle:
 
     async def running_job(self, owner: str) -> JobId:
         """A job that has written two lines and does not end."""
-        asked = jobs.RunJob(owner=owner, spec=jobs.JobSpec(command="sleep"))
-        job = (await self.api._executor.request(asked, jobs.JobAccepted)).job.id
+        return await self.job_in(jobs.State.RUNNING, owner, jobs.JobSpec(command="sleep"))
 
-        async def running() -> bool:
+    async def job_in(self, state: jobs.State, owner: str, spec: jobs.JobSpec) -> JobId:
+        """A job of this owner as soon as it is in that state."""
+        job = (await self.api._executor.request(jobs.RunJob(owner=owner, spec=spec), jobs.JobAccepted)).job.id
+
+        async def there() -> bool:
             found = await self.found(job)
-            return found is not None and found.job.state is jobs.State.RUNNING
+            return found is not None and found.job.state is state
 
-        await await_for(running, timeout_s=20, what="the job to run")
+        await await_for(there, timeout_s=20, what=f"the job to be {state}")
         return job
 
     async def found(self, job: JobId) -> jobs.JobFound | None:

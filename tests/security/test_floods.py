@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 import pytest
 
 from tests.http2 import (
+    FRAME_BYTES_MAX,
     Error,
     Http2,
     Type,
@@ -109,6 +110,13 @@ async def empty_data(connection: Http2) -> None:
     await sent(connection, 100_000, lambda _: connection.put(Type.DATA, stream=stream))
 
 
+async def beyond_the_window(connection: Http2) -> None:
+    """64 MB on a stream that nobody reads, without waiting for room."""
+    stream = connection.request(WATCH, b"", end=False)
+    await sent(connection, 4000, lambda _: connection.put(Type.DATA, bytes(FRAME_BYTES_MAX), stream=stream))
+    await await_for(lambda: connection.closed or connection.of(Type.RST_STREAM, stream), what="the refusal")
+
+
 ENDS_CONNECTION: Final = {made_reset, pings, empty_continuations, empty_data}
 """gRPC has had enough of these before they are over."""
 
@@ -119,7 +127,7 @@ ENDS_CONNECTION: Final = {made_reset, pings, empty_continuations, empty_data}
     "flood",
     [
         *(rapid_reset, made_reset, pings, settings),
-        *(indexed_headers, continuations, empty_continuations, empty_data),
+        *(indexed_headers, continuations, empty_continuations, empty_data, beyond_the_window),
     ],
     ids=lambda flood: flood.__name__,
 )

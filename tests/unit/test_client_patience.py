@@ -1,5 +1,7 @@
 """How long rnx goes on asking: pauses, windows and when it gives up at once."""
 
+from functools import partial
+
 import pytest
 
 from cli.client.errors import ConnectionDropped
@@ -39,7 +41,7 @@ def failures_until_given_up(patience: Patience, error: JobletError) -> int:
 def test_pauses_grow_and_the_window_ends() -> None:
     """0.1 s, doubling to PAUSE_MAX_S, and 60 s together; the last pause does not overshoot."""
     time = FakeTime()
-    failures_until_given_up(Patience(60, clock=time.clock, sleep=time.sleep), unavailable("gone"))
+    failures_until_given_up(Patience(60, clock=time.clock, sleep=time.sleep, chance=lambda: 0.0), unavailable("gone"))
     assert time.pauses[:6] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
     assert max(time.pauses) == PAUSE_MAX_S
     assert sum(time.pauses) == pytest.approx(60)
@@ -48,7 +50,7 @@ def test_pauses_grow_and_the_window_ends() -> None:
 def test_progress_begins_anew() -> None:
     """A stream that breaks every now and then but goes on between may do so for ever."""
     time = FakeTime()
-    patience = Patience(10, clock=time.clock, sleep=time.sleep)
+    patience = Patience(10, clock=time.clock, sleep=time.sleep, chance=lambda: 0.0)
     for _ in range(100):
         patience.bear(unavailable("gone"))
         patience.progress()
@@ -58,7 +60,7 @@ def test_progress_begins_anew() -> None:
 def test_what_is_not_about_availability_is_final() -> None:
     """NOT_FOUND, a refusal, and what the node calls not retryable are raised at once."""
     time = FakeTime()
-    patience = Patience(10, clock=time.clock, sleep=time.sleep)
+    patience = Patience(10, clock=time.clock, sleep=time.sleep, chance=lambda: 0.0)
     final = JobletError(Reason.UNAVAILABLE, "for good", retryable=False)
     assert [failures_until_given_up(patience, error) for error in (not_found("no"), final)] == [0, 0]
     assert time.pauses == []
@@ -67,7 +69,7 @@ def test_what_is_not_about_availability_is_final() -> None:
 def test_connections_closed_again_and_again_are_a_refusal() -> None:
     """A node that always closes the connection refuses the certificate; one that was restarted refuses to connect."""
     time = FakeTime()
-    patience = Patience(60, clock=time.clock, sleep=time.sleep)
+    patience = Patience(60, clock=time.clock, sleep=time.sleep, chance=lambda: 0.0)
     dropped = ConnectionDropped(Reason.UNAVAILABLE, "closed", retryable=True)
     for _ in range(DROPS_MAX - 1):
         patience.bear(dropped)
@@ -78,9 +80,22 @@ def test_connections_closed_again_and_again_are_a_refusal() -> None:
 def test_what_broke_after_a_long_time_is_a_new_failure() -> None:
     """A wait, or a silent stream, may be broken off every hour; nothing arrives in between, and it goes on."""
     time = FakeTime()
-    patience = Patience(10, clock=time.clock, sleep=time.sleep)
+    patience = Patience(10, clock=time.clock, sleep=time.sleep, chance=lambda: 0.0)
     for _ in range(100):
         time.now += 3600
         patience.bear(ConnectionDropped(Reason.UNAVAILABLE, "closed", retryable=True))
     assert failures_until_given_up(patience, unavailable("gone")) > 1
     assert time.now < 1000 + 100 * 3601 + 11
+
+
+def test_pauses_of_many_clients_differ() -> None:
+    """Chance takes up to a half off each pause, never more: who was cut off together does not come back together."""
+    for chance, pause in ((0.0, 0.1), (0.5, 0.075), (1.0, 0.05)):
+        time = FakeTime()
+        patience = Patience(10, clock=time.clock, sleep=time.sleep, chance=partial(float, chance))
+        patience.bear(unavailable("gone"))
+        assert time.pauses == [pytest.approx(pause)]
+    clients = [FakeTime() for _ in range(20)]
+    for time in clients:
+        Patience(10, clock=time.clock, sleep=time.sleep).bear(unavailable("gone"))
+    assert len({tuple(time.pauses) for time in clients}) > 10
