@@ -58,10 +58,12 @@ def queue_text(job: job_pb2.Job) -> str:
 
 
 def waiting_text(job: job_pb2.Job) -> str:
-    """`waiting: position 3`, or `waiting until` its time; nothing when it does not wait, or its place is not known."""
+    """`waiting: position 3`, `waiting` when the place was not told, or `waiting until` its time; nothing: it does not."""
     if job.state == job_pb2.SCHEDULED:
         return f"waiting until {_time(job.spec.start_at)}"
-    return f"waiting: position {job.queue_position}" if job.queue_position else ""
+    if job.state != job_pb2.PENDING:
+        return ""
+    return f"waiting: position {job.queue_position}" if job.queue_position else "waiting"
 
 
 def job_fields(job: job_pb2.Job) -> Iterator[tuple[str, str]]:

@@ -64,6 +64,10 @@ log = structlog.get_logger(__name__)
 LAUNCHES_AT_ONCE_MAX: Final = 16
 """More wait their turn: each has a deadline at the launcher, which makes one monitor after the other."""
 
+PLACED_OWNERS_MAX: Final = 100
+"""With more owners a new job's place is told to who asks for it: finding it takes time for each, a submission must not.
+"""
+
 NEVER_BEGUN: Final = "its monitor ended, or the executor did, before its command ran"
 
 
@@ -156,7 +160,8 @@ class Jobs:
             self._archives.hold(spec)
         reached("executor.recorded")
         self._apply(record.id, Recorded(at_ns=self._clock_ns()))
-        return self.view(self._registry.load(record.id).record), False
+        record = self._registry.load(record.id).record
+        return (self.view(record) if self.waiting.owners <= PLACED_OWNERS_MAX else record), False
 
     def view(self, record: JobRecord) -> JobRecord:
         """The record with how much output there is by now, and where it is in the queue."""

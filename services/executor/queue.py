@@ -76,6 +76,11 @@ class Queue:
         return len(self._tickets)
 
     @property
+    def owners(self) -> int:
+        """How many owners have jobs."""
+        return len(self._owners)
+
+    @property
     def running(self) -> int:
         """How many jobs have a slot."""
         return self._running

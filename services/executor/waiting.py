@@ -189,6 +189,11 @@ class Waiting:
             self._queue.forget(known.owner)
         self._fill()
 
+    @property
+    def owners(self) -> int:
+        """Whose they are: how many owners."""
+        return self._queue.owners
+
     def position(self, job: JobId) -> int:
         """See queue.Queue.position."""
         return self._queue.position(job)

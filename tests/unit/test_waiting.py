@@ -34,6 +34,7 @@ from common.messages.jobs import (
     Upload,
 )
 from services.executor.events import Bounds, Job
+from services.executor.jobs import PLACED_OWNERS_MAX
 from services.executor.registry import Registry
 from services.executor.waiting import DUE_AT_ONCE_MAX, Place, Waiting, WaitingLimits
 from tests.unit.executor_asking import got, in_state
@@ -401,5 +402,19 @@ def test_without_scheduled_jobs_there_is_no_timer_and_with_many_there_is_one() -
         assert len(due) % DUE_AT_ONCE_MAX == 0, "others have a turn between"
         await await_for(lambda: len(due) == len(many), what="all of them")
         await await_for(lambda: waiting._timer is None, what="the end of the timer")
+
+    run(scenario)
+
+
+def test_a_submission_does_not_look_at_every_owner(tmp_path: Path) -> None:
+    """With very many of them its answer tells no place; who asks for the job is told."""
+
+    async def scenario() -> None:
+        async with running_node(settings_of(tmp_path, queued_max=1000), Memory()) as node:
+            few = [await submitted(node, f"owner-{number}") for number in range(PLACED_OWNERS_MAX)]
+            assert [one.queue_position for one in few] == list(range(PLACED_OWNERS_MAX))
+            more = await submitted(node, "one more")
+            assert (more.state, more.queue_position) == (State.PENDING, 0)
+            assert (await got(node, more.id)).queue_position == PLACED_OWNERS_MAX
 
     run(scenario)
