@@ -58,7 +58,7 @@ def queue_text(job: job_pb2.Job) -> str:
 
 
 def waiting_text(job: job_pb2.Job) -> str:
-    """`waiting: position 3`, `waiting` when the place was not told, or `waiting until` its time; nothing: it does not."""
+    """`waiting: position 3`, `waiting` when the place was not told, or `waiting until` a time; nothing: it does not."""
     if job.state == job_pb2.SCHEDULED:
         return f"waiting until {_time(job.spec.start_at)}"
     if job.state != job_pb2.PENDING:
