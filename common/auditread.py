@@ -31,6 +31,8 @@ TAIL_MAX: Final = 10_000
 FILTER_CHARACTERS_MAX: Final = 256
 POLL_S: Final = 0.5
 """How often a follower looks for new lines."""
+NUMBERS_AHEAD: Final = 8
+"""Rotations between two looks at the directory that are nothing special."""
 _SECOND: Final = len("2026-01-02T03:04:05")
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a FIFO there must not hold us
 T = TypeVar("T")
@@ -129,23 +131,38 @@ def _second_of(time_ns: int) -> str:
 def opened(directory: Path) -> Iterator[list[Opened]]:
     """All files of the log, the oldest first, whatever rotation does meanwhile. Raises OSError.
 
-    Rotation gives files higher numbers only. So, opened from the lowest on, none is passed by; one may come twice.
+    Rotation gives files higher numbers only. So, opened from the lowest on, a file is missed only when it has a number
+    in the end that was not tried; one may come twice.
     """
-    numbers = {auditchain.older_number(name) or 0 for name in os.listdir(directory)} | {0}  # noqa: PTH208  # names only
+    tried: set[int] = set()
+    while True:
+        tried |= {number + ahead for number in _numbers(directory) for ahead in range(NUMBERS_AHEAD)}
+        with ExitStack() as stack:
+            found = _opened_as(sorted(tried), directory, stack)
+            if _numbers(directory) <= tried:
+                yield found
+                return
+
+
+def _numbers(directory: Path) -> set[int]:
+    """Of the files that there are; 0 is the one that is written."""
+    return {auditchain.older_number(name) or 0 for name in os.listdir(directory)} | {0}  # noqa: PTH208  # names only
+
+
+def _opened_as(numbers: list[int], directory: Path, stack: ExitStack) -> list[Opened]:
     found: dict[int, Opened] = {}
-    with ExitStack() as stack:
-        for number in sorted(numbers | {max(numbers) + 1}):
-            name = f"{FILE_NAME}.{number}" if number else FILE_NAME
-            try:
-                descriptor = os.open(directory / name, _FLAGS)
-            except FileNotFoundError:
-                continue
-            stack.callback(os.close, descriptor)
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, f"{name} is no regular file")
-            found.setdefault(status.st_ino, Opened(name, descriptor, status.st_ino))
-        yield list(reversed(found.values()))
+    for number in numbers:
+        name = f"{FILE_NAME}.{number}" if number else FILE_NAME
+        try:
+            descriptor = os.open(directory / name, _FLAGS)
+        except FileNotFoundError:
+            continue
+        stack.callback(os.close, descriptor)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, f"{name} is no regular file")
+        found.setdefault(status.st_ino, Opened(name, descriptor, status.st_ino))
+    return list(reversed(found.values()))
 
 
 class LogReader:

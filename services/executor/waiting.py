@@ -125,7 +125,7 @@ class Waiting:
         if not later and self._queue.may_start(owner, bounds.running_max):
             return Place.SLOT
         if not self._limits.queued_max:
-            raise exhausted(f"{self._limits.running_max} jobs run: Max capacity reached", "wait for one to end")
+            raise _refused(f"{self._limits.running_max} jobs run", "wait for one to end")
         if self._queued >= self._limits.queued_max:
             raise _refused(f"{self._limits.queued_max} jobs wait on this node")
         owned = self._owned.get(owner)
@@ -272,7 +272,5 @@ class Waiting:
         self._arm()
 
 
-def _refused(what: str) -> Exception:
-    return exhausted(
-        f"{what}: Max capacity reached", "wait until some of them have started", retry_after_s=RETRY_AFTER_S
-    )
+def _refused(what: str, detail: str = "wait until some of them have started") -> Exception:
+    return exhausted(f"{what}: Max capacity reached", detail, retry_after_s=RETRY_AFTER_S)
