@@ -38,7 +38,8 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
         request: persist_pb2.LogBatchQueryRequest,
         context: Context,
     ) -> AsyncGenerator[bytes, None]:
-        """Stored lines in bulk."""
+        """Stored lines in bulk. Without `wait`, which is for this service's own reading: see `_check_batches`."""
+        _check_batches(request)
         _check(request.query)
         request.query.job_id = (await self._access.job(request.query.job_id)).id
         return self._history.raw("QueryLogBatches", request, untaken_s=UNTAKEN_S_MAX)
@@ -82,6 +83,13 @@ class PersistService(persist_pb2_grpc.PersistServiceServicer):
     async def GetStore(self, request: persist_pb2.GetStoreRequest, context: Context) -> persist_pb2.StoreInfo:
         """How much is stored."""
         return await self._history.store()
+
+
+def _check_batches(request: persist_pb2.LogBatchQueryRequest) -> None:
+    # Persist has a bounded number of queries (`persist.server.max_connections`), and one that waits for a job's next
+    # line holds its place for ever: a few connections of one caller would keep everybody from the store.
+    if request.wait:
+        raise invalid("wait: a query of clients ends with what is stored", "follow the job with StreamLogs")
 
 
 def _check(query: persist_pb2.LogQueryRequest | persist_pb2.MetricQueryRequest) -> None:

@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc import aio
 
 from common.errors import JobletError, Reason
 from proto.joblet.v1 import persist_pb2, persist_pb2_grpc
 from services.api.history import History
+from tests.api_node import running_node
 from tests.waiting import await_for
 
 QUERY = persist_pb2.LogBatchQueryRequest(query=persist_pb2.LogQueryRequest(job_id="a"))
@@ -51,6 +53,26 @@ async def history_of_one_query(directory: Path) -> AsyncIterator[tuple[History, 
     finally:
         await history.close()
         await server.stop(0)
+
+
+@pytest.mark.threat("D18")
+def test_no_client_holds_a_query_open(tmp_path: Path) -> None:
+    """`wait` would hold one of persist's places for ever: refused before persist is asked; without it, lines come."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path) as node:
+            client = node.client("ann", "user")
+            job = node.executor.add("ann").id
+            node.executor.write(job, b"1\n")
+            query = persist_pb2.LogQueryRequest(job_id=job)
+            with pytest.raises(aio.AioRpcError) as refused:
+                await client.persist.QueryLogBatches(persist_pb2.LogBatchQueryRequest(query=query, wait=True)).read()
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert node.persist.queries == 0
+            answer = await client.persist.QueryLogBatches(persist_pb2.LogBatchQueryRequest(query=query)).read()
+            assert [batch.data for batch in answer.batches] == [b"1\n"]
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.threat("D17")

@@ -124,7 +124,7 @@ def test_decoding_refuses_and_does_nothing_else(endpoint: Endpoint) -> None:
         assert isinstance(message.body, endpoint.messages)
 
     payloads = st.one_of(envelopes(endpoint), st.binary(max_size=100))
-    explore(st.tuples(payloads, DAMAGES), check, examples=2 * EXAMPLES, share=0.02)
+    explore(st.tuples(payloads, DAMAGES), check, examples=2 * EXAMPLES, share=0.01)
 
 
 @pytest.mark.threat("E03")
@@ -135,7 +135,7 @@ def test_no_payload_stops_a_receiver(bus: Bus, endpoint: Endpoint) -> None:
     def check(drawn: tuple[bytes, Damage]) -> None:
         bus.send(endpoint, drawn[1].of(drawn[0]))
 
-    explore(st.tuples(envelopes(endpoint), DAMAGES), check, examples=EXAMPLES, share=0.02)
+    explore(st.tuples(envelopes(endpoint), DAMAGES), check, examples=EXAMPLES, share=0.01)
     bus.still_works()
 
 
@@ -154,7 +154,7 @@ def test_every_command_of_the_right_type(bus: Bus, command: type[Body]) -> None:
             refused = error.reason
         assert refused not in {Reason.INTERNAL, Reason.UNAVAILABLE}, (body, refused)
 
-    explore(bodies(command), lambda body: bus.runner.run(ask(body)), examples=EXAMPLES, share=0.02)
+    explore(bodies(command), lambda body: bus.runner.run(ask(body)), examples=EXAMPLES, share=0.01)
     bus.still_works()
 
 
@@ -180,7 +180,7 @@ def test_every_message_about_output_of_the_right_type(bus: Bus, kind: type[Body]
             async for _ in call:
                 pass
 
-    explore(bodies(kind), lambda body: bus.runner.run(ask(body)), examples=EXAMPLES, share=0.02)
+    explore(bodies(kind), lambda body: bus.runner.run(ask(body)), examples=EXAMPLES, share=0.01)
     bus.still_works()
     bus.runner.run(read())
 
@@ -223,7 +223,7 @@ def test_no_event_stops_the_api(bus: Bus, kind: type[Body]) -> None:
     events = bodies(kind, numbers=integers(0, 2**31 - 1)) if kind is jobs.JobChanged else bodies(kind)
     streams = bus.runner.run(begin())
     try:
-        explore(events, lambda body: bus.runner.run(publish(body)), examples=EXAMPLES, share=0.02)
+        explore(events, lambda body: bus.runner.run(publish(body)), examples=EXAMPLES, share=0.01)
     finally:
         bus.runner.run(end(streams))
     bus.still_works()
