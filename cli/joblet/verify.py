@@ -107,7 +107,7 @@ def _verify_audit(layout: Layout, source: str | None, head: Head | None, *, as_j
 
 def _audit_text(report: AuditReport) -> str:
     verdict = "whole" if not report.findings else f"{len(report.findings) + report.findings_untold} findings"
-    lines = [f"{report.source}: {report.lines} lines in {len(report.files)} files: {verdict}"]
+    lines = [f"{report.source}: {_counted(report.lines, 'line')} in {_counted(len(report.files), 'file')}: {verdict}"]
     if report.lines:
         lines.append(f"  first number {report.first_number} of {report.first_time}")
         lines.append(f"  last number {report.last_number} of {report.last_time}")
@@ -151,3 +151,7 @@ def _gaps(report: Report) -> Iterator[str]:
         yield f"gap: {gap_text(gap.first, gap.count, gap.reason, size_bytes=gap.bytes, stream=gap.stream)}"
     if report.gaps_untold:
         yield f"and {report.gaps_untold} more gaps"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
