@@ -33,11 +33,11 @@ def test_a_whole_log(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = verify(base, capsys)
     assert code == 0
     api, first, last, head, persist, *_ = out.splitlines()
-    assert api == "api: 5 lines in 1 files: whole"
+    assert api == "api: 5 lines in 1 file: whole"
     assert first == "  first number 1 of 2026-01-02T03:04:05Z"
     assert last == "  last number 5 of 2026-01-02T03:04:05Z"
     assert head == f"  head {verify_audit(base / 'audit', 'api').head}"
-    assert persist == "persist: 2 lines in 1 files: whole"
+    assert persist == "persist: 2 lines in 1 file: whole"
     assert verify(base, capsys, "--source", "persist")[1].startswith("persist: 2 lines")
 
 
@@ -61,7 +61,7 @@ def test_damage_is_named_with_file_and_line(base: Path, capsys: pytest.CaptureFi
     code, out = verify(base, capsys)
     assert code == 1
     assert f"  {FILE_NAME}:4: the line before it, number 3, was changed: it has another hash" in out.splitlines()
-    assert "persist: 2 lines in 1 files: whole" in out.splitlines()
+    assert "persist: 2 lines in 1 file: whole" in out.splitlines()
     own = whole.splitlines(keepends=True)
     for changed, told in (
         (own[:1] + own[2:], ":2: number 2 is missing before it"),
