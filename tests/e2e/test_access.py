@@ -228,12 +228,14 @@ def test_another_users_job_does_not_exist(caller: Callable[..., Caller]) -> None
 
 @pytest.mark.threat("B20")
 def test_secrets_are_never_shown(node: Node) -> None:
-    """Secrets are not in this release: refused by name, and the value is in no log and in no file."""
+    """The job has it; the value is in no answer, no log and no file, and neither is that of one that was refused."""
     secret = "s3cr3t-value-41"
-    done = node.rnx("job", "run", "--secret-env", f"TOKEN={secret}", "--", "true")
-    assert done.returncode == 4
-    assert b"secret" in done.stderr
-    assert secret.encode() not in done.stderr
+    done = node.rnx("job", "run", "--secret-env", f"TOKEN={secret}", "--", "sh", "-c", "printenv TOKEN | wc -c")
+    assert (done.returncode, done.stdout) == (0, b"%d\n" % (len(secret) + 1))
+    refused = node.rnx("job", "run", "--secret-env", f"1={secret}", "--", "true")
+    assert refused.returncode == 2
+    assert b"secret_environment" in refused.stderr
+    assert secret.encode() not in done.stderr + refused.stdout + refused.stderr
     assert secret not in told(node)
     found = subprocess.run(["grep", "-rlF", secret, str(node.base)], capture_output=True, check=False)
     assert found.stdout == b""

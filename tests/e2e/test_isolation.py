@@ -162,10 +162,9 @@ def test_limits_are_told(node: Node) -> None:
     ("option", "named"),
     [
         (("--volume", "data"), b"volume"),
-        (("--schedule", "1h"), b"start_at"),
         (("--max-iobps", "1MB"), b"--max-iobps"),
     ],
-    ids=["volume", "schedule", "io of both directions"],
+    ids=["volume", "io of both directions"],
 )
 def test_what_cannot_be_had_is_refused_by_name(node: Node, option: tuple[str, str], named: bytes) -> None:
     """A limit or feature that this node cannot give is an error that names it, and nothing is started."""

@@ -80,6 +80,9 @@ def test_one_very_long_line(node: Node, kind: str) -> None:
     peaks: list[int] = []
     follower = node.background("job", "log", job)
     try:
+        wait_for(
+            lambda: json.loads(node.ok("--json", "node", "info"))["counters"]["api.followers"], what="the follower"
+        )  # else the monitor may be gone before the first byte is read here
         (inside / "go").touch()
         live = hashed(follower.stdout, lambda: peaks.extend(peak_of(monitor)))
         assert follower.wait(PATIENCE_S) == 0
