@@ -10,13 +10,13 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
-import msgspec
 import structlog
 
 from common.errors import JobletError
 from common.failpoints import reached
 from common.identifiers import JobId, new_job_id
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
+from services.executor import views
 from services.executor.archives import Archives
 from services.executor.events import (
     Announce,
@@ -54,8 +54,8 @@ from services.executor.notes import UnreadableNote, parse_note
 from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.registry import Registry
+from services.executor.secret_values import SecretValues
 from services.executor.tasks import Tasks
-from services.executor.vault import Vault, secrets_lost
 from services.executor.waiting import Place, Waiting, WaitingLimits
 from services.executor.writer import RecordWriter
 
@@ -87,7 +87,7 @@ class Jobs:
         cleans: Cleans,
         samples: Samples,
         archives: Archives,
-        vault: Vault,
+        secrets: SecretValues,
         limits: WaitingLimits,
         has_room: Callable[[], bool],
         node_id: str,
@@ -102,7 +102,7 @@ class Jobs:
         self._cleans = cleans
         self._samples = samples
         self._archives = archives
-        self._vault = vault
+        self._secrets = secrets
         self._node_id = node_id
         self._boot_id = boot_id
         self._clock_ns = clock_ns
@@ -150,7 +150,7 @@ class Jobs:
         job = Job(record=record, bounds=bounds, chosen_boot=self._boot_id if at_once else "")
         self._keep(job, place)
         try:
-            await self._writer.insert(job, key, self._vault.seal(record.id, secrets))
+            await self._writer.insert(job, key, self._secrets.seal(record.id, secrets))
         except JobletError:
             self._active.pop(record.id, None)
             self.waiting.leave(record.id)
@@ -164,25 +164,12 @@ class Jobs:
         return (self.view(record) if self.waiting.owners <= PLACED_OWNERS_MAX else record), False
 
     def view(self, record: JobRecord) -> JobRecord:
-        """The record with how much output there is by now, and where it is in the queue."""
-        active = self._active.get(record.id)
-        if active is None:
-            position = self.waiting.position(record.id) if record.state is State.PENDING else 0
-            return msgspec.structs.replace(record, queue_position=position) if position else record
-        sequence = self.output.last_sequence(record.id)
-        return active.record if sequence is None else active.with_record(last_sequence=sequence).record
+        """See views.view."""
+        return views.view(record, self._active, self.waiting, self.output)
 
     def views(self, records: Iterable[JobRecord]) -> tuple[JobRecord, ...]:
-        """Of a whole page: the queue is walked once."""
-        positions: dict[JobId, int] | None = None
-        shown = []
-        for record in records:
-            if record.state is not State.PENDING or record.id in self._active:
-                shown.append(self.view(record))
-                continue
-            positions = self.waiting.positions() if positions is None else positions
-            shown.append(msgspec.structs.replace(record, queue_position=positions.get(record.id, 0)))
-        return tuple(shown)
+        """See views.views."""
+        return views.views(records, self._active, self.waiting, self.output)
 
     def request(self, job: JobId, event: AnyEvent) -> JobRecord:
         """Do what a client asks for. Raises NOT_FOUND, and PRECONDITION when the job's state does not allow it."""
@@ -364,7 +351,7 @@ class Jobs:
         try:
             async with self._launch_slots:
                 reached("executor.launching")
-                await self._launches.launch(job, self._secrets_of(job))
+                await self._launches.launch(job, self._secrets.of(job))
                 reached("executor.launched")
         except (JobletError, OSError) as cause:
             problem = f"could not be started: {cause}"
@@ -384,19 +371,6 @@ class Jobs:
     def _monitor_gone(self, job: JobId) -> None:
         self._tasks.spawn(self.settle_without_monitor(job))
 
-    def remove_secrets(self, job: JobId) -> None:
-        """Nobody needs the sealed secrets of a job any more."""
-        self._writer.remove_secrets(job)
-
-    def _secrets_of(self, job: Job) -> dict[str, str]:
-        names = set(job.record.spec.secret_names)
-        if not names:
-            return {}
-        sealed = self._registry.sealed_secrets(job.record.id)
-        if not sealed:
-            raise secrets_lost("they are not in the database any more")
-        return self._vault.unseal(job.record.id, sealed)
-
     async def _clean_up(self, job: Job) -> None:
         self._samples.finish(job.record.id)
         self._drop_staged(job)
@@ -405,8 +379,7 @@ class Jobs:
 
     def _drop_staged(self, job: Job) -> None:
         """Staged archives and sealed secrets have no use any more once the job has begun, or never will."""
-        if job.record.spec.secret_names:
-            self.remove_secrets(job.record.id)
+        self._secrets.drop(job)
         self._archives.drop(job.record.spec)
 
     async def _forget(self, job: Job) -> None:

@@ -49,8 +49,6 @@ async def recover(
 
     `output.follower.run()` must be running.
     """
-    for job_id in store.stale_secrets():
-        jobs.remove_secrets(job_id)
     cursors = {cursor.job: cursor for cursor in store.cursors()}
     alive: set[JobId] = set()
     waiting: list[JobId] = []  # ids only: how large their specs are is up to their owners

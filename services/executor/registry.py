@@ -40,10 +40,6 @@ class Registry:
         """The one visible job that `reference` names. Raises NOT_FOUND, INVALID when it is ambiguous."""
         return self.current(self._store.find(reference, visible_owner=visible_owner))
 
-    def sealed_secrets(self, job: JobId) -> bytes:
-        """What JobStore.sealed_secrets answers."""
-        return self._store.sealed_secrets(job)
-
     async def by_key(self, owner: str, key: str) -> Job | None:
         """The durable job of this idempotency key. Raises EXHAUSTED when one was just refused by the disk."""
         pending = self._writer.pending_by_key(owner, key)

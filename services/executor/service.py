@@ -32,6 +32,7 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
+from services.executor.secret_values import SecretValues
 from services.executor.vault import Vault
 from services.executor.waiting import WaitingLimits
 from services.executor.writer import RecordWriter
@@ -92,6 +93,7 @@ class Executor:
         self._publisher = publisher
         self._clock_ns = clock_ns
         self._archives = Archives(layout)
+        self._secrets = SecretValues(Vault(layout.state / "node.key"), store, self.writer)
         live = Live(publisher)
         registry = Registry(store, self.writer)
         self.jobs = Jobs(
@@ -103,7 +105,7 @@ class Executor:
             cleans=ports.cleans,
             samples=ports.samples,
             archives=self._archives,
-            vault=Vault(layout.state / "node.key"),
+            secrets=self._secrets,
             limits=WaitingLimits(
                 running_max=settings.joblet.jobs.running_max,
                 queued_max=settings.joblet.jobs.queued_max,
@@ -141,6 +143,7 @@ class Executor:
     async def start(self) -> None:
         """Take up the jobs of the time before; commands that arrive meanwhile wait in their queue."""
         self._run(self.output.follower.run())
+        self._secrets.drop_stale()
         await recover(
             self.jobs,
             self.store,
