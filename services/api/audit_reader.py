@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from common import auditread
+from common.auditmessages import response_of, wanted_of
 from common.errors import invalid, unavailable
 from proto.joblet.v1 import node_pb2
 from services.api.history import UNTAKEN_S_MAX, History
@@ -31,15 +32,7 @@ class AuditQueries:
 
     def open(self, request: node_pb2.QueryAuditRequest) -> AsyncGenerator[bytes | node_pb2.QueryAuditResponse, None]:
         """The messages of one query. Raises JobletError."""
-        wanted = auditread.wanted_of(
-            start_time=request.start_time,
-            end_time=request.end_time,
-            who=request.who,
-            method=request.method,
-            object_=request.object,
-            outcome=request.outcome,
-            tail=request.tail,
-        )
+        wanted = wanted_of(request)
         match request.source:
             case "" | "api":
                 return self._own(wanted, request)
@@ -57,29 +50,7 @@ class AuditQueries:
             )
             async with aclosing(reading) as parts:
                 async for part in parts:
-                    yield response_of(part)
+                    yield response_of(part, SOURCE)
         except OSError as cause:
             log.error("the audit log cannot be read", why=str(cause))
             raise unavailable("the audit log cannot be read now", "see the log of the api service") from cause
-
-
-def response_of(part: auditread.Part) -> node_pb2.QueryAuditResponse:
-    """One message."""
-    return node_pb2.QueryAuditResponse(entries=map(_entry, part.entries), unreadable=part.unreadable)
-
-
-def _entry(entry: auditread.Entry) -> node_pb2.AuditEntry:
-    return node_pb2.AuditEntry(
-        timestamp=auditread.time_ns_of(entry),
-        who=entry.who,
-        serial=entry.serial,
-        roles=entry.roles,
-        scheme=entry.scheme,
-        method=entry.method,
-        object=entry.object,
-        peer=entry.peer,
-        outcome=entry.outcome,
-        why=entry.why or entry.rule,
-        number=entry.number,
-        source=SOURCE,
-    )
