@@ -119,14 +119,20 @@ def wait_for_states(node: Node, jobs: Iterable[str], state: str, *, timeout_s: f
     )
 
 
+UNENDED: Final = frozenset({"scheduled", "pending", "starting", "running"})
+
+
 def wait_until_stored(node: Node, jobs: Sequence[str], *, timeout_s: float = 30.0) -> None:
-    """Wait until persist has everything of these ended jobs: their directories are gone then."""
+    """Wait until these jobs have ended and persist has everything of them: their directories are gone then."""
     directory = node.base / "jobs"
-    wait_for(
-        lambda: not set(jobs) & {each.name for each in directory.iterdir()},
-        timeout_s=timeout_s,
-        what="all output to be stored",
-    )
+
+    def stored() -> bool:
+        if set(jobs) & {each.name for each in directory.iterdir()}:
+            return False
+        # One that was just started has no directory yet.
+        return not set(jobs) & {each["id"] for each in node.jobs("--all") if each["state"] in UNENDED}
+
+    wait_for(stored, timeout_s=timeout_s, what="all output to be stored")
 
 
 def assert_nothing_of_jobs_left(node: Node) -> None:
