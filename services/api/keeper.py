@@ -8,6 +8,7 @@ Here: start, looks, end. Not here: what a look means (`rotation.py`).
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -100,12 +101,13 @@ class Keeper:
         return True
 
     def stop(self) -> None:
-        """End it and wait for it. It holds nothing, so it is killed."""
+        """End it and wait for it. It holds nothing, so it is killed; without its socket it ends by itself, too."""
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._process is not None:
-            self._process.kill()
+            with contextlib.suppress(PermissionError):  # in its first milliseconds it is root, and not ours to kill
+                self._process.kill()
             self._process.wait()
             self._process = None
 
