@@ -8,6 +8,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from grpc import aio
+
 from common.audit import AuditFile
 from common.bus.events import Subscriber
 from common.bus.requests import Requester
@@ -111,6 +113,13 @@ class Api:
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
+        self._health = HealthService()
+        self._server = self._build_server(settings, layout, quotas)
+        self.port = bind(self._server, settings.server.address, settings.server.port, credentials)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _build_server(self, settings: Settings, layout: Layout, quotas: Quotas) -> aio.Server:
+        """All services behind the gate, on what this process holds."""
         access = Access(self._executor)
         log_streams = LogStreams(
             feeds=self.feeds,
@@ -120,10 +129,9 @@ class Api:
         submission = Submission(
             executor=self._executor, uploads=self.uploads, policy=policy_of(settings.joblet), quotas=quotas
         )
-        self._health = HealthService()
-        self._server = build_server(
+        return build_server(
             self.gate,
-            limits,
+            settings.joblet.grpc,
             job_service=JobService(
                 executor=self._executor,
                 access=access,
@@ -150,8 +158,6 @@ class Api:
             ),
             health=self._health,
         )
-        self.port = bind(self._server, settings.server.address, settings.server.port, credentials)
-        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to serve."""
