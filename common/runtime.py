@@ -101,7 +101,8 @@ class Startup:
         uid = _unprivileged_uid(self.service, self.users)
         if uid is not None and self.users is not None:
             drop(uid, self.users.gid)
-            _follow_supervisor()  # the setuid call cleared it
+            if not _follow_supervisor():  # the setuid call cleared it; the supervisor may have died meanwhile
+                self.request_stop()
 
     def ready(self) -> None:
         """The service does its work from now on."""

@@ -85,7 +85,6 @@ class Keeper:
             return
         finally:
             writer.close()
-            self._channel = None
             self.stop()
 
     def look_now(self) -> bool:
@@ -103,6 +102,9 @@ class Keeper:
     def stop(self) -> None:
         """End it and wait for it. It holds nothing, so it is killed; without its socket it ends by itself, too."""
         if self._channel is not None:
+            with contextlib.suppress(OSError):
+                # Also where asyncio has yet to close it: a keeper that cannot be killed waits for this end.
+                self._channel.shutdown(socket.SHUT_RDWR)
             self._channel.close()
             self._channel = None
         if self._process is not None:

@@ -25,6 +25,8 @@ from common.runtime import Startup, run_service
 
 async def serve(startup: Startup) -> None:
     startup.transport.pull(PERSIST_IPC)
+    if os.environ.get("FAIL") == "orphan":
+        os.environ["JOBLET_SUPERVISOR_PID"] = "1"  # as after the supervisor's death: the parent is another
     startup.drop_privileges()
     if os.environ.get("FAIL") == "typed":
         raise precondition("this host lacks a thing", "install the thing")
@@ -94,6 +96,15 @@ def test_persist_serves_as_its_own_user_and_ends_at_sigterm(base: Path) -> None:
     assert report["comm"] == "joblet-persist"
     assert (report["umask"], report["port"]) == (0o077, 7)
     assert "NOTIFY_SOCKET" not in report["environment"]
+
+
+@needs_root
+def test_a_supervisor_that_dies_during_the_drop_is_noticed(base: Path) -> None:
+    """Setting the user clears the signal at the parent's death: who died between the two calls is found missing."""
+    process = start("persist", base, JOBLET_SUPERVISOR_PID=str(os.getpid()), FAIL="orphan")
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert "stopping" in output
 
 
 @needs_root
