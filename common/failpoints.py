@@ -52,6 +52,23 @@ PLACES: Final[dict[str, str]] = {
     "executor.taken_up": "one job is taken up again",
     "executor.settled": "jobs without a monitor are settled",
     "executor.swept": "what nobody owns is removed",
+    # volumes: a volume begins
+    "volumes.recorded": "the record is durable and says creating, nothing is on the disk",
+    "volumes.allocated": "its directory and its space are there, without a file system",
+    "volumes.formatted": "its content can be mounted, the record still says creating",
+    # volumes: a job gets it and leaves it
+    "volumes.use_recorded": "the record names the job, nothing is mounted",
+    "volumes.device": "the image has its loop device, nothing is mounted",
+    "volumes.mounted": "it is mounted, the executor is not answered",
+    "volumes.unmounted": "nothing is mounted any more, the loop device is not let go",
+    "volumes.released": "device and mount are gone, the record still names the job",
+    # volumes: a volume ends
+    "volumes.deleting": "the record is durable and says deleting, nothing is removed",
+    "volumes.removed": "nothing is on the disk any more, the record still says deleting",
+    # volumes: copies of the content
+    "volumes.frozen": "the file system is frozen, nothing is copied",
+    "volumes.copied": "the copy is whole and durable, no record names it",
+    "volumes.resized": "the space is larger, the record has the old size",
 }
 """Every place, and what is true there."""
 

@@ -12,6 +12,9 @@ from common.errors import invalid
 JobId = NewType("JobId", str)
 """A UUIDv4 in its canonical form: 36 characters of [0-9a-f-]."""
 
+VolumeId = NewType("VolumeId", str)
+"""Likewise. A volume's name is its owner's choice; its id names its place on the node."""
+
 JOB_PREFIX_CHARACTERS_MIN = 8
 
 _JOB_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
@@ -31,6 +34,18 @@ def parse_job_id(text: str) -> JobId:
     if not _JOB_ID.fullmatch(text):
         raise invalid(f"malformed job id {text[:64]!r}", "a job id looks like 6fa459ea-ee8a-4ca4-894e-db77e160355e")
     return JobId(text)
+
+
+def new_volume_id() -> VolumeId:
+    """A fresh random volume id."""
+    return VolumeId(str(uuid.uuid4()))
+
+
+def parse_volume_id(text: str) -> VolumeId:
+    """The full volume id in `text`, or `JobletError(INVALID)`."""
+    if not _JOB_ID.fullmatch(text):
+        raise invalid(f"malformed volume id {text[:64]!r}", "a volume id looks like a job id: 36 characters")
+    return VolumeId(text)
 
 
 def parse_job_reference(text: str) -> str:

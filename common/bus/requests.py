@@ -108,16 +108,26 @@ class Requester:
 
 
 class Responder:
-    """Answers the requests of one endpoint, each in a task of its own."""
+    """Answers the requests of one endpoint, each in a task of its own.
+
+    `replies`: where the answers go; `also`: further such endpoints, each for the asker that names its file.
+    """
 
     def __init__(
-        self, transport: Transport, endpoint: Endpoint, replies: Endpoint, handlers: Mapping[type[Body], Handler]
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        replies: Endpoint,
+        handlers: Mapping[type[Body], Handler],
+        *,
+        also: tuple[Endpoint, ...] = (),
     ) -> None:
         missing = set(endpoint.messages) - set(handlers)
         assert not missing, f"{endpoint.file}: no handler for {missing}"
         self._transport = transport
         self._receiver = Receiver(transport, endpoint)
-        self._reply_endpoint = replies
+        self._replies = replies
+        self._also = {other.file: other for other in also}
         self._handlers = handlers
         self._channels: dict[str, PushSocket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,7 +166,7 @@ class Responder:
                 log.warning("answer dropped: the asker does not read", reply_to=message.reply_to)
 
     def _channel(self, file: str) -> PushSocket:
-        channel = self._channels.pop(file, None) or self._transport.push(self._reply_endpoint, file)
+        channel = self._channels.pop(file, None) or self._transport.push(self._also.get(file, self._replies), file)
         self._channels[file] = channel  # youngest last
         while len(self._channels) > ANSWER_CHANNELS_MAX:
             self._channels.pop(next(iter(self._channels))).close()

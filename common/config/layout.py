@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from common.config.settings import Settings
-from common.identifiers import JobId
+from common.config.settings import DEFAULT_BASE_DIR, Settings
+from common.identifiers import JobId, VolumeId
 from common.messages.topics import PERSIST_GRPC_FILE
 
 HELD: Final = ".held"
+DEFAULT_VOLUMES: Final = "/var/lib/joblet/volumes"
 
 
 class Layout(NamedTuple):
@@ -24,6 +25,7 @@ class Layout(NamedTuple):
     persist_grpc: Path
     audit: Path  # written by api, 0700 api
     audit_persist: Path  # in it, written by persist, 0700 persist
+    volumes: Path  # one directory a volume, 0700 root
 
     def from_base(self) -> "Layout":
         """The same paths for a process whose working directory is `base`: relative where they lie below it.
@@ -36,6 +38,10 @@ class Layout(NamedTuple):
     def job_dir(self, job: JobId) -> Path:
         """`journal`, `lock`, `control` and `root` of a job."""
         return self.jobs / job
+
+    def volume_dir(self, volume: VolumeId) -> Path:
+        """What a volume consists of."""
+        return self.volumes / volume
 
     def upload(self, upload_id: str) -> Path:
         """A staged tar archive."""
@@ -66,4 +72,11 @@ def layout_of(settings: Settings) -> Layout:
         persist_grpc=Path(grpc_socket) if grpc_socket else run / PERSIST_GRPC_FILE,
         audit=base / "audit",
         audit_persist=base / "audit" / "persist",
+        volumes=_volumes(settings, base),
     )
+
+
+def _volumes(settings: Settings, base: Path) -> Path:
+    if settings.joblet.volumes.directory:
+        return Path(settings.joblet.volumes.directory)
+    return Path(DEFAULT_VOLUMES) if str(base) == DEFAULT_BASE_DIR else base / "volumes"

@@ -31,6 +31,7 @@ LOG_BATCH_EVENTS_MAX: Final = 10_000
 METRIC_BATCH_POINTS_MAX: Final = 1_000
 COMPRESSION_LEVEL_MAX: Final = 3
 PORT_MAX: Final = 65_535
+PERCENT_MAX: Final = 100
 UID_MAX: Final = 2**32 - 2
 
 PEM_MARK: Final = "-----BEGIN"
@@ -42,6 +43,9 @@ _ZERO_ALLOWED: Final = frozenset(
         "server.port",
         "joblet.jobs.spares",
         "joblet.journal.reserve_bytes",
+        "joblet.volumes.idle_mounts_max",
+        "joblet.volumes.reserve_bytes",
+        "joblet.volumes.snapshots_max",
         "persist.storage.local.compression_level",
         *(_RETENTION + rule for rule in ("age_days", "job_bytes", "owner_bytes", "total_bytes", "free_bytes")),
     }
@@ -183,6 +187,7 @@ def _check_values(settings: Settings) -> None:
         settings.persist.storage.local.compression_level,
         COMPRESSION_LEVEL_MAX,
     )
+    _at_most("joblet.volumes.memory_share_percent", settings.joblet.volumes.memory_share_percent, PERCENT_MAX)
     _at_most("joblet.jobs.uid_first", settings.joblet.jobs.uid_first, UID_MAX - 65_536)
     if settings.persist.storage.type == "cloudwatch" and not settings.server.node_id:
         raise invalid("server.nodeId is not set", "CloudWatch storage needs one, unique among the nodes")
@@ -197,6 +202,7 @@ def _check_paths(settings: Settings) -> None:
     storage = settings.persist.storage
     for name, path in (
         ("joblet.base_dir", settings.joblet.base_dir),
+        ("joblet.volumes.directory", settings.joblet.volumes.directory),
         ("persist.storage.base_dir", storage.base_dir),
         ("persist.storage.local.logs.directory", storage.local.logs.directory),
         ("persist.storage.local.metrics.directory", storage.local.metrics.directory),

@@ -126,6 +126,24 @@ class Jobs(Section, frozen=True, kw_only=True):
     network: Literal["none", "isolated", "bridge"] = "none"  # of a job that asks for none in particular
 
 
+class Volumes(Section, frozen=True, kw_only=True):
+    """Named storage for jobs."""
+
+    directory: str = ""  # empty: /var/lib/joblet/volumes, or {base}/volumes of another base directory than the default
+    quota: Literal["auto", "project", "image"] = "auto"  # how sizes are enforced; auto: project quota if possible
+    size_bytes_max: int = 2**40  # of one volume
+    count_max: int = 1000  # on this node
+    owner_count_max: int = 100
+    owner_bytes_max: int | None = None  # sizes of one owner's volumes together
+    memory_share_percent: int = 50  # of the machine's memory: sizes of all memory volumes together
+    memory_idle_ms: int = 86_400_000  # a memory volume that nobody used for so long is removed
+    snapshots_max: int = 32  # of one volume
+    idle_mounts_max: int = 16  # volumes that stay mounted although nobody uses them, those used last
+    idle_mount_ms: int = 60_000  # and for how long
+    interval_ms: int = 30_000  # between two rounds: measuring, removing what is idle
+    reserve_bytes: int = 64 * 2**20  # to keep free on the file system that holds the volumes
+
+
 class Networks(Section, frozen=True, kw_only=True):
     """Networks of jobs that have one. Addresses are IPv4; jobs have no IPv6 but on their loopback."""
 
@@ -219,6 +237,7 @@ class Joblet(Section, frozen=True, kw_only=True):
     quotas: Quotas = Quotas()
     audit: AuditLog = AuditLog()
     networks: Networks = Networks()
+    volumes: Volumes = Volumes()
     cgroup_parent: str = "joblet"  # name of the group below the cgroup root that holds the jobs' groups
 
 

@@ -235,6 +235,24 @@ class JobDeleted(Body, frozen=True, kw_only=True):
     job: JobId
 
 
+class AttachVolume(Body, frozen=True, kw_only=True):
+    """Let a volume of the job's owner appear in the running job. Answer: JobFound. It has one by that name: refused."""
+
+    job: JobId
+    mount: VolumeMount
+
+
+class DetachVolume(Body, frozen=True, kw_only=True):
+    """Take a volume from a running job. Answer: JobFound. PRECONDITION while the job has something open in it.
+
+    `force`: also then; what is open stays open to the job, and the volume's space is free when it is closed.
+    """
+
+    job: JobId
+    volume: str  # its name
+    force: bool = False
+
+
 class SyncLog(Body, frozen=True, kw_only=True):
     """Publish a LogMarker on `log.<job>`, behind all that was published before. Answer: LogSynced.
 

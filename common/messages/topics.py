@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from common.identifiers import JobId
-from common.messages import jobs, logs
+from common.messages import jobs, logs, volumes
 from common.messages.envelope import Body, Failure
 
 
@@ -54,6 +54,8 @@ JOB_COMMANDS: Final = (
     jobs.DeleteJob,
     jobs.SyncLog,
     jobs.GetNode,
+    jobs.AttachVolume,
+    jobs.DetachVolume,
 )
 JOB_ANSWERS: Final = (
     Failure,
@@ -64,6 +66,39 @@ JOB_ANSWERS: Final = (
     jobs.JobDeleted,
     jobs.LogSynced,
     jobs.NodeFacts,
+)
+
+VOLUME_COMMANDS: Final = (
+    volumes.CreateVolume,
+    volumes.GetVolume,
+    volumes.ListVolumes,
+    volumes.DeleteVolume,
+    volumes.ResizeVolume,
+    volumes.CreateSnapshot,
+    volumes.ListSnapshots,
+    volumes.DeleteSnapshot,
+    volumes.RestoreSnapshot,
+    volumes.CloneVolume,
+    volumes.OpenVolumeStream,
+    volumes.CheckVolumes,
+    volumes.PrepareVolumes,
+    volumes.ReleaseVolumes,
+    volumes.SyncVolumes,
+)
+VOLUME_ANSWERS_TO_API: Final = (
+    volumes.VolumeFound,
+    volumes.VolumePage,
+    volumes.VolumeDeleted,
+    volumes.SnapshotFound,
+    volumes.SnapshotList,
+    volumes.SnapshotDeleted,
+    volumes.VolumeStreamClosed,
+)
+VOLUME_ANSWERS_TO_EXECUTOR: Final = (
+    Failure,
+    volumes.VolumesChecked,
+    volumes.VolumesPrepared,
+    volumes.VolumesReleased,
 )
 
 MIB: Final = 1024 * 1024
@@ -82,7 +117,7 @@ VOLUMES_COMMANDS: Final = Endpoint(
     pattern=Pattern.PUSH_PULL,
     binder=Service.VOLUMES,
     connectors=frozenset({Service.API, Service.EXECUTOR}),
-    messages=(),
+    messages=VOLUME_COMMANDS,
     message_bytes_max=1 * MIB,
     queue_messages_max=1000,
 )
@@ -91,7 +126,7 @@ API_REPLIES: Final = Endpoint(
     pattern=Pattern.PUSH_PULL,
     binder=Service.API,
     connectors=frozenset({Service.EXECUTOR, Service.VOLUMES}),
-    messages=JOB_ANSWERS,
+    messages=JOB_ANSWERS + VOLUME_ANSWERS_TO_API,
     message_bytes_max=64 * MIB,
     queue_messages_max=1000,
 )
@@ -100,7 +135,7 @@ EXECUTOR_REPLIES: Final = Endpoint(
     pattern=Pattern.PUSH_PULL,
     binder=Service.EXECUTOR,
     connectors=frozenset({Service.VOLUMES}),
-    messages=(Failure,),
+    messages=VOLUME_ANSWERS_TO_EXECUTOR,
     message_bytes_max=1 * MIB,
     queue_messages_max=1000,
 )
@@ -147,6 +182,10 @@ PERSIST_GRPC_FILE: Final = "persist-grpc.sock"
 
 REPLY_FILE = re.compile(r"(?:api-replies-\d{1,10}|executor-replies)\.sock", re.ASCII)
 """What a request may name as its `reply_to`. Never a path."""
+
+
+STREAM_FILE = re.compile(r"volume-stream-[0-9a-f]{32}\.sock", re.ASCII)
+"""What OpenVolumeStream may name as its `file`: a plain stream socket of api's in `{base}/run`, for one stream."""
 
 
 def log_topic(job: JobId) -> str:

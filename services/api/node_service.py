@@ -1,15 +1,15 @@
-"""NodeService and VolumeService. The latter has its permissions already, and nothing behind them yet."""
+"""NodeService: what this node is and can do, and its audit log."""
 # ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Final, NoReturn
+from typing import Final
 
 from common.bus.requests import Requester
-from common.errors import JobletError, Reason
+from common.errors import JobletError
 from common.expiry import Expiry
 from common.messages import jobs
-from proto.joblet.v1 import node_pb2, node_pb2_grpc, volume_pb2, volume_pb2_grpc
+from proto.joblet.v1 import node_pb2, node_pb2_grpc
 from services.api.audit_reader import AuditQueries
 from services.api.calls import Context, current
 from services.api.convert import node_to_proto
@@ -80,46 +80,3 @@ class NodeService(node_pb2_grpc.NodeServiceServicer):
             return (await self._history.store(timeout_s=STORE_WAIT_S)).counters
         except JobletError:
             return {}  # it is away, or an older one: the rest is told all the same
-
-
-DETAIL: Final = "jobs have /work and /tmp of their own"
-
-
-def _not_yet() -> NoReturn:
-    raise JobletError(Reason.UNIMPLEMENTED, "volumes are not available in this release", detail=DETAIL)
-
-
-class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
-    """Refuses everything, to those who would be allowed."""
-
-    async def CreateVolume(self, request: volume_pb2.CreateVolumeRequest, context: Context) -> volume_pb2.Volume:
-        """Refused."""
-        _not_yet()
-
-    async def ListVolumes(
-        self,
-        request: volume_pb2.ListVolumesRequest,
-        context: Context,
-    ) -> volume_pb2.ListVolumesResponse:
-        """Refused."""
-        _not_yet()
-
-    async def GetVolume(self, request: volume_pb2.GetVolumeRequest, context: Context) -> volume_pb2.Volume:
-        """Refused."""
-        _not_yet()
-
-    async def DeleteVolume(
-        self,
-        request: volume_pb2.DeleteVolumeRequest,
-        context: Context,
-    ) -> volume_pb2.DeleteVolumeResponse:
-        """Refused."""
-        _not_yet()
-
-    async def AttachVolume(self, request: volume_pb2.AttachVolumeRequest, context: Context) -> volume_pb2.Volume:
-        """Refused."""
-        _not_yet()
-
-    async def DetachVolume(self, request: volume_pb2.DetachVolumeRequest, context: Context) -> volume_pb2.Volume:
-        """Refused."""
-        _not_yet()

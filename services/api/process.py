@@ -33,7 +33,7 @@ from services.api.keeper import Keeper
 from services.api.limit_policy import policy_of
 from services.api.material import checked
 from services.api.metrics import MetricStreams
-from services.api.node_service import NodeService, VolumeService
+from services.api.node_service import NodeService
 from services.api.persist_service import PersistService
 from services.api.quotas import Quotas
 from services.api.rates import Rates
@@ -42,6 +42,7 @@ from services.api.server import bind, build_server
 from services.api.submission import Submission
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
+from services.api.volume_service import VolumeService
 from services.api.watch import Watch
 from services.api.worker_service import WorkerService
 

@@ -27,9 +27,10 @@ from proto.joblet.v1 import (
 )
 from services.api.gate import Gate
 from services.api.job_service import JobService
-from services.api.node_service import NodeService, VolumeService
+from services.api.node_service import NodeService
 from services.api.persist_service import PersistService
 from services.api.rotation import Credentials
+from services.api.volume_service import VolumeService
 from services.api.worker_service import WorkerService
 
 UNARY_CALLS_MAX: Final = 2000

@@ -19,11 +19,11 @@ import structlog
 from common.config.layout import Layout
 from common.errors import JobletError, precondition
 from common.identifiers import JobId, parse_job_id
+from common.linux import mounts
 from services.executor.cgroups import mountinfo
 from services.executor.cgroups.driver import CgroupDriver
 from services.executor.cgroups.mountinfo import Mount
 from services.executor.launcher.jobfiles import JOURNAL
-from services.executor.linux import mounts
 from services.executor.monitors import monitor_pid
 
 log = structlog.get_logger(__name__)

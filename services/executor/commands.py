@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from common.bus.requests import Handler
-from common.errors import invalid
+from common.errors import JobletError, Reason, invalid
 from common.identifiers import new_job_id, parse_job_id, parse_job_reference, parse_key
 from common.messages.envelope import Body
 from common.messages.jobs import (
     TERMINAL,
+    AttachVolume,
     CancelJob,
     DeleteJob,
+    DetachVolume,
     GetJob,
     GetNode,
     JobAccepted,
@@ -70,6 +72,8 @@ class Commands:
             DeleteJob: self.delete_job,
             SyncLog: self.sync_log,
             GetNode: self.get_node,
+            AttachVolume: self.attach_volume,
+            DetachVolume: self.detach_volume,
         }
 
     async def run_job(self, request: RunJob) -> Body:
@@ -142,6 +146,14 @@ class Commands:
         record = self.jobs.view(self.registry.load(parse_job_id(request.job)).record)
         self.live.marker(record.id, request.marker, record.last_sequence)
         return LogSynced(job=record.id)
+
+    async def attach_volume(self, request: AttachVolume) -> Body:
+        """Let a volume appear in a running job."""
+        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are not attached to jobs yet: {request.mount.name}")
+
+    async def detach_volume(self, request: DetachVolume) -> Body:
+        """Take a volume from a running job."""
+        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are not attached to jobs yet: {request.volume}")
 
     async def get_node(self, request: GetNode) -> Body:  # noqa: ARG002  # it has no fields
         """The node."""

@@ -16,8 +16,9 @@ import msgspec
 
 from common.config.layout import layout_of
 from common.config.settings import Settings
+from common.linux import files, mounts, paths
 from services.executor.cgroups import v1
-from services.executor.linux import files, mounts, namespaces, paths, processes
+from services.executor.linux import namespaces, processes
 
 NAMESPACES: Final = {
     "mount": "mnt",

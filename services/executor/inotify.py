@@ -11,7 +11,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from services.executor.linux.libc import declare
+from common.linux.libc import declare
 
 IN_MODIFY: Final = 0x00000002
 IN_Q_OVERFLOW: Final = 0x00004000

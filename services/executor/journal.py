@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from common.linux import files
 from common.records import HEADER_BYTES, MAGIC, PAYLOAD_BYTES_MAX, RecordType, encode
 from services.executor.damage import (
     SEARCH_BYTES_MAX,
@@ -24,7 +25,6 @@ from services.executor.damage import (
     header_at,
     never_whole,
 )
-from services.executor.linux import files
 
 DAMAGED: Final = "journal_damaged"
 """Reason in the GAP records that are made here."""

@@ -6,9 +6,11 @@ The real ones: `launching.py` behind `adapters.py`, `monitors.py` and `control.p
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from common.identifiers import JobId
-from common.messages.jobs import JobRecord, JobSpec
+from common.identifiers import JobId, VolumeId
+from common.messages.jobs import JobRecord, JobSpec, VolumeMount
+from common.messages.volumes import PreparedVolume
 from services.executor.events import Job
+from services.executor.identity import JobIdentity
 
 
 class Launches(Protocol):
@@ -61,3 +63,34 @@ class Samples(Protocol):
 
     def finish(self, job: JobId) -> None:
         """Measure it a last time."""
+
+
+class Volumes(Protocol):
+    """Volumes of jobs, which another service keeps. See volumes.VolumesOfJobs."""
+
+    async def check(self, owner: str, mounts: tuple[VolumeMount, ...]) -> None:
+        """Raise JobletError when a job of `owner` could not have these now. Nothing when there are none."""
+
+    async def prepare(
+        self, job: JobId, owner: str, identity: JobIdentity, mounts: tuple[VolumeMount, ...]
+    ) -> tuple[PreparedVolume, ...]:
+        """Have them mounted for the job, which keeps them until `release`. Raises JobletError, and it has none."""
+
+    def keep(self, job: JobId) -> None:
+        """The job has volumes since before this process began."""
+
+    async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
+        """The job has ended, or has left that one. Never raises: it is tried again until the service has heard it."""
+
+
+class Attachments(Protocol):
+    """Changes what a running job sees. See launching.LauncherProcess."""
+
+    async def attach(self, job_pid: int, prepared: PreparedVolume, identity: JobIdentity) -> None:
+        """Let the volume appear in the mount namespace of the job whose main process on the host is `job_pid`.
+
+        Raises JobletError: INVALID for a path that cannot be, PRECONDITION when something is mounted there.
+        """
+
+    async def detach(self, job_pid: int, path: str, device_of_root: str, *, force: bool) -> None:
+        """Take away what is mounted on `path` there, if it is the volume. PRECONDITION: it is busy, unless `force`."""

@@ -1,14 +1,15 @@
 """The secret variables of jobs between submission and start: sealed in the database, gone when the job has them.
 
-Here: which job has which values, and until when. Not here: sealing (`vault.py`), rows (`job_store.py`).
+Here: which job has which values, and until when. Not here: sealing (`common/vault.py`), rows (`job_store.py`).
 """
 
 from collections.abc import Mapping
 
+from common.errors import JobletError, Reason
 from common.identifiers import JobId
+from common.vault import Vault
 from services.executor.events import Job
 from services.executor.job_store import JobStore
-from services.executor.vault import Vault, secrets_lost
 from services.executor.writer import RecordWriter
 
 
@@ -30,8 +31,11 @@ class SecretValues:
             return {}
         sealed = self._store.sealed_secrets(job.record.id)
         if not sealed:
-            raise secrets_lost("they are not in the database any more")
-        return self._vault.unseal(job.record.id, sealed)
+            raise _lost("they are not in the database any more")
+        try:
+            return self._vault.unseal(job.record.id, sealed)
+        except JobletError as cause:
+            raise _lost(cause.message) from cause
 
     def drop(self, job: Job) -> None:
         """The job has begun, or never will."""
@@ -42,3 +46,8 @@ class SecretValues:
         """After a restart: those of jobs that the process before us saw begin or end, and did not come to."""
         for job in self._store.stale_secrets():
             self._writer.remove_secrets(job)
+
+
+def _lost(why: str) -> JobletError:
+    what = f"its secret variables are lost: {why}"
+    return JobletError(Reason.DATA_LOSS, what, detail="submit the job again")

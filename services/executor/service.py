@@ -22,6 +22,7 @@ from common.errors import JobletError, exhausted, precondition
 from common.messages.jobs import JobSpec, Network, NodeFacts
 from common.messages.logs import StoreMetric
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC, metrics_topic
+from common.vault import Vault
 from services.executor.admission import Room, Unsupported, admit, check_room
 from services.executor.archives import Archives
 from services.executor.commands import Commands
@@ -33,7 +34,6 @@ from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
 from services.executor.secret_values import SecretValues
-from services.executor.vault import Vault
 from services.executor.waiting import WaitingLimits
 from services.executor.writer import RecordWriter
 

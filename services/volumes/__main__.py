@@ -1,15 +1,13 @@
-"""The volumes service. In this release it keeps no volumes: it holds its place on the bus and refuses every message.
-
-Its endpoint carries no message kind yet, so whatever arrives is counted as refused, told in the log, and harms nobody;
-callers are told UNIMPLEMENTED by api, and jobs that name volumes are refused by the executor.
-"""
+"""The volumes service. In this release it keeps no volumes: it refuses every command."""
 
 import asyncio
 
 import structlog
 
-from common.bus.requests import Receiver
-from common.messages.topics import VOLUMES_COMMANDS, Service
+from common.bus.requests import Responder
+from common.errors import JobletError, Reason
+from common.messages.envelope import Body
+from common.messages.topics import API_REPLIES, EXECUTOR_REPLIES, VOLUME_COMMANDS, VOLUMES_COMMANDS, Service
 from common.runtime import Startup, run_service
 
 log = structlog.get_logger(__name__)
@@ -17,27 +15,30 @@ log = structlog.get_logger(__name__)
 
 async def serve(startup: Startup) -> None:
     """Serve until the process is asked to end."""
-    receiver = Receiver(startup.transport, VOLUMES_COMMANDS)
-    startup.drop_privileges()
-    refusing = asyncio.create_task(_refuse(receiver))
+    responder = Responder(
+        startup.transport,
+        VOLUMES_COMMANDS,
+        API_REPLIES,
+        dict.fromkeys(VOLUME_COMMANDS, _refuse),
+        also=(EXECUTOR_REPLIES,),
+    )
+    answering = asyncio.create_task(responder.run())
     stopping = asyncio.create_task(startup.stopped())
     startup.ready()
     try:
-        done, _ = await asyncio.wait({refusing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()  # refusing ends only by failing: then so does the service, and its supervisor begins anew
+            task.result()  # answering ends only by failing: then so does the service, and its supervisor begins anew
     finally:
-        refusing.cancel()
+        answering.cancel()
         stopping.cancel()
-        await asyncio.gather(refusing, stopping, return_exceptions=True)
-        receiver.close()
-        log.info("messages refused", **receiver.rejected)
+        await asyncio.gather(answering, stopping, return_exceptions=True)
+        await responder.close()
+        log.info("messages refused", **responder.rejected)
 
 
-async def _refuse(receiver: Receiver) -> None:
-    """Take every message; the receiver itself refuses and counts those that the endpoint does not carry: all."""
-    async for message in receiver.messages():
-        raise AssertionError(f"{VOLUMES_COMMANDS.file} carries no message, but {type(message.body).__name__} passed")
+async def _refuse(_: Body) -> Body:
+    raise JobletError(Reason.UNIMPLEMENTED, "volumes are not available in this release")
 
 
 def main() -> None:

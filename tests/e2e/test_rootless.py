@@ -28,7 +28,8 @@ UID: Final = 61_000 + os.getpid() % 3_000
 
 BECOME: Final = """
 import os, sys
-from services.executor.linux import mounts, namespaces
+from common.linux import mounts
+from services.executor.linux import namespaces
 uid, kept, group, command = int(sys.argv[1]), sys.argv[2].split(":"), sys.argv[3], sys.argv[4:]
 def closed(path):
     above = [path[:end] for end in range(1, len(path) + 1) if path[end:end + 1] in ("/", "")]

@@ -13,8 +13,8 @@ from typing import Final
 from common import records
 from common.bus import codec
 from common.errors import Reason
-from common.identifiers import JobId
-from common.messages import jobs, logs
+from common.identifiers import JobId, VolumeId
+from common.messages import jobs, logs, volumes
 from common.messages.envelope import Body, Failure, kind_of
 
 EARLIER: Final = tuple(
@@ -23,9 +23,10 @@ EARLIER: Final = tuple(
         "",  # before the limits of files, the usage of disks and networks, and the pressures
         "_isolation",  # before on_full, what is lost of a job's output, and what retention needs to know
         "_logs",  # before queues, schedules and secrets
+        "_queue",  # before volumes
     )
 )
-GOLDEN: Final = Path(__file__).with_name("messages_v1_queue.json")
+GOLDEN: Final = Path(__file__).with_name("messages_v1_volumes.json")
 SENT_AT_NS: Final = 1_704_067_200_123_456_789
 JOB: Final = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 RECORD: Final = records.encode(
@@ -116,6 +117,87 @@ METRIC: Final = logs.StoreMetric(
     memory_pressure=10.5,
     io_pressure=11.5,
 )
+VOLUME_ID: Final = VolumeId("0f8fad5b-d9cb-469f-a165-70867728950e")
+MOUNT: Final = jobs.VolumeMount(name="data", path="/data", read_only=True)
+VOLUME: Final = volumes.VolumeRecord(
+    id=VOLUME_ID,
+    name="data",
+    owner="ann",
+    kind=volumes.VolumeKind.FILESYSTEM,
+    size_bytes=2**30,
+    enforcement=volumes.Enforcement.IMAGE,
+    status=volumes.VolumeStatus.IN_USE,
+    created_at_ns=SENT_AT_NS,
+    labels={"team": "red"},
+    shared=True,
+    encryption="dm-crypt",
+    uses=(volumes.VolumeUse(job=JOB, path="/data", read_only=True, since_ns=SENT_AT_NS + 1),),
+    last_used_at_ns=SENT_AT_NS + 2,
+    last_used_by=JOB,
+    used_bytes=4096,
+    used_inodes=12,
+    inodes=65_536,
+    reason="r",
+    origin="base@monday",
+    snapshots=1,
+    metrics=volumes.VolumeMetrics(
+        mounts=1, mount_us=2, unmounts=3, unmount_us=4, read_bytes=5, write_bytes=6, read_ops=7, write_ops=8
+    ),
+)
+SNAPSHOT: Final = volumes.SnapshotRecord(
+    id="7c9e6679-7425-40de-944b-e07fc1f90ae7",
+    name="monday",
+    volume=VOLUME_ID,
+    created_at_ns=SENT_AT_NS,
+    size_bytes=2**30,
+    method=volumes.CopyMethod.REFLINK,
+)
+PREPARED: Final = volumes.PreparedVolume(
+    id=VOLUME_ID, mount=MOUNT, source="/var/lib/joblet/volumes/v/mount/data", root="7:3:12", device="7:3"
+)
+OF_VOLUMES: Final[tuple[Body, ...]] = (
+    jobs.AttachVolume(job=JOB, mount=MOUNT),
+    jobs.DetachVolume(job=JOB, volume="data", force=True),
+    volumes.CreateVolume(
+        owner="ann",
+        name="data",
+        kind=volumes.VolumeKind.MEMORY,
+        size_bytes=2**20,
+        labels={"team": "red"},
+        shared=True,
+        advisory=True,
+        encrypted=True,
+    ),
+    volumes.GetVolume(volume="data", owner="ann", visible_owner="ann"),
+    volumes.VolumeFound(volume=VOLUME),
+    volumes.ListVolumes(visible_owner="ann", owner="ann", labels={"team": "red"}, page_size=10, page_token="p"),
+    volumes.VolumePage(volumes=(VOLUME,), next_page_token="p"),
+    volumes.DeleteVolume(volume=VOLUME_ID),
+    volumes.VolumeDeleted(volume=VOLUME_ID),
+    volumes.ResizeVolume(volume=VOLUME_ID, size_bytes=2**31),
+    volumes.CreateSnapshot(volume=VOLUME_ID, name="monday"),
+    volumes.SnapshotFound(snapshot=SNAPSHOT),
+    volumes.ListSnapshots(volume=VOLUME_ID),
+    volumes.SnapshotList(snapshots=(SNAPSHOT,)),
+    volumes.DeleteSnapshot(volume=VOLUME_ID, name="monday"),
+    volumes.SnapshotDeleted(volume=VOLUME_ID, name="monday"),
+    volumes.RestoreSnapshot(volume=VOLUME_ID, name="monday"),
+    volumes.CloneVolume(volume=VOLUME_ID, name="copy", snapshot="monday", labels={"team": "red"}),
+    volumes.OpenVolumeStream(
+        volume=VOLUME_ID,
+        direction=volumes.Direction.EXPORT,
+        file=f"volume-stream-{'0' * 32}.sock",
+        snapshot="monday",
+    ),
+    volumes.VolumeStreamClosed(entries=3, bytes=4096),
+    volumes.CheckVolumes(owner="ann", mounts=(MOUNT,)),
+    volumes.VolumesChecked(),
+    volumes.PrepareVolumes(job=JOB, owner="ann", uid=101_000, gid=101_000, mounts=(MOUNT,)),
+    volumes.VolumesPrepared(volumes=(PREPARED,)),
+    volumes.ReleaseVolumes(job=JOB, volume=VOLUME_ID),
+    volumes.VolumesReleased(),
+    volumes.SyncVolumes(jobs=(JOB,)),
+)
 SAMPLES: Final[tuple[Body, ...]] = (
     Failure(reason=Reason.NOT_FOUND, message="no job 6fa459ea", detail="list them", retryable=True, retry_after_s=1.5),
     jobs.RunJob(
@@ -169,6 +251,7 @@ SAMPLES: Final[tuple[Body, ...]] = (
     logs.Resend(job=JOB, epoch=3),
     logs.PersistStarted(instance="i"),
     jobs.JobChanged(job=RECORD_OF_JOB, deleted=True),
+    *OF_VOLUMES,
 )
 
 

@@ -24,9 +24,10 @@ from pyroute2 import IPRoute
 from common.config.settings import Joblet, Settings
 from common.config.settings import Networks as NetworkSettings
 from common.identifiers import JobId, new_job_id
+from common.linux import mounts
+from common.linux.libc import declare
 from common.messages.jobs import Network
-from services.executor.linux import mounts, namespaces
-from services.executor.linux.libc import declare
+from services.executor.linux import namespaces
 from services.executor.network import nftables, rules
 from services.executor.network.kernel import KernelNetworks
 from services.executor.network.names import Names, names_of

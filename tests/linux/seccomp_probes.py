@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import pyseccomp
 
-from services.executor.linux.libc import LIBC
+from common.linux.libc import LIBC
 from services.executor.linux.processes import set_no_new_privileges
 from services.executor.linux.seccomp import INSTRUCTION_BYTES, Filter
 

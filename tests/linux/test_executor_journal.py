@@ -14,9 +14,9 @@ import pytest
 from common import records
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
+from common.linux import mounts
 from common.messages.jobs import GetNode, NodeFacts, OnFull, State
 from common.records import HEADER_BYTES, Record, RecordType
-from services.executor.linux import mounts
 from tests.linux.executor_process import Asker, ExecutorProcess, asking, wait_until_bound
 from tests.linux.test_executor_process import monitor_of
 from tests.unit.executor_asking import flipped

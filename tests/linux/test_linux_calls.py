@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from services.executor.linux import files, mounts, namespaces, network, paths, processes
-from services.executor.linux.libc import LIBC, NUMBERS
+from common.linux import files, mounts, paths
+from common.linux.libc import LIBC, NUMBERS
+from services.executor.linux import namespaces, network, processes
 from tests.linux.sandboxes import fields
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from common.linux import mounts
+from common.linux.files import punch_hole
 from common.records import PARTIAL_BYTES, RecordType, Stream
 from services.executor.control import send_space_freed, send_stop
-from services.executor.linux import mounts
-from services.executor.linux.files import punch_hole
 from tests.linux.sandboxes import Launched, Sandboxes, alive, names_of, sha256
 from tests.waiting import wait_for
 

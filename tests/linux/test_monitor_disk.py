@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from common import records
+from common.linux import mounts
 from common.messages.jobs import OnFull
 from common.records import PARTIAL_BYTES, RecordType, Stream
 from services.executor.control import send_stop
@@ -20,7 +21,6 @@ from services.executor.journal import Journal
 from services.executor.launcher.capture import Piece
 from services.executor.launcher.journal import DiskJournal, Recorder
 from services.executor.launcher.task import JournalLimits
-from services.executor.linux import mounts
 from tests.linux.sandboxes import Launched, Sandboxes, alive
 from tests.waiting import wait_for
 

@@ -31,7 +31,8 @@ ALLOW_ALL: Final = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF_0000)  # BPF_RET | BP
 IN_A_NAMESPACE: Final = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from services.executor.linux import mounts, namespaces
+from common.linux import mounts
+from services.executor.linux import namespaces
 uid = os.geteuid()
 namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
 namespaces.map_self(1000, uid=uid, gid=uid)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from common.bus.zeromq import ZeroMQ
+from common.linux import mounts
 from common.messages.topics import EVENTS
-from services.executor.linux import mounts
 from services.executor.wiring import wired
 from tests.leaks import OWN_MARK
 from tests.linux.worker_library import nothing_left, output, running, sh, text, worker

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.linux import files
 from common.records import HEADER_BYTES, Flags, Record, RecordType, Stream, decode_all, encode
 from services.executor.damage import SEARCH_BYTES_MAX
 from services.executor.journal import Damage, Journal, Slice
-from services.executor.linux import files
 from tests.unit.executor_asking import flipped
 
 

@@ -15,8 +15,8 @@ from common.errors import JobletError, Reason
 from common.identifiers import new_job_id
 from common.messages.envelope import Message
 from common.messages.jobs import GetJob, JobAccepted, JobChanged, JobFound, JobPlan, JobSpec, PlanJob, RunJob, State
+from common.vault import KEY_BYTES, Vault
 from services.executor.job_store import JobStore
-from services.executor.vault import KEY_BYTES, Vault
 from tests.unit.executor_asking import in_state, launched
 from tests.unit.executor_fakes import node_settings, running_node
 from tests.waiting import await_for

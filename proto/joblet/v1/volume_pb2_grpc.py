@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class VolumeServiceStub:
-    """Named storage for jobs.
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
     """
 
     def __init__(self, channel):
@@ -65,10 +66,51 @@ class VolumeServiceStub:
                 request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DetachVolumeRequest.SerializeToString,
                 response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/joblet.v1.VolumeService/ResizeVolume',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+                _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/joblet.v1.VolumeService/CreateSnapshot',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/joblet.v1.VolumeService/ListSnapshots',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/joblet.v1.VolumeService/DeleteSnapshot',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
+        self.RestoreSnapshot = channel.unary_unary(
+                '/joblet.v1.VolumeService/RestoreSnapshot',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.RestoreSnapshotRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+                _registered_method=True)
+        self.CloneVolume = channel.unary_unary(
+                '/joblet.v1.VolumeService/CloneVolume',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.CloneVolumeRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+                _registered_method=True)
+        self.ExportVolume = channel.unary_stream(
+                '/joblet.v1.VolumeService/ExportVolume',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ExportVolumeRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.VolumeChunk.FromString,
+                _registered_method=True)
+        self.ImportVolume = channel.stream_unary(
+                '/joblet.v1.VolumeService/ImportVolume',
+                request_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ImportVolumeRequest.SerializeToString,
+                response_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
-    """Named storage for jobs.
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
     """
 
     def CreateVolume(self, request, context):
@@ -90,19 +132,75 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """FAILED_PRECONDITION, naming the job, while one uses it; `force` takes it from its jobs first.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachVolume(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The volume appears in a running job of the same owner.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachVolume(self, request, context):
+        """FAILED_PRECONDITION while a process of the job has something open in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeVolume(self, request, context):
+        """Larger, also while jobs use it. INVALID_ARGUMENT when it would be smaller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreSnapshot(self, request, context):
+        """The volume's content becomes the snapshot's. FAILED_PRECONDITION while a job uses the volume.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneVolume(self, request, context):
+        """A new volume with the content of a volume or of one of its snapshots.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportVolume(self, request, context):
+        """The content as a tar stream (POSIX pax), as the volume's owner could read it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportVolume(self, request_iterator, context):
+        """Unpacks a tar stream into the volume; the first message names it, the others carry bytes.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -140,6 +238,46 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DetachVolumeRequest.FromString,
                     response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.SerializeToString,
             ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Snapshot.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'RestoreSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreSnapshot,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.RestoreSnapshotRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
+            'CloneVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneVolume,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.CloneVolumeRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
+            'ExportVolume': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportVolume,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ExportVolumeRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.VolumeChunk.SerializeToString,
+            ),
+            'ImportVolume': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportVolume,
+                    request_deserializer=proto_dot_joblet_dot_v1_dot_volume__pb2.ImportVolumeRequest.FromString,
+                    response_serializer=proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'joblet.v1.VolumeService', rpc_method_handlers)
@@ -149,7 +287,8 @@ def add_VolumeServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VolumeService:
-    """Named storage for jobs.
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
     """
 
     @staticmethod
@@ -303,6 +442,222 @@ class VolumeService:
             target,
             '/joblet.v1.VolumeService/DetachVolume',
             proto_dot_joblet_dot_v1_dot_volume__pb2.DetachVolumeRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/ResizeVolume',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/CreateSnapshot',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.CreateSnapshotRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/ListSnapshots',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/DeleteSnapshot',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/RestoreSnapshot',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.RestoreSnapshotRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/joblet.v1.VolumeService/CloneVolume',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.CloneVolumeRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/joblet.v1.VolumeService/ExportVolume',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.ExportVolumeRequest.SerializeToString,
+            proto_dot_joblet_dot_v1_dot_volume__pb2.VolumeChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVolume(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/joblet.v1.VolumeService/ImportVolume',
+            proto_dot_joblet_dot_v1_dot_volume__pb2.ImportVolumeRequest.SerializeToString,
             proto_dot_joblet_dot_v1_dot_volume__pb2.Volume.FromString,
             options,
             channel_credentials,

@@ -27,7 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VolumeServiceStub:
-    """Named storage for jobs."""
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,23 +39,59 @@ class VolumeServiceStub:
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListVolumesRequest, _volume_pb2.ListVolumesResponse]
     GetVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.Volume]
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _volume_pb2.DeleteVolumeResponse]
+    """FAILED_PRECONDITION, naming the job, while one uses it; `force` takes it from its jobs first."""
     AttachVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.AttachVolumeRequest, _volume_pb2.Volume]
+    """The volume appears in a running job of the same owner."""
     DetachVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.DetachVolumeRequest, _volume_pb2.Volume]
+    """FAILED_PRECONDITION while a process of the job has something open in it."""
+    ResizeVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.Volume]
+    """Larger, also while jobs use it. INVALID_ARGUMENT when it would be smaller."""
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_volume_pb2.CreateSnapshotRequest, _volume_pb2.Snapshot]
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListSnapshotsRequest, _volume_pb2.ListSnapshotsResponse]
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_volume_pb2.DeleteSnapshotRequest, _volume_pb2.DeleteSnapshotResponse]
+    RestoreSnapshot: _grpc.UnaryUnaryMultiCallable[_volume_pb2.RestoreSnapshotRequest, _volume_pb2.Volume]
+    """The volume's content becomes the snapshot's. FAILED_PRECONDITION while a job uses the volume."""
+    CloneVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.CloneVolumeRequest, _volume_pb2.Volume]
+    """A new volume with the content of a volume or of one of its snapshots."""
+    ExportVolume: _grpc.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.VolumeChunk]
+    """The content as a tar stream (POSIX pax), as the volume's owner could read it."""
+    ImportVolume: _grpc.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.Volume]
+    """Unpacks a tar stream into the volume; the first message names it, the others carry bytes."""
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
-    """Named storage for jobs."""
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
     ListVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListVolumesRequest, _volume_pb2.ListVolumesResponse]  # type: ignore[assignment]
     GetVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _volume_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION, naming the job, while one uses it; `force` takes it from its jobs first."""
     AttachVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.AttachVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """The volume appears in a running job of the same owner."""
     DetachVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.DetachVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """FAILED_PRECONDITION while a process of the job has something open in it."""
+    ResizeVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """Larger, also while jobs use it. INVALID_ARGUMENT when it would be smaller."""
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_volume_pb2.CreateSnapshotRequest, _volume_pb2.Snapshot]  # type: ignore[assignment]
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListSnapshotsRequest, _volume_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_volume_pb2.DeleteSnapshotRequest, _volume_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
+    RestoreSnapshot: _aio.UnaryUnaryMultiCallable[_volume_pb2.RestoreSnapshotRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """The volume's content becomes the snapshot's. FAILED_PRECONDITION while a job uses the volume."""
+    CloneVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.CloneVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """A new volume with the content of a volume or of one of its snapshots."""
+    ExportVolume: _aio.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.VolumeChunk]  # type: ignore[assignment]
+    """The content as a tar stream (POSIX pax), as the volume's owner could read it."""
+    ImportVolume: _aio.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.Volume]  # type: ignore[assignment]
+    """Unpacks a tar stream into the volume; the first message names it, the others carry bytes."""
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Named storage for jobs."""
+    """Named storage for jobs. A volume is named by its name, among the caller's own volumes, or by its id, among all that
+    the caller may see; what he may not see is NOT_FOUND.
+    """
 
     @_abc_1.abstractmethod
     def CreateVolume(
@@ -81,20 +119,84 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _volume_pb2.DeleteVolumeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_volume_pb2.DeleteVolumeResponse, _abc.Awaitable[_volume_pb2.DeleteVolumeResponse]]: ...
+    ) -> _typing.Union[_volume_pb2.DeleteVolumeResponse, _abc.Awaitable[_volume_pb2.DeleteVolumeResponse]]:
+        """FAILED_PRECONDITION, naming the job, while one uses it; `force` takes it from its jobs first."""
 
     @_abc_1.abstractmethod
     def AttachVolume(
         self,
         request: _volume_pb2.AttachVolumeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]: ...
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """The volume appears in a running job of the same owner."""
 
     @_abc_1.abstractmethod
     def DetachVolume(
         self,
         request: _volume_pb2.DetachVolumeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]: ...
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """FAILED_PRECONDITION while a process of the job has something open in it."""
+
+    @_abc_1.abstractmethod
+    def ResizeVolume(
+        self,
+        request: _volume_pb2.ResizeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """Larger, also while jobs use it. INVALID_ARGUMENT when it would be smaller."""
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _volume_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Snapshot, _abc.Awaitable[_volume_pb2.Snapshot]]: ...
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _volume_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ListSnapshotsResponse, _abc.Awaitable[_volume_pb2.ListSnapshotsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _volume_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.DeleteSnapshotResponse, _abc.Awaitable[_volume_pb2.DeleteSnapshotResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreSnapshot(
+        self,
+        request: _volume_pb2.RestoreSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """The volume's content becomes the snapshot's. FAILED_PRECONDITION while a job uses the volume."""
+
+    @_abc_1.abstractmethod
+    def CloneVolume(
+        self,
+        request: _volume_pb2.CloneVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """A new volume with the content of a volume or of one of its snapshots."""
+
+    @_abc_1.abstractmethod
+    def ExportVolume(
+        self,
+        request: _volume_pb2.ExportVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_volume_pb2.VolumeChunk], _abc.AsyncIterator[_volume_pb2.VolumeChunk]]:
+        """The content as a tar stream (POSIX pax), as the volume's owner could read it."""
+
+    @_abc_1.abstractmethod
+    def ImportVolume(
+        self,
+        request_iterator: _MaybeAsyncIterator[_volume_pb2.ImportVolumeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.Volume, _abc.Awaitable[_volume_pb2.Volume]]:
+        """Unpacks a tar stream into the volume; the first message names it, the others carry bytes."""
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,8 +8,8 @@ import os
 import stat
 from typing import Final, NamedTuple
 
+from common.linux import mounts
 from services.executor.launcher.newroot import NewRoot
-from services.executor.linux import mounts
 
 _ATTRIBUTES: Final = mounts.MOUNT_ATTR_RDONLY | mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC
 

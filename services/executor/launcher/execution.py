@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple, NoReturn
 
+from common.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.launcher import uploads
 from services.executor.launcher.handshake import (
     GO_MS_MAX,
@@ -31,7 +32,6 @@ from services.executor.launcher.newroot import NewRoot
 from services.executor.launcher.operations import Operation
 from services.executor.launcher.task import LENGTH_BYTES, Beginning, Task, decode_preparation, decode_task
 from services.executor.linux import namespaces, processes
-from services.executor.linux.paths import RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.linux.seccomp import Filter
 
 UPLOAD_DIRECTORY: Final = "/work"

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn
 
+from common.linux.files import write_once
 from services.executor.launcher.execution import Inherited, become_job
 from services.executor.launcher.handshake import (
     MESSAGE_BYTES_MAX,
@@ -24,7 +25,6 @@ from services.executor.launcher.handshake import (
 )
 from services.executor.launcher.task import Beginning, Places
 from services.executor.linux import namespaces, processes
-from services.executor.linux.files import write_once
 from services.executor.linux.seccomp import Filter
 
 _FORWARDED: Final = (

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Final
 
+from common.linux.files import write_once
 from common.records import RecordType, Stream
 from services.executor.launcher.birth import Born
 from services.executor.launcher.capture import LineSplitter
@@ -29,7 +30,6 @@ from services.executor.launcher.oomwatch import RECHECK_MS, oom_killed, open_oom
 from services.executor.launcher.operations import USER_IDS
 from services.executor.launcher.task import Watch
 from services.executor.launcher.timers import Timers
-from services.executor.linux.files import write_once
 from services.executor.linux.namespaces import map_ids
 from services.executor.linux.processes import pidfd_send_signal
 

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from common.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
 
 class NewRoot:

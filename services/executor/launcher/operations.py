@@ -15,10 +15,11 @@ import posixpath
 import stat
 from typing import Any, NamedTuple, Protocol
 
+from common.linux import mounts
+from common.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.launcher.devices import BindDevice, MaskPaths, MountProc, MountTerminals
 from services.executor.launcher.newroot import NewRoot
-from services.executor.linux import mounts, namespaces, network
-from services.executor.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from services.executor.linux import namespaces, network
 
 USER_IDS = 65_536
 """Of a job's user namespace."""

@@ -11,8 +11,8 @@ import posixpath
 import stat
 from typing import IO, TYPE_CHECKING, Final
 
+from common.linux.paths import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
-from services.executor.linux.paths import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, openat2
 
 if TYPE_CHECKING:
     import tarfile

@@ -9,8 +9,8 @@ import signal
 import socket
 from typing import Final, NamedTuple
 
-from services.executor.linux.files import write_once
-from services.executor.linux.libc import PYLIBC, declare, declare_syscall
+from common.linux.files import write_once
+from common.linux.libc import PYLIBC, declare, declare_syscall
 
 CLONE_PIDFD: Final = 0x0000_1000
 CLONE_NEWNS: Final = 0x0002_0000

@@ -5,7 +5,7 @@ import socket
 import struct
 from typing import Final
 
-from services.executor.linux.files import write_once
+from common.linux.files import write_once
 
 _SIOCGIFFLAGS: Final = 0x8913
 _SIOCSIFFLAGS: Final = 0x8914

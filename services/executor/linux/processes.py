@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterable
 from typing import Final
 
-from services.executor.linux.libc import declare, declare_syscall, failed
+from common.linux.libc import declare, declare_syscall, failed
 
 CAP_KILL: Final = 5
 CAP_SETPCAP: Final = 8

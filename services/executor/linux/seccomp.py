@@ -6,7 +6,7 @@ Not here: what the filter says and how it is compiled (`services/executor/seccom
 import ctypes
 from typing import Final
 
-from services.executor.linux.libc import declare
+from common.linux.libc import declare
 
 INSTRUCTION_BYTES: Final = 8  # struct sock_filter
 INSTRUCTIONS_MAX: Final = 4096  # BPF_MAXINSNS of linux/bpf_common.h

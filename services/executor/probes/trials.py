@@ -13,11 +13,12 @@ import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from common.linux import mounts
 from services.executor.identity import JOB_UID, RANGE_IDS
 from services.executor.launcher import operations as steps
 from services.executor.launcher.devices import BindDevice, MountProc
 from services.executor.launcher.newroot import NewRoot
-from services.executor.linux import mounts, namespaces, network, processes
+from services.executor.linux import namespaces, network, processes
 from services.executor.linux.seccomp import Filter
 from services.executor.probes.attempts import Failure, Refused, attempt
 

@@ -4,7 +4,7 @@ import ctypes
 import os
 from typing import Final
 
-from services.executor.linux.libc import declare, failed
+from common.linux.libc import declare, failed
 
 _FALLOC_FL_KEEP_SIZE: Final = 0x1
 _FALLOC_FL_PUNCH_HOLE: Final = 0x2

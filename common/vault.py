@@ -1,9 +1,9 @@
-"""Secret variables of jobs: sealed from the submission of a job until its launch, with a key of the node.
+"""What is sealed with the node's key: secret variables of jobs until their launch, and the keys of encrypted volumes.
 
-Here: the key's file, and sealing. Not here: where sealed secrets lie (`job_store.py`), and when they go (`jobs.py`).
-ChaCha20-Poly1305, RFC 8439: a random nonce of 96 bits each time, and the job's id as associated data, so that what is
-sealed for one job opens for no other. Whoever reads the state directory as root has the key, too; the seal is for
-copies of the database: backups, and pages that SQLite has not overwritten yet.
+Here: the key's file, and sealing. Not here: where sealed secrets lie, and when they go (`services/executor`,
+`services/volumes`). ChaCha20-Poly1305, RFC 8439: a random nonce of 96 bits each time, and the id of the job or volume
+as associated data, so that what is sealed for one opens for no other. Whoever reads the state directory as root has
+the key, too; the seal is for copies of the databases and of volumes: backups, and pages not overwritten yet.
 """
 
 import os
@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 
 from common.errors import JobletError, Reason, exhausted, precondition
-from common.identifiers import JobId
 
 KEY_BYTES: Final = 32
 NONCE_BYTES: Final = 12
@@ -28,26 +27,27 @@ class Vault:
         self._key_file = key_file
         self._key = b""
 
-    def seal(self, job: JobId, secrets: Mapping[str, str]) -> bytes:
+    def seal(self, whose: str, secrets: Mapping[str, str]) -> bytes:
         """What may be stored; empty when there is nothing to seal. Raises JobletError when there can be no key."""
         if not secrets:
             return b""
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305  # noqa: PLC0415  # 6 MB, rarely used
 
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + ChaCha20Poly1305(self._get_key()).encrypt(nonce, msgspec.json.encode(secrets), job.encode())
+        return nonce + ChaCha20Poly1305(self._get_key()).encrypt(nonce, msgspec.json.encode(secrets), whose.encode())
 
-    def unseal(self, job: JobId, sealed: bytes) -> dict[str, str]:
-        """What was sealed for `job`. Raises JobletError(DATA_LOSS) when it was changed, or the key is another."""
+    def unseal(self, whose: str, sealed: bytes) -> dict[str, str]:
+        """What was sealed for `whose`. Raises JobletError(DATA_LOSS) when it was changed, or the key is another."""
         from cryptography.exceptions import InvalidTag  # noqa: PLC0415  # see above
         from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305  # noqa: PLC0415
 
         nonce, content = sealed[:NONCE_BYTES], sealed[NONCE_BYTES:]
         try:
-            plain = ChaCha20Poly1305(self._get_key()).decrypt(nonce, content, job.encode())
+            plain = ChaCha20Poly1305(self._get_key()).decrypt(nonce, content, whose.encode())
             return msgspec.json.decode(plain, type=dict[str, str])
         except (InvalidTag, ValueError) as cause:
-            raise secrets_lost("they cannot be opened with the node's key") from cause
+            what = "what was sealed cannot be opened with the node's key"
+            raise JobletError(Reason.DATA_LOSS, what, detail="was the node's key replaced?") from cause
 
     def _get_key(self) -> bytes:
         if not self._key:
@@ -56,11 +56,6 @@ class Vault:
             except FileNotFoundError:
                 self._key = _make_key(self._key_file)
         return self._key
-
-
-def secrets_lost(why: str) -> JobletError:
-    """A job cannot have the secret variables that it was submitted with."""
-    return JobletError(Reason.DATA_LOSS, f"its secret variables are lost: {why}", detail="submit the job again")
 
 
 def _read_key(path: Path) -> bytes:

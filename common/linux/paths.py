@@ -7,7 +7,7 @@ import ctypes
 import os
 from typing import Final
 
-from services.executor.linux.libc import declare_syscall, failed
+from common.linux.libc import declare_syscall, failed
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_BENEATH: Final = 0x08

@@ -8,7 +8,7 @@ import ctypes
 import os
 from typing import Final
 
-from services.executor.linux.libc import declare, declare_syscall, failed
+from common.linux.libc import declare, declare_syscall, failed
 
 MS_RDONLY: Final = 0x1
 MS_NOSUID: Final = 0x2
