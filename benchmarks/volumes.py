@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from benchmarks.client import Client
@@ -62,12 +63,12 @@ def latencies(node: Node, client: Client, scale: Scale) -> list[Row]:
     """Create, first byte of a job with a cold and with a warm volume, and remove; all over mutual TLS."""
     rounds = max(5, scale.starts // 4)
     names = [f"bench-{n}" for n in range(rounds)]
-    created = [timed(lambda name=name: client.create_volume(name, 64 * MIB)) for name in names]
-    cold = [timed(lambda name=name: client.output_of("true", volume=name)) for name in names]
-    warm = [timed(lambda: client.output_of("true", volume=names[-1])) for _ in names]
-    without = [timed(lambda: client.output_of("true")) for _ in names]
+    created = [timed(partial(client.create_volume, name, 64 * MIB)) for name in names]
+    cold = [timed(partial(client.output_of, "true", volume=name)) for name in names]
+    warm = [timed(partial(client.output_of, "true", volume=names[-1])) for _ in names]
+    without = [timed(partial(client.output_of, "true")) for _ in names]
     shown = [inspected(node, name)["metrics"] for name in names]
-    removed = [timed(lambda name=name: client.remove_volume(name)) for name in names]
+    removed = [timed(partial(client.remove_volume, name)) for name in names]
     mounts = [each["mount_us"] / 1e3 for each in shown]
     unmounts = [each["unmount_us"] / 1e3 for each in shown if each["unmount_us"]]
     plain = statistics.median(without)

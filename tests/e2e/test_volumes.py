@@ -254,21 +254,14 @@ def test_work_without_and_with_volumes(node: Node, tmp_path: Path) -> None:
 
 @pytest.mark.requirement("S1.12", "X11")
 @pytest.mark.threat("D25")
-@pytest.mark.parametrize(
-    "volume",
-    (
-        "../x",
-        "a/../../b",
-        *(f"paths:{path}" for path in ("/..", "/proc", "/proc/self", "/etc/x", "/", "/usr/x", "/dev")),
-    ),
-)
-def test_paths_that_cannot_be(node: Node, volume: str) -> None:
+@pytest.mark.parametrize("path", ["..", "/..", "/proc", "/proc/self", "/etc/x", "/", "/usr/x", "/dev", "/a/../b", "a"])
+def test_paths_that_cannot_be(node: Node, path: str) -> None:
     """Refused by name, before anything is mounted."""
     if "paths" not in names(node):
         create(node, "paths", "4MB")
     before = mounts_below(node.base)
-    refused = node.rnx("job", "run", "--volume", volume, "--", "true")
-    assert refused.returncode in (1, 2), (volume, refused.stderr)
+    refused = node.rnx("job", "run", "--volume", f"paths:{path}", "--", "true")
+    assert refused.returncode in (1, 2), (path, refused.stderr)
     assert refused.stderr.count(b"\n") == 1
     assert mounts_below(node.base) == before
 

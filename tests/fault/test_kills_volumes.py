@@ -1,7 +1,7 @@
-"""The volumes service is killed at each place that common/failpoints.py names; then nothing is orphaned and nothing lost.
+"""The volumes service is killed at each place that common/failpoints.py names; then nothing is orphaned or lost.
 
-A place that is never passed fails its row. What must hold afterwards: each directory of a volume has its record and each
-record its directory, nothing is mounted and no loop device is held that no job needs, and every byte that a job had
+A place that is never passed fails its row. What must hold afterwards: each directory of a volume has its record and
+each record its directory, nothing is mounted and no loop device is held that no job needs, and every byte that a job had
 synchronized is there.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 from common.failpoints import PLACES
 from tests.e2e.node import Node
-from tests.e2e.volumes import create, free, inspect, names, run
+from tests.e2e.volumes import create, free, inspect, names, run, running
 from tests.fault.kills_node import Failpoints, failpoints, started
 from tests.leaks import mounts_below
 from tests.waiting import wait_for
@@ -87,10 +87,7 @@ def test_killed_at(node: Node, points: Failpoints, place: str) -> None:
     free(node, "kept")
     holder = ""
     if place == "volumes.frozen":  # only what is mounted is frozen
-        holder = node.detached(
-            "--volume", "kept", "--", "/bin/sh", "-c", "while :; do echo t >> /volumes/kept/t; sleep 0.1; done"
-        )
-        node.wait_for_state(holder, "running")
+        holder = running(node, "kept", "while :; do echo t >> /volumes/kept/t; sleep 0.1; done")
     before = node.service("volumes")
     points.arm(place, way.number)
     done = node.rnx(*way.command)

@@ -1,6 +1,7 @@
 """What a hostile job leaves on a volume harms neither the next job, nor the service, nor the host.
 
-Not here: limits and owners (tests/e2e/test_volumes.py), and the race for mount points (tests/linux/test_sandbox_volumes.py).
+Not here: limits and owners (tests/e2e/test_volumes.py), and the kernel's side of the race for mount points
+(tests/linux/test_sandbox_volumes.py).
 """
 
 import os
@@ -17,7 +18,7 @@ from tests.waiting import wait_for
 pytestmark = pytest.mark.skipif(not Path(PYTHON).exists(), reason=f"needs {PYTHON} for the probes")
 
 LEAVE = r"""
-import os, socket, stat
+import fcntl, os, socket, stat
 os.chdir("/volumes/trap")
 made = []
 def tried(what, call, *arguments):
@@ -29,8 +30,8 @@ def tried(what, call, *arguments):
 for name, target in (("etc", "/etc"), ("root", "/"), ("up", "../../../../.."), ("proc", "/proc/1/root"), ("me", "me"),
                      ("null", "/dev/null"), ("host", "/proc/self/fd/0"), ("out", "../../image")):
     tried(f"link {name}", os.symlink, target, name)
-for kind, device in ((stat.S_IFCHR, os.makedev(1, 1)), (stat.S_IFBLK, os.makedev(7, 0)), (stat.S_IFCHR, os.makedev(1, 3))):
-    tried("device", os.mknod, f"node{device}", kind | 0o666, device)
+for kind, device in ((stat.S_IFCHR, (1, 1)), (stat.S_IFBLK, (7, 0)), (stat.S_IFCHR, (1, 3))):
+    tried("device", os.mknod, f"node{device}", kind | 0o666, os.makedev(*device))
 tried("fifo", os.mkfifo, "fifo", 0o666)
 tried("socket", lambda: socket.socket(socket.AF_UNIX).bind("socket"))
 with open("s", "wb") as program:
@@ -41,9 +42,10 @@ for _ in range(2000):
     os.mkdir("d", dir_fd=here); there = os.open("d", os.O_RDONLY, dir_fd=here); os.close(here); here = there
 for name in (b"\xff\xfe", b"-rf", b"new\nline", b"\x1b[31m", b"x" * 255, b"lost+found"):
     tried("name", lambda: os.close(os.open(name, os.O_CREAT | os.O_WRONLY)))
-tried("immutable", lambda: __import__("fcntl").ioctl(os.open("s", os.O_RDONLY), 0x40086602, b"\x10\0\0\0\0\0\0\0"))
-tried("xattr", lambda: os.setxattr("s", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")))
-tried("project", lambda: __import__("fcntl").ioctl(os.open("s", os.O_RDONLY), 0x401C5820, bytes(8) + b"\x07" + bytes(19)))
+program = os.open("s", os.O_RDONLY)
+tried("immutable", fcntl.ioctl, program, 0x40086602, b"\x10" + bytes(7))  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL
+tried("project", fcntl.ioctl, program, 0x401C5820, bytes(12) + b"\x07" + bytes(15))  # FS_IOC_FSSETXATTR, another project
+tried("capability", os.setxattr, "s", "security.capability", bytes.fromhex("0100000200040000" + "00" * 12))
 os.chmod(".", 0)
 print(sorted(set(made)))
 """
@@ -63,11 +65,8 @@ def test_leftovers(node: Node) -> None:
     assert b"link etc" in done.stdout
     free(node, "trap")
     # The owner's next job has it as it was left, may repair it, and gains nothing by what is there.
-    out = run(
-        node,
-        "trap:/t",
-        "chmod 755 /t && cd /t && ./s -u; cat etc/shadow host 2>&1 | head -2; ls etc/passwd; rm -rf /t/* ; ls -A /t",
-    )
+    script = "chmod 755 /t && cd /t && ./s -u; cat etc/shadow host 2>&1 | head -2; ls etc/passwd; rm -rf /t/*; ls -A /t"
+    out = run(node, "trap:/t", script)
     assert out.startswith(b"1000\n")
     assert b"root:" not in out
     # Snapshot, clone and export go through it without following anything.
@@ -98,7 +97,7 @@ while not os.path.exists("stop"):
 
 @pytest.mark.threat("A03")
 def test_a_mount_point_that_is_swapped(node: Node) -> None:
-    """One job swaps a directory of a shared volume for a link to /proc, others mount a volume below it: never elsewhere."""
+    """One job swaps a directory of a shared volume for a link to /proc, others mount below it: never elsewhere."""
     before = host_mounts()
     create(node, "shared", "4MB", "--shared")
     create(node, "inner", "4MB", "--shared")
@@ -125,7 +124,7 @@ def test_a_mount_point_that_is_swapped(node: Node) -> None:
 
 @pytest.mark.threat("C07")
 def test_a_full_volume_harms_nobody_else(node: Node) -> None:
-    """Full to the last byte while its job runs: other volumes take data, the service answers, the job may free space."""
+    """Full to the last byte while its job runs: other volumes take data, the service answers, space can be freed."""
     create(node, "stuffed", "4MB")
     create(node, "roomy", "4MB")
     job = running(node, "stuffed", "cat /dev/zero > /volumes/stuffed/fill; echo full; sleep 60")
