@@ -1,8 +1,8 @@
 """The volumes service is killed at each place that common/failpoints.py names; then nothing is orphaned or lost.
 
 A place that is never passed fails its row. What must hold afterwards: each directory of a volume has its record and
-each record its directory, nothing is mounted and no loop device is held that no job needs, and every byte that a job had
-synchronized is there.
+each record its directory, nothing is mounted and no loop device is held that no job needs, and every byte that a job
+had synchronized is there.
 """
 
 import os

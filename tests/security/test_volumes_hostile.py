@@ -44,7 +44,7 @@ for name in (b"\xff\xfe", b"-rf", b"new\nline", b"\x1b[31m", b"x" * 255, b"lost+
     tried("name", lambda: os.close(os.open(name, os.O_CREAT | os.O_WRONLY)))
 program = os.open("s", os.O_RDONLY)
 tried("immutable", fcntl.ioctl, program, 0x40086602, b"\x10" + bytes(7))  # FS_IOC_SETFLAGS, FS_IMMUTABLE_FL
-tried("project", fcntl.ioctl, program, 0x401C5820, bytes(12) + b"\x07" + bytes(15))  # FS_IOC_FSSETXATTR, another project
+tried("project", fcntl.ioctl, program, 0x401C5820, bytes(12) + b"\x07" + bytes(15))  # FS_IOC_FSSETXATTR
 tried("capability", os.setxattr, "s", "security.capability", bytes.fromhex("0100000200040000" + "00" * 12))
 os.chmod(".", 0)
 print(sorted(set(made)))
