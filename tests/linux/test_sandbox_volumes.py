@@ -15,6 +15,7 @@ import pytest
 
 from common.linux import mounts
 from common.messages.volumes import PreparedVolume
+from services.executor.launcher.volumes import PlaceVolume
 from tests.e2e.test_rootless import UID, as_user
 from tests.leaks import OWN_MARK
 from tests.linux.sandboxes import IDENTITY, Result, Sandboxes, host_mounts, prepared, with_task
@@ -401,7 +402,7 @@ def test_a_failed_step_leaves_no_mount(sandboxes: Sandboxes, data: Path, limited
     """The second of two volumes cannot be placed: what was taken of the first goes with the job's processes."""
     launch = sandboxes.plan("true", prepared=(prepared(limited, "/limited"), prepared(data, "/vol/data")))
     steps = tuple(
-        step._replace(path="/etc/passwd/x") if getattr(step, "path", "") == "/vol/data" else step
+        step._replace(path="/etc/passwd/x") if isinstance(step, PlaceVolume) and step.name == "data" else step
         for step in launch.task.operations
     )
     refused = failure(sandboxes.start_launch(with_task(launch, operations=steps)).result())
