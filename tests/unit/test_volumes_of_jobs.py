@@ -194,6 +194,56 @@ def test_a_refusal_is_told_as_it_is_and_leaves_nothing(error: JobletError) -> No
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("verb", ["check", "prepare"])
+def test_who_asks_for_the_volume_of_an_ended_job_waits_until_it_has_left(verb: str) -> None:
+    """The end of a job is known before its volumes are released. A job that has not ended is not waited for."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            first, second = new_job_id(), new_job_id()
+            await volumes.prepare(first, "ann", IDENTITY, (DATA,))
+            del service.asked[:]
+            in_use = precondition(f"in use by job {first}")
+
+            async def ask() -> None:
+                if verb == "check":
+                    await volumes.check("ann", (DATA,))
+                else:
+                    await volumes.prepare(second, "ann", IDENTITY, (DATA,))
+
+            service.refusals = [in_use]
+            with pytest.raises(JobletError, match="in use"):
+                await ask()
+            assert len(service.asked) == 1
+            service.refusals = [in_use]
+            volumes.leaving(first)
+            waiting = asyncio.create_task(ask())
+            await await_for(lambda: not service.refusals, what="the refusal")
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+            await volumes.release(first)
+            await waiting
+            assert isinstance(service.asked[-2], ReleaseVolumes)
+
+    asyncio.run(scenario())
+
+
+def test_an_ended_job_that_does_not_leave_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes may be stuck in the kernel: the refusal is told then."""
+    monkeypatch.setattr("services.executor.volumes.LEAVE_S_MAX", 0.05)
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            first = new_job_id()
+            await volumes.prepare(first, "ann", IDENTITY, (DATA,))
+            volumes.leaving(first)
+            service.refusals = [precondition("in use"), precondition("still in use")]
+            with pytest.raises(JobletError, match="still in use"):
+                await volumes.check("ann", (DATA,))
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.requirement("S1.49")
 def test_a_launch_waits_while_the_service_is_started_again() -> None:
     """Whether it answers that it is not ready, or what was asked is lost with it."""
