@@ -1,10 +1,14 @@
 """fscrypt on real images: what whoever has the image alone can read, and what a wrong key does."""
 
 import errno
+import fcntl
 import os
-from collections.abc import Iterator
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -24,6 +28,9 @@ pytestmark = [
 VOLUME = new_volume_id()
 KEY, WRONG = os.urandom(64), os.urandom(64)
 CRYPT = Fscrypt()
+FS_IOC_GET_ENCRYPTION_KEY_STATUS = 0xC080661A
+FSCRYPT_KEY_STATUS_PRESENT = 2
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -33,6 +40,28 @@ def volume(image: Path, *, key: bytes | None = KEY) -> Iterator[Path]:
         if key is not None:
             CRYPT.unlock(str(root / "data"), VOLUME, key, fresh=False)
         yield root / "data"
+
+
+def has_key(data: Path, key: bytes) -> bool:
+    """Whether the mounted file system has it. The identifier is asked of another file system, which never had it."""
+    with tempfile.TemporaryDirectory() as directory:
+        elsewhere = make_image(Path(directory, "image"))
+        with attached(elsewhere) as device:
+            make_file_system(device, CRYPT.features())
+            with mounted(device, Path(directory, "mount")) as root:
+                identifier = on(root, lambda descriptor: fscrypt.add_key(descriptor, key))
+    status = bytearray(struct.pack("=II16s104x", 2, 0, identifier))
+    on(data, lambda descriptor: fcntl.ioctl(descriptor, FS_IOC_GET_ENCRYPTION_KEY_STATUS, status))
+    return bool(struct.unpack_from("=I", status, 64)[0] == FSCRYPT_KEY_STATUS_PRESENT)
+
+
+def on(path: Path, action: Callable[[int], Result]) -> Result:
+    """What it answers for a descriptor of `path`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return action(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @pytest.fixture
@@ -97,10 +126,12 @@ def test_a_wrong_key_is_a_loss_of_data_not_garbage(image: Path) -> None:
         with pytest.raises(JobletError, match=f"the key of volume {VOLUME} is not the one") as refused:
             CRYPT.unlock(str(data), VOLUME, WRONG, fresh=False)
         assert refused.value.reason is Reason.DATA_LOSS
+        assert not has_key(data, WRONG)
         assert not [each for each in data.iterdir() if NAME in each.name]
         with pytest.raises(JobletError):
             CRYPT.unlock(str(data), VOLUME, KEY[:63] + bytes([KEY[63] ^ 1]), fresh=False)
         CRYPT.unlock(str(data), VOLUME, KEY, fresh=False)
+        assert has_key(data, KEY)
         assert (data / NAME).read_bytes() == TEXT * 10_000
     assert len(content_of(image)) == len(before)
 
