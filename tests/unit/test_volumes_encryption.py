@@ -159,6 +159,10 @@ def test_growing(setting: Setting) -> None:
     assert mapped.live.parameters == f"aes-xts-plain64 {KEY.hex()} 0 7:1 0"
     assert mapped.live.sectors == 3000
     setting.crypt.grow(new_volume_id(), KEY)  # is not mapped
+    interrupted = new_volume_id()
+    dm.Control(setting.kernel).create(f"joblet-{interrupted}", interrupted)
+    setting.crypt.grow(interrupted, KEY)
+    assert setting.kernel.mappings[f"joblet-{interrupted}"].loaded is None
 
 
 def test_closing(setting: Setting) -> None:

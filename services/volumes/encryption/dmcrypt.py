@@ -80,7 +80,8 @@ class DmCrypt:
     def grow(self, volume: VolumeId, key: bytes) -> None:
         """Map all of the device below. Nothing when the volume is not mapped."""
         with self._host.control() as control:
-            if control.status(_name(volume)) is None:
+            mapping = control.status(_name(volume))
+            if mapping is None or not mapping.active:
                 return
             (below,) = control.under(_name(volume))
             _load(control, volume, below, self._host.sectors(below), key)
