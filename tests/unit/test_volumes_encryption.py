@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,23 @@ def test_nodes_are_made_where_nobody_makes_them(tmp_path: Path) -> None:
     nodes.drop(volume)
     assert [each.name for each in path.parent.iterdir()] == [other]
     nodes.drop(other)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_nodes_of_many_volumes_do_not_meet(tmp_path: Path) -> None:
+    """Whoever removes the directory with his node does not keep another from making his."""
+    nodes = Nodes(tmp_path)
+
+    def live(number: int) -> None:
+        volume = new_volume_id()
+        for _ in range(200):
+            nodes.of(os.makedev(253, number), volume)
+            nodes.drop(volume)
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(live, number) for number in range(4)]:
+            done.result()
     assert not list(tmp_path.iterdir())
 
 

@@ -48,9 +48,7 @@ class Fscrypt:
         """
         with _opened(directory) as descriptor:
             identifier = _add(descriptor, key)
-            if fresh:
-                _encrypt(descriptor, identifier)
-            else:
+            if not (fresh and _encrypt(descriptor, identifier)):
                 _check(descriptor, identifier, volume)
 
     def grow(self, volume: VolumeId, key: bytes) -> None:
@@ -86,9 +84,17 @@ def _add(descriptor: int, key: bytes) -> bytes:
         raise
 
 
-def _encrypt(descriptor: int, identifier: bytes) -> None:
-    """And create a file: only then the kernel looks for the ciphers, which may be modules that are not there."""
-    fscrypt.set_policy(descriptor, fscrypt.aes_256(identifier))
+def _encrypt(descriptor: int, identifier: bytes) -> bool:
+    """Whether it is encrypted with this key now; False: it has content, or another policy.
+
+    A file is created for it: only then the kernel looks for the ciphers, which may be modules that are not there.
+    """
+    try:
+        fscrypt.set_policy(descriptor, fscrypt.aes_256(identifier))
+    except OSError as cause:
+        if cause.errno in {errno.EEXIST, errno.ENOTEMPTY}:
+            return False
+        raise
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         os.close(os.open(_TRIAL, flags, 0o600, dir_fd=descriptor))
@@ -97,6 +103,7 @@ def _encrypt(descriptor: int, identifier: bytes) -> None:
             raise precondition("this kernel has not got AES-256 in XTS and CTS mode", REPAIR) from cause
         raise
     os.unlink(_TRIAL, dir_fd=descriptor)
+    return True
 
 
 def _check(descriptor: int, identifier: bytes, volume: VolumeId) -> None:

@@ -9,11 +9,11 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from common.errors import invalid, precondition
+from common.errors import invalid, precondition, unavailable
 from common.identifiers import VolumeId
 from services.volumes.linux.dm import CONTROL_MAJOR, CONTROL_MINOR, Control, open_control
 
@@ -24,6 +24,7 @@ OURS: Final = "joblet-volumes"
 REPAIR: Final = "use a kernel with CONFIG_BLK_DEV_DM, CONFIG_DM_CRYPT and CONFIG_CRYPTO_XTS (modprobe dm_crypt)"
 _NO_RIGHT: Final = "run the node as root, with CAP_SYS_ADMIN and CAP_MKNOD, where /dev can be written"
 _ABSENT: Final = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOENT})
+_ATTEMPTS: Final = 64
 _CONTROL: Final = os.makedev(CONTROL_MAJOR, CONTROL_MINOR)
 
 
@@ -66,9 +67,8 @@ class Nodes:
             return str(kernels)
         node = self._ours / volume
         if not _is(node, stat.S_IFBLK, device):
-            self._make_directory()
             node.unlink(missing_ok=True)  # of a mapping before this one
-            os.mknod(node, stat.S_IFBLK | 0o600, device)
+            self._make(node, stat.S_IFBLK, device)
         return str(node)
 
     def drop(self, volume: VolumeId) -> None:
@@ -80,17 +80,25 @@ class Nodes:
         kernels = self._dev / "mapper" / "control"
         if _is(kernels, stat.S_IFCHR, _CONTROL):
             return open_control(str(kernels))
-        self._make_directory()
-        node = self._ours / f"control-{os.getpid()}-{os.urandom(4).hex()}"
-        os.mknod(node, stat.S_IFCHR | 0o600, _CONTROL)
+        node = self._ours / f"control-{os.urandom(8).hex()}"
+        self._make(node, stat.S_IFCHR, _CONTROL)
         try:
             return open_control(str(node))
         finally:
             node.unlink()
             self._remove_directory()
 
+    def _make(self, node: Path, kind: int, device: int) -> None:
+        for _ in range(_ATTEMPTS):
+            with suppress(FileNotFoundError):  # who removed the last other node took the directory with it
+                self._make_directory()
+                os.mknod(node, kind | 0o600, device)
+                return
+        raise unavailable(f"{self._ours} is removed again and again", "look who does that")
+
     def _make_directory(self) -> None:
-        self._ours.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):
+            self._ours.mkdir(mode=0o700)
         found = self._ours.lstat()
         if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or stat.S_IMODE(found.st_mode) & 0o077:
             raise precondition(f"{self._ours} is not a directory of joblet's alone", f"remove {self._ours}")
