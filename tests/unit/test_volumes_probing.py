@@ -1,5 +1,6 @@
 """What the doctor is told of volumes: a level for each way, and a reason with the repair where it is not enforced."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -63,3 +64,9 @@ def test_it_crosses_to_the_doctor_whole() -> None:
     line = report(found)
     assert "\n" not in line
     assert msgspec.json.decode(line, type=tuple[Capability, ...]) == capabilities(found)
+
+
+def test_every_name_stands_in_the_documentation() -> None:
+    """Scripts rely on them."""
+    manual = Path("docs/operations.md").read_text(encoding="utf-8")
+    assert not [each.name for each in capabilities(Found()) if f"`{each.name}`" not in manual]
