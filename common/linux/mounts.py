@@ -14,15 +14,20 @@ MS_RDONLY: Final = 0x1
 MS_NOSUID: Final = 0x2
 MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_NOATIME: Final = 0x400
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x4_0000
 MNT_DETACH: Final = 0x2
+UMOUNT_NOFOLLOW: Final = 0x8
 
 MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 _MOUNT_ATTR_IDMAP: Final = 0x10_0000
+
+_ESCAPES: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo, in this order
 
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -108,3 +113,21 @@ def mount_setattr(mounted: int, attributes: int, *, recursive: bool) -> None:
     change = _MountAttr(attr_set=attributes)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     _mount_setattr(mounted, b"", flags, ctypes.byref(change), ctypes.sizeof(change))
+
+
+def mount_id(descriptor: int) -> int:
+    """The id of the mount that a descriptor is on (proc_pid_fdinfo(5)); st_dev is the same on both sides of a bind."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in info if line.startswith("mnt_id:"))
+
+
+def mount_points() -> tuple[str, ...]:
+    """Where something is mounted in this mount namespace, in the order of mounting: proc_pid_mountinfo(5)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:  # noqa: PTH123
+        return tuple(_unescape(line.split(" ")[4]) for line in lines)
+
+
+def _unescape(word: str) -> str:
+    for escape, character in _ESCAPES:
+        word = word.replace(escape, character)
+    return word
