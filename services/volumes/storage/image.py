@@ -226,6 +226,7 @@ class ImageStorage:
         home = self._home(volume)
         try:
             places.make(home)
+            places.make_in(home, mounting.MOUNT)  # now: a disk that is full later must not be in the way of a mount
             yield home
         except Exception:
             self.delete(volume)

@@ -5,6 +5,7 @@ Every step finds what is there already. Not here: snapshots and copies (`image.p
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ _DAMAGES: Final = frozenset({errno.EUCLEAN, errno.EBADMSG, errno.EINVAL, errno.E
 _CANNOT_GROW_MOUNTED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY})
 _FITS_MAX: Final = 4
 _ST_RDONLY: Final = 1
+_MOMENT_S: Final = 2.0
+_POLL_S: Final = 0.02
 
 
 class Kernel(Protocol):
@@ -75,9 +78,9 @@ class ImageMount:
         reached("volumes.unmounted")
         if self._encryption is not None:
             self._encryption.close(self._volume)
-        with suppress(JobletError):  # without its image there is no device to look for
-            with imagefile.opened(self._home / imagefile.IMAGE) as image:
-                loops.release(image)
+        # Without its image there is no device to look for.
+        with suppress(JobletError), imagefile.opened(self._home / imagefile.IMAGE) as image:
+            loops.release(image)
 
     @contextmanager
     def device(self, image: int, key: bytes) -> Iterator[str]:
@@ -191,10 +194,21 @@ class ImageMount:
             self._mount(image, key)
 
     def _expect_unused(self, block: str, refused: OSError) -> None:
-        try:
-            os.close(os.open(block, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))  # a mount anywhere holds it exclusively
-        except OSError as cause:
-            raise self._in_use(refused) from cause
+        """A mount anywhere holds the device exclusively.
+
+        That of a job which is only just starting or ending, and has a copy of all that is mounted on the host, goes in
+        a moment; that of a job which has the volume stays.
+        """
+        deadline = time.monotonic() + _MOMENT_S
+        while True:
+            try:
+                os.close(os.open(block, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+            except OSError as cause:
+                if time.monotonic() > deadline:
+                    raise self._in_use(refused) from cause
+                time.sleep(_POLL_S)
+            else:
+                return
 
     def _in_use(self, refused: OSError) -> Exception:
         return precondition(

@@ -81,8 +81,7 @@ def opened_file(path: Path, flags: int) -> Iterator[int]:
 def make(home: Path) -> None:
     """The directory of a volume, and those above it; durable."""
     home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        home.mkdir(mode=0o700)
+    make_in(home.parent, home.name)
     make_in(home, SNAPSHOTS)
     synchronize(home.parent)
 
@@ -90,7 +89,7 @@ def make(home: Path) -> None:
 def make_in(home: Path, name: str) -> Path:
     """A directory in the volume's one; it may be there."""
     path = home / name
-    with suppress(FileExistsError):
+    with suppress(FileExistsError), enough_room(f"the directory {name}"):
         path.mkdir(mode=0o700)
     return path
 

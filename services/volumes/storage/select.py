@@ -161,7 +161,7 @@ class HostStorages:
         return frozenset(volume for parts in inside if parts and (volume := _parsed(parts[0])) is not None)
 
     def _loops(self) -> tuple[loops.Attached, ...]:
-        """Those of volumes here. One whose image is removed goes with the job that still has it: nothing hastens that."""
+        """Those of volumes here. One whose image is removed goes with the job that still has it."""
         return tuple(
             each
             for each in loops.present()
