@@ -124,7 +124,7 @@ def test_a_machine_that_says_nothing_is_a_failure(tmp_path: Path) -> None:
 def test_missing_programs_are_named_with_the_repair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can be installed the error names the packages."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LaneError, match=r"e2fsprogs, qemu-system-x86, util-linux.*install"):
+    with pytest.raises(LaneError, match=r"e2fsprogs, qemu-system-x86, util-linux, xfsprogs.*install"):
         packages.install_missing()
     with pytest.raises(LaneError, match="run it on Debian"):
         packages.newest_kernel()

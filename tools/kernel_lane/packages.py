@@ -13,7 +13,12 @@ from typing import Final, NamedTuple
 
 from tools.kernel_lane.errors import LaneError
 
-PROGRAMS: Final = {"qemu-system-x86_64": "qemu-system-x86", "mkfs.ext4": "e2fsprogs", "setpriv": "util-linux"}
+PROGRAMS: Final = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "setpriv": "util-linux",
+}
 """Program → the package that has it."""
 KERNEL: Final = "linux-image-amd64"
 """It depends on the newest kernel's package, whose name has the version in it."""
