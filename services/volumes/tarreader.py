@@ -167,7 +167,8 @@ class Reader:
         if not first_name:
             raise OSError(errno.EISDIR, "the link is to a directory")
         self._first.go(first_above, make=False)
-        os.stat(first_name, dir_fd=self._first.here, follow_symlinks=False)
+        if stat.S_ISDIR(os.stat(first_name, dir_fd=self._first.here, follow_symlinks=False).st_mode):
+            raise IsADirectoryError(errno.EISDIR, "the link is to a directory")
         if (first_above, first_name) == (above, name):
             return
         self._replace(name)
