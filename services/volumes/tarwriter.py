@@ -5,14 +5,13 @@ are sent as zeros. Of owners there are two: the volume's is `JOB_ID`, anybody el
 not in it. Only the standard library.
 """
 
-import errno
 import os
 import stat
 import tarfile
 from typing import Final
 
 from common.errors import JobletError, precondition
-from services.volumes.descent import Found, shown
+from services.volumes.descent import GONE, Found, link_text, shown
 from services.volumes.tarstream import BLOCK_BYTES, PIECE_BYTES, Outgoing
 
 JOB_ID: Final = 1000
@@ -21,7 +20,6 @@ LINK_NAMES_BYTES_MAX: Final = 32 * 2**20
 """Of names that are kept to find the second name of a file. What has no place here is sent as a file of its own."""
 
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_GONE: Final = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO})
 _NANOSECONDS: Final = 10**9
 
 
@@ -38,10 +36,11 @@ class Writer:
         self.entries = self.bytes = 0
         self.left_out = self.changed = self.unreadable_entries = 0
 
-    def enter(self, found: Found, opened: int) -> None:  # noqa: ARG002  # its name is all that is needed
+    def enter(self, found: Found, opened: int) -> bool:  # noqa: ARG002  # its name is all that is needed
         """Its own header."""
         self._path += f"{found.name}/"
         self._send_header(self._header(self._path, tarfile.DIRTYPE, found.status))
+        return True
 
     def leave(self, found: Found) -> None:
         """Back to the path of the directory above."""
@@ -61,11 +60,8 @@ class Writer:
         elif stat.S_ISREG(status.st_mode):
             self._file(parent, name, path)
         elif stat.S_ISLNK(status.st_mode):
-            try:
-                target = os.readlink(name, dir_fd=parent)
-            except OSError as cause:
-                if cause.errno not in {errno.ENOENT, errno.EINVAL}:
-                    raise
+            target = link_text(parent, name)
+            if target is None:
                 return
             self._send_header(self._header(path, tarfile.SYMTYPE, status, linkname=target))
             self._remember(status, path)
@@ -87,7 +83,7 @@ class Writer:
         try:
             opened = os.open(name, _FILE, dir_fd=parent)
         except OSError as cause:
-            if cause.errno not in _GONE:
+            if cause.errno not in GONE:
                 self._note_unreadable(path, cause)
             return
         try:

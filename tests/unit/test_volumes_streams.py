@@ -418,11 +418,12 @@ class Mover:
     def __init__(self, depth: int, root: Path) -> None:
         self._left, self._root = depth, root
 
-    def enter(self, found: Found, opened: int) -> None:  # noqa: ARG002  # a Visitor
+    def enter(self, found: Found, opened: int) -> bool:  # noqa: ARG002  # a Visitor
         """Count."""
         self._left -= 1
         if not self._left:
             (self._root / "d" / "d").rename(self._root.parent / "outside" / "moved")
+        return True
 
     def leave(self, found: Found) -> None:
         """Nothing."""
