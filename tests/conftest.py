@@ -70,6 +70,7 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs mkfs.btrfs": _missing_program("mkfs.btrfs"),
     "needs gcc": _missing_program("gcc"),
     "needs busybox": _missing_program("busybox"),
     "needs a disk": _no_disk,

@@ -1,4 +1,4 @@
-"""Mounts: mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12).
+"""Mounts: unshare(2), mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12).
 
 Headers: sys/mount.h, linux/mount.h, linux/fcntl.h. Trees are taken and placed by descriptor, so that no path is walked
 twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes from mount_setattr only.
@@ -28,6 +28,7 @@ MOUNT_ATTR_NOEXEC: Final = 0x8
 _MOUNT_ATTR_IDMAP: Final = 0x10_0000
 
 _ESCAPES: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo, in this order
+_CLONE_NEWNS: Final = 0x2_0000
 
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -48,12 +49,18 @@ class _MountAttr(ctypes.Structure):
 _char_p = ctypes.c_char_p
 _mount = declare("mount", _char_p, _char_p, _char_p, ctypes.c_ulong, _char_p)
 _umount2 = declare("umount2", _char_p, ctypes.c_int)
+_unshare = declare("unshare", ctypes.c_int)
 _pivot_root = declare_syscall("pivot_root", _char_p, _char_p)
 _open_tree = declare_syscall("open_tree", ctypes.c_int, _char_p, ctypes.c_uint)
 _move_mount = declare_syscall("move_mount", ctypes.c_int, _char_p, ctypes.c_int, _char_p, ctypes.c_uint)
 _mount_setattr = declare_syscall(
     "mount_setattr", ctypes.c_int, _char_p, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
+
+
+def unshare_mounts() -> None:
+    """Give this process mounts of its own, as they are now. Propagation stays: see MS_PRIVATE. linux/sched.h."""
+    _unshare(_CLONE_NEWNS)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:

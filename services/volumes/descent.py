@@ -19,7 +19,8 @@ OPEN_MAX: Final = 64
 _SHOWN_MAX: Final = 200
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_REPLACED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""What opening a thing fails with that is not there any more, or is something else by now."""
 
 
 class Moved(Exception):
@@ -109,8 +110,8 @@ class Found(NamedTuple):
 class Visitor(Protocol):
     """What is done with each thing. Exceptions end the walk."""
 
-    def enter(self, found: Found, opened: int) -> None:
-        """A directory; all that is in it comes next, and then `leave`."""
+    def enter(self, found: Found, opened: int) -> bool:
+        """A directory; all that is in it comes next, and then `leave`. False: it is to be passed by."""
 
     def leave(self, found: Found) -> None:
         """The directory that was entered last is done."""
@@ -120,6 +121,16 @@ class Visitor(Protocol):
 
     def unreadable(self, parent: int, name: str, cause: OSError) -> bool:
         """A directory that cannot be entered, although it is there. True: it can be now."""
+
+
+def link_text(parent: int, name: str) -> str | None:
+    """What a symbolic link says; None: it is gone, or no link any more."""
+    try:
+        return os.readlink(name, dir_fd=parent)
+    except OSError as cause:
+        if cause.errno in {errno.ENOENT, errno.EINVAL}:
+            return None
+        raise
 
 
 def shown(name: object) -> str:
@@ -159,12 +170,14 @@ def _enter(descent: Descent, name: str, visitor: Visitor) -> os.stat_result | No
         try:
             descent.down(name)
         except OSError as cause:
-            if cause.errno in _REPLACED or not visitor.unreadable(parent, name, cause):
+            if cause.errno in GONE or not visitor.unreadable(parent, name, cause):
                 return None
             descent.down(name)
         status = os.fstat(descent.here)
-        visitor.enter(Found(parent, name, status), descent.here)
-        return status
+        if visitor.enter(Found(parent, name, status), descent.here):
+            return status
+        descent.up()
+        return None
     finally:
         os.close(parent)
 

@@ -18,7 +18,7 @@ import structlog
 from common.errors import precondition, unavailable
 from common.linux.files import synchronize_file_system
 from common.messages.volumes import CopyMethod
-from services.volumes.descent import Descent, Found, Moved, shown, walk
+from services.volumes.descent import GONE, Descent, Found, Moved, link_text, shown, walk
 from services.volumes.storage.copies import NO_SPACE, copy_content, no_room
 
 log = structlog.get_logger(__name__)
@@ -115,8 +115,8 @@ def _opened(stack: contextlib.ExitStack, path: Path) -> int:
 class _Removal:
     """Removes what it is shown."""
 
-    def enter(self, found: Found, opened: int) -> None:
-        pass
+    def enter(self, found: Found, opened: int) -> bool:  # noqa: ARG002  # a Visitor
+        return True
 
     def leave(self, found: Found) -> None:
         os.rmdir(found.name, dir_fd=found.parent)
@@ -154,10 +154,14 @@ class _Copying:
     def method(self) -> CopyMethod:
         return CopyMethod.REFLINK if self._shared and not self._copied else CopyMethod.COPY
 
-    def enter(self, found: Found, opened: int) -> None:
-        os.mkdir(found.name, 0o700, dir_fd=self._descent.here)
+    def enter(self, found: Found, opened: int) -> bool:
+        try:
+            os.mkdir(found.name, 0o700, dir_fd=self._descent.here)
+        except FileExistsError:  # who renames while a directory is read may have shown a name twice
+            return False
         self._descent.down(found.name)
         _copy_attributes(opened, self._descent.here)
+        return True
 
     def leave(self, found: Found) -> None:
         # Only now: what is made in a directory changes its times, and may not be allowed by its mode.
@@ -175,7 +179,11 @@ class _Copying:
         key = f"{found.status.st_ino:x}" if found.status.st_nlink > 1 else ""
         if key and self._linked(key, found.name):
             return
-        if self._made(found) and key:
+        try:
+            made = self._made(found)
+        except FileExistsError:  # see enter
+            return
+        if made and key:
             with contextlib.suppress(FileExistsError):  # of a file that had as many names as one can have
                 os.link(found.name, key, src_dir_fd=self._descent.here, dst_dir_fd=self._links, follow_symlinks=False)
 
@@ -183,27 +191,27 @@ class _Copying:
         try:
             os.link(key, name, src_dir_fd=self._links, dst_dir_fd=self._descent.here, follow_symlinks=False)
         except OSError as cause:
-            if cause.errno not in {errno.ENOENT, errno.EMLINK}:
+            if cause.errno not in {errno.ENOENT, errno.EMLINK, errno.EEXIST}:
                 raise
-            return False
+            return cause.errno == errno.EEXIST  # see enter
         return True
 
     def _made(self, found: Found) -> bool:
         parent, name, status = found
         here = self._descent.here
-        try:
-            if stat.S_ISREG(status.st_mode):
-                return self._file(parent, name)
-            if stat.S_ISLNK(status.st_mode):
-                os.symlink(os.readlink(name, dir_fd=parent), name, dir_fd=here)
-            elif stat.S_ISFIFO(status.st_mode):
-                os.mkfifo(name, 0o600, dir_fd=here)
-                os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=here)
-            else:
-                self.left_out += 1
+        if stat.S_ISREG(status.st_mode):
+            return self._file(parent, name)
+        if stat.S_ISLNK(status.st_mode):
+            target = link_text(parent, name)
+            if target is None:
                 return False
-        except FileNotFoundError:
-            return False  # gone meanwhile
+            os.symlink(target, name, dir_fd=here)
+        elif stat.S_ISFIFO(status.st_mode):
+            os.mkfifo(name, 0o600, dir_fd=here)
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=here)
+        else:
+            self.left_out += 1
+            return False
         if os.geteuid() == 0:
             os.chown(name, status.st_uid, status.st_gid, dir_fd=here, follow_symlinks=False)
         os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=here, follow_symlinks=False)
@@ -214,8 +222,8 @@ class _Copying:
             try:
                 original = os.open(name, _FILE, dir_fd=parent)
             except OSError as cause:
-                if cause.errno in {errno.ENOENT, errno.ELOOP, errno.ENXIO}:
-                    return False  # gone meanwhile, or something else by now
+                if cause.errno in GONE:
+                    return False
                 raise
             opened.callback(os.close, original)
             status = os.fstat(original)
