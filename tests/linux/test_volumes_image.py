@@ -565,7 +565,7 @@ def test_after_a_power_cut(storage: ImageStorage, layout: Layout) -> None:
 
 
 @pytest.mark.requirement("S1.39")
-@pytest.mark.skipif(not fscrypt.offered(), reason="needs a kernel whose ext4 can encrypt")
+@pytest.mark.skipif(not fscrypt.offered(), reason="needs fscrypt: ext4 of this kernel cannot encrypt")
 def test_encrypted(storage: ImageStorage, layout: Layout) -> None:
     """The whole way with a key: exact, unlocked, nothing in clear, copied, grown; another key is refused."""
     key, secret = os.urandom(64), b"the quick brown secret" * 200

@@ -110,8 +110,9 @@ class _Count:
         self.used_bytes = 0
         self.entries = 0
 
-    def enter(self, found: Found, opened: int) -> None:  # noqa: ARG002
+    def enter(self, found: Found, opened: int) -> bool:  # noqa: ARG002
         self._add(found)
+        return True
 
     def leave(self, found: Found) -> None:
         pass

@@ -172,8 +172,10 @@ def _free_number() -> int:
 
 
 def _refuse_discards(path: str) -> None:
+    limit = _BLOCK / Path(path).name / "queue/discard_max_bytes"
     try:
-        write_once(str(_BLOCK / Path(path).name / "queue/discard_max_bytes"), "0")
+        if limit.read_text(encoding="ascii").strip() != "0":  # a write stops the device for some milliseconds
+            write_once(str(limit), "0")
     except OSError as cause:
         raise precondition(
             f"the kernel could give blocks of images away: {cause}", "mount /sys so that it can be written"
