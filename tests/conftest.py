@@ -61,6 +61,16 @@ def _no_device_mapper() -> bool:
     return "device-mapper" not in Path("/proc/misc").read_text()
 
 
+def _no_dm_crypt() -> bool:
+    from services.volumes.encryption.dmcrypt import DmCrypt  # of a few tests only
+
+    try:
+        DmCrypt().try_out()
+    except Exception:  # noqa: BLE001  # whatever it is, it cannot be had
+        return True
+    return False
+
+
 def _no_project_quotas() -> bool:
     with tempfile.NamedTemporaryFile() as image, tempfile.TemporaryDirectory() as point:
         os.truncate(image.name, 16 * 2**20)
@@ -79,6 +89,7 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs dm-crypt": _no_dm_crypt,
     "needs project quotas": _no_project_quotas,
     "needs mkfs.btrfs": _missing_program("mkfs.btrfs"),
     "needs gcc": _missing_program("gcc"),

@@ -13,10 +13,12 @@ import pytest
 
 from common.config.layout import Layout
 from common.errors import JobletError, Reason
+from common.identifiers import new_volume_id
 from common.linux import files
 from common.messages.volumes import CopyMethod, VolumeRecord
 from services.volumes.encryption import fscrypt
 from services.volumes.encryption.choose import encryption_of
+from services.volumes.encryption.dmcrypt import DmCrypt
 from services.volumes.ports import Place
 from services.volumes.storage import copies, ext4, imagefile, loops, mounting, programs
 from services.volumes.storage.image import ImageStorage
@@ -27,6 +29,7 @@ from tests.linux.volume_storage import (
     as_job,
     fill,
     free_bytes,
+    fresh_loop_device,
     killed_at,
     lagging_namespace,
     layout_at,
@@ -131,6 +134,7 @@ def test_what_the_job_gets(storage: ImageStorage) -> None:
 @pytest.mark.threat("C07")
 def test_a_job_cannot_make_holes(storage: ImageStorage, layout: Layout) -> None:
     """Writing here and there into allocated space, giving space back, trimming as root: every block stays."""
+    fresh_loop_device()
     volume = record(24 * MIB)
     storage.create(volume, b"")
     place = storage.mount(volume, b"", JOB)
@@ -565,31 +569,45 @@ def test_after_a_power_cut(storage: ImageStorage, layout: Layout) -> None:
 
 
 @pytest.mark.requirement("S1.39")
-@pytest.mark.skipif(not fscrypt.offered(), reason="needs fscrypt: ext4 of this kernel cannot encrypt")
-def test_encrypted(storage: ImageStorage, layout: Layout) -> None:
+@pytest.mark.parametrize("encryption", ["fscrypt", "dm-crypt"])
+def test_encrypted(storage: ImageStorage, layout: Layout, encryption: str) -> None:
     """The whole way with a key: exact, unlocked, nothing in clear, copied, grown; another key is refused."""
+    if not _offered(encryption):
+        pytest.skip(f"needs {encryption}")
+    snapshot = new_volume_id()
     key, secret = os.urandom(64), b"the quick brown secret" * 200
-    volume = record(4 * MIB, encryption="fscrypt")
+    volume = record(4 * MIB, encryption=encryption)
     storage.create(volume, key)
     place = storage.mount(volume, key, JOB)
     assert free_bytes(place.source) == 4 * MIB
     write(place, "file", secret)
-    storage.snapshot(volume, "one")
+    storage.snapshot(volume, snapshot)
     storage.unmount(volume)
     assert secret[:22] not in image_of(layout, volume).read_bytes()
-    opened = storage.open_snapshot(volume, "one", key)
+    opened = storage.open_snapshot(volume, snapshot, key)
     assert (Path(opened.source) / "file").read_bytes() == secret
-    storage.close_snapshot(volume, "one")
+    storage.close_snapshot(volume, snapshot)
     with pytest.raises(JobletError):
         storage.mount(volume, os.urandom(64), JOB)
     assert not mounting.is_mounted(layout.volume_dir(volume.id) / "mount")
     storage.resize(volume, 12 * MIB, key)
     grown = msgspec.structs.replace(volume, size_bytes=12 * MIB)
-    copy = msgspec.structs.replace(record(12 * MIB), encryption="fscrypt")
+    copy = msgspec.structs.replace(record(12 * MIB), encryption=encryption)
     storage.clone(grown, "", copy, key)
     for each in (grown, copy):
         assert (Path(storage.mount(each, key, JOB).source) / "file").read_bytes() == secret
         storage.delete(each)
+
+
+def _offered(encryption: str) -> bool:
+    """By trying."""
+    if encryption == "fscrypt":
+        return fscrypt.offered()
+    try:
+        DmCrypt().try_out()
+    except (JobletError, OSError):
+        return False
+    return True
 
 
 def test_thaw_and_freeze_are_the_kernels(storage: ImageStorage) -> None:

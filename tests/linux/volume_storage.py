@@ -1,5 +1,6 @@
 """Volumes for tests of their storage: records, a job's user, a kill at a named place, a small disk, loop devices."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -141,6 +142,14 @@ def may_grow_mounted() -> bool:
     status = Path("/proc/self/status").read_text()
     effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
     return bool(int(effective, 16) >> 24 & 1)
+
+
+def fresh_loop_device() -> None:
+    """The device that is taken next is a new one, which gives blocks away; the kernel keeps the limit of an old one."""
+    with open(loop.CONTROL, "r+b", buffering=0) as control:  # noqa: PTH123
+        number = loop.free_number()
+        fcntl.ioctl(control, 0x4C81, number)  # LOOP_CTL_REMOVE
+        fcntl.ioctl(control, 0x4C80, number)  # LOOP_CTL_ADD
 
 
 def loops_below(directory: Path) -> list[str]:

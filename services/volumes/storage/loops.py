@@ -7,9 +7,9 @@ A device lets its image go at its last close (LO_FLAGS_AUTOCLEAR): when the file
 descriptor of whoever attached it is closed. So nothing is left of a service that was killed in between.
 
 Images must keep every block that they have. The driver makes holes in the file where the file system discards blocks,
-and also where it wants zeros (it says REQ_OP_WRITE_ZEROES, without NOUNMAP): a job that writes into space it has
-allocated can cause that. With discard_max_bytes at 0 the driver refuses both, and zeros are written (Linux 5.19; the
-limit stays with the device, also for who takes it next).
+as fstrim on the host has it do, and also where it wants zeros (sb_issue_zeroout: tables of inodes, pieces of extents).
+With discard_max_bytes at 0 the driver refuses both, and zeros are written (Linux 5.19). The limit stays with the device
+also for who takes it next, until it is removed (LOOP_CTL_REMOVE): the kernel then knows no granularity to raise it by.
 
 Not here: the calls (`linux/loop.py`).
 """
