@@ -516,6 +516,7 @@ def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
     storage.close_snapshot(volume, "one")
     storage.close_snapshot(volume, "one")
     storage.unmount(volume)
+    (layout.volume_dir(volume.id) / "image.copy.new").write_bytes(b"of a restore that was interrupted")
     storage.restore(volume, "one", volume.size_bytes)
     place = storage.mount(volume, b"", JOB)
     assert (Path(place.source) / "file").read_bytes() == b"first"
@@ -527,6 +528,20 @@ def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
         storage.restore(volume, "none", MIB)
     for each in (volume, copy):
         storage.delete(each)
+
+
+def test_what_was_interrupted_takes_no_room(storage: ImageStorage, layout: Layout) -> None:
+    """A copy of a restore, or of a snapshot, that never became whole."""
+    volume = record(MIB)
+    storage.create(volume, b"")
+    home = layout.volume_dir(volume.id)
+    for name in ("image.copy", "image.copy.new", "snapshots/one.new"):
+        (home / name).write_bytes(b"x" * MIB)
+    storage.mount(volume, b"", JOB)
+    storage.drop_snapshot(volume, "one")
+    assert names(home) == ["image", "mount", "snapshots"]
+    assert names(home / "snapshots") == []
+    storage.delete(volume)
 
 
 def test_a_snapshot_from_before_it_grew(storage: ImageStorage) -> None:

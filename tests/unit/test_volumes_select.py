@@ -45,6 +45,7 @@ def test_the_best_that_is_allowed(
     tmp_path: Path,
     possible: Possible,
     quota: Literal["auto", "project", "image"],
+    *,
     advisory: bool,
     expected: Enforcement,
 ) -> None:

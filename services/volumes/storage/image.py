@@ -63,6 +63,7 @@ class ImageStorage:
         mount = self._mount_of(volume)
         with places.opened(self._home(volume)):
             found = mount.is_mounted
+        self._tidy(volume)
         mount.mount(key)
         try:
             place = self._settle(volume, mount.point / places.DATA, key, ids)
@@ -120,7 +121,9 @@ class ImageStorage:
     def drop_snapshot(self, volume: VolumeRecord, snapshot: str) -> None:
         """See ports.Storage.drop_snapshot."""
         self.close_snapshot(volume, snapshot)
-        places.discard(places.snapshot_path(self._home(volume), snapshot))
+        path = places.snapshot_path(self._home(volume), snapshot)
+        for each in (path, path.with_name(f"{path.name}.new")):  # the second: of a copy that was interrupted
+            places.discard(each)
 
     def restore(self, volume: VolumeRecord, snapshot: str, size_bytes: int) -> None:  # noqa: ARG002  # the image tells
         """See ports.Storage.restore. A file system that is smaller than the volume is enlarged at the next mount."""
@@ -231,6 +234,11 @@ class ImageStorage:
         except Exception:
             self.delete(volume)
             raise
+
+    def _tidy(self, volume: VolumeRecord) -> None:
+        """What an interrupted restore left takes as much room as the volume."""
+        for name in (_COPY, f"{_COPY}.new"):
+            places.discard(self._home(volume) / name)
 
     def _name(self, home: Path, new: str) -> None:
         (home / new).rename(home / imagefile.IMAGE)

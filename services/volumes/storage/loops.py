@@ -117,21 +117,13 @@ def _find(image: int) -> tuple[str, int] | None:
     """The device that has this file, open: it cannot lose the file before it is closed."""
     for candidate in present():
         try:
-            descriptor = os.open(candidate.path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # gone, or read-only: no image that can be written is behind that
-            descriptor = _open_read_only(candidate.path)
-        if descriptor >= 0:
-            if _is_behind(image, descriptor):  # asked only now: before the open it could have been cleared
-                return candidate.path, descriptor
-            os.close(descriptor)
+            descriptor = os.open(candidate.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # gone meanwhile
+            continue
+        if _is_behind(image, descriptor):  # asked only now: before the open it could have been cleared
+            return candidate.path, descriptor
+        os.close(descriptor)
     return None
-
-
-def _open_read_only(path: str) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return -1
 
 
 def _is_behind(image: int, descriptor: int) -> bool:

@@ -64,7 +64,9 @@ def snapshot(home: Path, name: str) -> CopyMethod:
 
 def drop_snapshot(home: Path, name: str) -> None:
     """Remove one."""
-    places.discard(places.snapshot_path(home, name))
+    path = places.snapshot_path(home, name)
+    for each in (path, path.with_name(f"{name}.new"), path.with_name(f"{name}.new.links")):  # of an interrupted copy
+        places.discard(each)
 
 
 def snapshot_place(home: Path, name: str) -> Place:
