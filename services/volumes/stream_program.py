@@ -83,6 +83,7 @@ def confine(directory: int, uid: int, gid: int, *, read_only: bool) -> int:
         forbid_new_privileges()
         forbid_dumping()
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     renounce_new_privileges()
     _leave_the_host(directory, read_only=read_only)
     os.setgroups([])

@@ -38,12 +38,14 @@ class Outgoing(_End):
     def __init__(self, connection: socket.socket, *, stall_s: float) -> None:
         super().__init__(connection, stall_s, select.POLLOUT)
         self._waiting = bytearray()
-        self.bytes = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Raises JobletError: DEADLINE, or UNAVAILABLE when the other end is gone."""
+        if len(data) >= PIECE_BYTES:
+            self.flush()
+            self._send(memoryview(data))
+            return
         self._waiting += data
-        self.bytes += len(data)
         if len(self._waiting) >= _BUFFER_BYTES:
             self.flush()
 
@@ -56,16 +58,17 @@ class Outgoing(_End):
 
     def flush(self) -> None:
         """Send what is waiting."""
-        with memoryview(self._waiting) as all_of_it:
-            sent = 0
-            while sent < len(all_of_it):
-                try:
-                    sent += self._connection.send(all_of_it[sent:])
-                except BlockingIOError:
-                    self._wait()
-                except (BrokenPipeError, ConnectionResetError) as cause:
-                    raise unavailable("the receiver of the stream has gone", "try again") from cause
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, bytearray()
+        self._send(memoryview(waiting))
+
+    def _send(self, data: memoryview) -> None:
+        while data:
+            try:
+                data = data[self._connection.send(data) :]
+            except BlockingIOError:
+                self._wait()
+            except (BrokenPipeError, ConnectionResetError) as cause:
+                raise unavailable("the receiver of the stream has gone", "try again") from cause
 
 
 class Incoming(_End):

@@ -12,7 +12,7 @@ from typing import Final
 
 from common.errors import JobletError, precondition
 from services.volumes.descent import GONE, Found, link_text, shown
-from services.volumes.tarstream import BLOCK_BYTES, PIECE_BYTES, Outgoing
+from services.volumes.tarstream import BLOCK_BYTES, Outgoing
 
 JOB_ID: Final = 1000
 NOBODY: Final = 65534
@@ -20,6 +20,7 @@ LINK_NAMES_BYTES_MAX: Final = 32 * 2**20
 """Of names that are kept to find the second name of a file. What has no place here is sent as a file of its own."""
 
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_READ_BYTES: Final = 256 * 1024
 _NANOSECONDS: Final = 10**9
 
 
@@ -100,7 +101,7 @@ class Writer:
         """So many bytes as the header said, whatever becomes of the file."""
         left = status.st_size
         try:
-            while left and (piece := os.read(opened, min(left, PIECE_BYTES))):
+            while left and (piece := os.read(opened, min(left, _READ_BYTES))):
                 self._outgoing.write(piece)
                 left -= len(piece)
         except OSError as cause:

@@ -310,17 +310,20 @@ def test_a_tree_for_which_there_is_no_room_leaves_nothing(small: Path, tmp_path:
 
 @pytest.mark.threat("A03")
 def test_a_tree_that_changes_meanwhile_leads_nowhere(tmp_path: Path) -> None:
-    """A directory and a link swap places all the time: the copy has the one or the other, or fails, and no more."""
+    """Directory and link, file and link swap places all the time: the copy has the one or the other, and no more."""
     outside, source = tmp_path / "outside", tmp_path / "tree"
     outside.mkdir()
     (outside / "witness").write_text("untouched")
     (source / "d").mkdir(parents=True)
     (source / "d" / "inside").write_text("x")
     (source / "link").symlink_to(outside)
+    (source / "f").write_text("x")
+    (source / "file link").symlink_to(outside / "witness")
     program = (
         "import os, sys; os.chdir(sys.argv[1]); print(flush=True)\n"
         "while True:\n"
         " os.rename('d', 'e'); os.rename('link', 'd'); os.rename('d', 'link'); os.rename('e', 'd')\n"
+        " os.rename('f', 'g'); os.rename('file link', 'f'); os.rename('f', 'file link'); os.rename('g', 'f')\n"
     )
     swapping = subprocess.Popen([sys.executable, "-c", program, str(source)], stdout=subprocess.PIPE)
     assert swapping.stdout is not None
@@ -330,13 +333,13 @@ def test_a_tree_that_changes_meanwhile_leads_nowhere(tmp_path: Path) -> None:
         for _ in range(150):
             copy_tree(str(source), str(tmp_path / "copy"))
             for path in (tmp_path / "copy").rglob("*"):
-                seen.add(path.name)
+                seen |= {path.name, *([path.read_text()] if path.is_file() and not path.is_symlink() else [])}
             remove_tree(tmp_path / "copy")
     finally:
         swapping.kill()
         swapping.wait()
         swapping.stdout.close()
-    assert "witness" not in seen
+    assert not {"witness", "untouched"} & seen
     assert (outside / "witness").read_text() == "untouched"
 
 

@@ -16,7 +16,7 @@ names = st.one_of(
     st.binary(min_size=1, max_size=40).map(lambda raw: raw.replace(b"/", b"_").replace(b"\0", b"_")),
 ).filter(lambda name: name not in (b".", b".."))
 large = {"hole": bytes(70_000), "block": b"x" * 512, "mixed": b"\0" * 65_535 + b"x" * 65_538, "odd": b"end" * 170}
-contents = st.one_of(st.binary(max_size=2000), st.sampled_from(sorted(large)).map(large.__getitem__))
+contents = st.one_of(st.binary(max_size=2000), st.sampled_from(sorted(large)).map(lambda name: large[name]))
 times = st.integers(-(10**18), 4 * 10**18)
 modes = st.integers(0, 0o777)
 things = st.recursive(
