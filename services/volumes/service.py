@@ -74,7 +74,7 @@ class Volumes:
             transport,
             VOLUMES_COMMANDS,
             API_REPLIES,
-            dict.fromkeys(VOLUME_COMMANDS, self._answer),
+            dict.fromkeys(VOLUME_COMMANDS, self.answer),
             also=(EXECUTOR_REPLIES,),
         )
         self._handlers: Mapping[type[Body], Handler] = {}
@@ -134,5 +134,6 @@ class Volumes:
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
 
-    async def _answer(self, request: Body) -> Body:
+    async def answer(self, request: Body) -> Body:
+        """What is answered to one command. Raises JobletError."""
         return await self._handlers[type(request)](request)
