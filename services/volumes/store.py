@@ -78,6 +78,8 @@ class VolumeStore:
 
     def __init__(self, path: Path, *, now_ns: int) -> None:
         self.connection, self.salvaged = open_database(path, FILE, now_ns=now_ns)
+        # A flipped bit can make text of what is none: its checksum shall tell, not an error that hides all other rows.
+        self.connection.text_factory = lambda raw: raw.decode(errors="surrogateescape")
 
     def load(self) -> Stored:
         """All of it."""
@@ -162,7 +164,9 @@ def _packed(keys: list[str], value: object) -> bytes:
 
 
 def _checksum(keys: list[str], data: bytes) -> bytes:
-    return zlib.crc32(data, zlib.crc32("\0".join(keys).encode())).to_bytes(_CHECKSUM_BYTES, "little")
+    return zlib.crc32(data, zlib.crc32("\0".join(keys).encode(errors="surrogateescape"))).to_bytes(
+        _CHECKSUM_BYTES, "little"
+    )
 
 
 def _decoded(

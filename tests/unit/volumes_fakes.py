@@ -47,6 +47,10 @@ API = f"api-replies-{os.getpid()}.sock"
 MIB = 2**20
 
 
+def nowhere(place: str) -> None:
+    """Every place is passed."""
+
+
 class Killed(BaseException):
     """Stands for kill -9: nothing that the service has written catches it."""
 
@@ -83,6 +87,7 @@ class FakeDisk:
         self.enforcement = Enforcement.IMAGE
         self.used_bytes: dict[VolumeId, int] = {}
         self.overlaps: list[str] = []
+        self.watch: Callable[[str], None] = nowhere  # told of the beginning and the end of every call
         self._busy: set[VolumeId] = set()
         self._guard = threading.Lock()
 
@@ -104,7 +109,9 @@ class FakeDisk:
                 gate.wait(30)
             if name in self.trouble:
                 raise self.trouble[name]
+            self.watch(f"{name} begins")
             yield
+            self.watch(f"{name} ends")
         finally:
             with self._guard:
                 self._busy -= {volume} if alone else set()
@@ -382,10 +389,6 @@ def volume_settings(base: Path, **volumes: Any) -> Settings:
     settings = Settings(joblet=Joblet(base_dir=str(base), volumes=VolumeSettings(**volumes)))
     layout_of(settings).state.mkdir(parents=True, exist_ok=True)
     return settings
-
-
-def nowhere(place: str) -> None:
-    """Every place is passed."""
 
 
 def make_service(
