@@ -71,7 +71,9 @@ class IdleMounts:
                 await self._let_go(volume)
             timeout_s = RETRY_S if idle.next_due_ns is None else min(RETRY_S, idle.next_due_ns / NS_PER_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), timeout_s)
+                # Not wait_for: in Python 3.11 it swallows a cancel that comes together with what it waits for.
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
 
     def look(self) -> Idle:
         """What is due now."""
