@@ -62,6 +62,7 @@ def test_directories_have_the_documented_modes_and_owners(base: Path) -> None:
         "audit_persist": (0o700, 902, 903),
         "logs": (0o700, 902, 903),
         "metrics": (0o700, 902, 903),
+        "volumes": (0o700, 0, 903),
     }
 
 
