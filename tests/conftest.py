@@ -56,6 +56,10 @@ def _no_bfq() -> bool:
     return not any("bfq" in each.read_text() for each in Path("/sys/block").glob("*/queue/scheduler"))
 
 
+def _no_device_mapper() -> bool:
+    return "device-mapper" not in Path("/proc/misc").read_text()
+
+
 EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs root": lambda: os.geteuid() != 0,
     "needs to be unprivileged": lambda: os.geteuid() == 0,
@@ -70,6 +74,8 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs busybox": _missing_program("busybox"),
     "needs a disk": _no_disk,
     "needs a loop device": lambda: not Path("/dev/loop-control").exists(),
+    "needs a device mapper": _no_device_mapper,
+    "needs fscrypt": lambda: not Path("/sys/fs/ext4/features/encryption").exists(),
     "needs the BFQ scheduler": _no_bfq,
     "needs x86_64": lambda: os.uname().machine != "x86_64",
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
