@@ -127,9 +127,9 @@ class Disk:
             return space, time.perf_counter_ns() - began
 
         space, took_ns = await self._quickly("unmounting", volume, unmount)
-        self._gauges.note_unmounted(volume.id, took_ns)
         if space is not None:
             await self._records.apply(volume.id, Measured(at_ns=self._clock_ns(), **space._asdict()))
+        self._gauges.note_unmounted(volume.id, took_ns)
 
     async def measure(self, volume: Volume) -> Space | None:
         """What a mounted volume holds, noted in the gauges."""
