@@ -124,6 +124,26 @@ def test_any_order_of_events(kind: VolumeKind, shared: bool, made: bool, sequenc
         check_consistent(volume)
 
 
+together = st.one_of(
+    st.builds(happens.UseRequested, at_ns=times, job=jobs, path=st.just("/a"), read_only=st.booleans()),
+    st.builds(happens.Released, at_ns=times, job=jobs),
+    st.builds(happens.WorkBegun, at_ns=times, work=works),
+    st.builds(happens.WorkEnded, at_ns=times),
+)
+
+
+@pytest.mark.requirement("S1.33")
+@settings(max_examples=300, deadline=None)
+@given(st.booleans(), st.lists(together, max_size=15))
+def test_who_has_it_together(shared: bool, sequence: list[AnyEvent]) -> None:  # noqa: FBT001
+    """The same, of what comes and goes only: most sequences above end in a volume that nobody can have."""
+    volume = new_volume(VolumeKind.FILESYSTEM, shared=shared, status=VolumeStatus.AVAILABLE)
+    for event in sequence:
+        decision = handle(volume, event)
+        volume = decision.volume if isinstance(decision, Transition) else volume
+        check_consistent(volume)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(VolumeKind), st.booleans(), st.lists(events, max_size=30), jobs)
 def test_what_is_asked_twice_is_decided_once(

@@ -145,11 +145,14 @@ def test_limits_hold_at_the_limit_and_not_one_above(tmp_path: Path) -> None:
     serve(scenario, tmp_path, owner_count_max=3, count_max=5, owner_bytes_max=4 * MIB)
 
 
-def test_many_at_once_do_not_pass_a_limit_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_many_at_once_do_not_pass_a_limit_together(tmp_path: Path, *, encrypted: bool) -> None:
     """What is being made counts from the moment in which it was admitted."""
 
     async def scenario(node: Node) -> None:
-        made = await asyncio.gather(*(node.create(f"v{n}") for n in range(20)), return_exceptions=True)
+        made = await asyncio.gather(
+            *(node.create(f"v{n}", encrypted=encrypted) for n in range(20)), return_exceptions=True
+        )
         assert sum(not isinstance(each, BaseException) for each in made) == 7
         assert len(node.disk.volumes) == 7
 

@@ -201,6 +201,26 @@ def test_a_memory_volume_is_cleared_when_its_last_job_leaves(tmp_path: Path) -> 
     serve(scenario, tmp_path, disk)
 
 
+def test_who_comes_while_a_volume_is_let_go_has_it_afterwards(tmp_path: Path) -> None:
+    """The last job leaves, the next one comes: unmounted and mounted one after the other, never both at once."""
+    disk = FakeDisk()
+
+    async def scenario(node: Node) -> None:
+        made = await node.create(kind=VolumeKind.MEMORY, shared=True)
+        first, second = await node.use("data"), new_job_id()
+        gate = disk.gates["unmount"] = threading.Event()
+        leaving = asyncio.create_task(node.release(first))
+        await await_for(lambda: disk.times("unmount"), what="the unmount to begin")
+        coming = asyncio.create_task(node.prepare("data", job=second))
+        await asyncio.sleep(0.05)  # as long as it takes to be wrong
+        gate.set()
+        await asyncio.gather(leaving, coming)
+        assert disk.mounted == {made.id}
+        assert [use.job for use in (await node.get()).uses] == [second]
+
+    serve(scenario, tmp_path, disk)
+
+
 @pytest.mark.threat("B17")
 def test_a_memory_volume_that_cannot_be_cleared_keeps_its_job(tmp_path: Path) -> None:
     """The executor hears of it and tries again; the next job does not find what this one left."""
