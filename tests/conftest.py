@@ -11,6 +11,7 @@ row's probe finds by trying that this host really lacks the thing.
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -60,6 +61,24 @@ def _no_device_mapper() -> bool:
     return "device-mapper" not in Path("/proc/misc").read_text()
 
 
+def _no_dm_crypt() -> bool:
+    from services.volumes.encryption.dmcrypt import DmCrypt  # of a few tests only
+
+    try:
+        DmCrypt().try_out()
+    except Exception:  # noqa: BLE001  # whatever it is, it cannot be had
+        return True
+    return False
+
+
+def _no_project_quotas() -> bool:
+    with tempfile.NamedTemporaryFile() as image, tempfile.TemporaryDirectory() as point:
+        os.truncate(image.name, 16 * 2**20)
+        make = ["mkfs.ext4", "-q", "-F", "-O", "quota,project", image.name]
+        mount = ["unshare", "--mount", "mount", "-o", "loop,prjquota", image.name, point]
+        return any(subprocess.run(each, capture_output=True, check=False).returncode for each in (make, mount))
+
+
 EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs root": lambda: os.geteuid() != 0,
     "needs to be unprivileged": lambda: os.geteuid() == 0,
@@ -70,6 +89,9 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs dm-crypt": _no_dm_crypt,
+    "needs project quotas": _no_project_quotas,
+    "needs mkfs.btrfs": _missing_program("mkfs.btrfs"),
     "needs gcc": _missing_program("gcc"),
     "needs busybox": _missing_program("busybox"),
     "needs a disk": _no_disk,
