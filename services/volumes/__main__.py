@@ -1,20 +1,28 @@
-"""The volumes process: serves with the real ports. Run as `joblet-volumes`."""
+"""The volumes process: tries what this host can, or serves with the real ports. Run as `joblet-volumes`."""
 
 import asyncio
 import os
 
+from common.config.layout import layout_of
+from common.config.settings import Settings
 from common.messages.topics import Service
 from common.runtime import Startup, run_service
 from services.volumes.keys import Keys
 from services.volumes.ports import Ids
+from services.volumes.probing import report
 from services.volumes.service import Ports, Volumes
-from services.volumes.storage.select import open_storages
+from services.volumes.storage.select import open_storages, possible_here
 from services.volumes.streams import ProcessStreams
 
 
 def main() -> None:
     """Run `joblet-volumes` to its end."""
-    run_service(Service.VOLUMES, serve)
+    run_service(Service.VOLUMES, serve, probe=probe)
+
+
+def probe(settings: Settings) -> str:
+    """What `--probe` prints: the ways to keep volumes, as one JSON array of Capability."""
+    return report(possible_here(layout_of(settings)))
 
 
 async def serve(startup: Startup) -> None:
