@@ -93,6 +93,8 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
         _Directory(layout.audit_persist, 0o700, persist, gid),
         _Directory(layout.logs, 0o700, persist, gid),
         _Directory(layout.metrics, 0o700, persist, gid),
+        # Whatever jobs leave in their volumes, nobody else on the host reaches it.
+        _Directory(layout.volumes, 0o700, me, gid),
     ):
         _prepare(directory)
     if users is not None:

@@ -8,7 +8,7 @@ Places (`common/failpoints.py`) are passed by who does the step.
 from typing import NamedTuple, Protocol
 
 from common.identifiers import VolumeId
-from common.messages.volumes import CopyMethod, Enforcement, VolumeRecord
+from common.messages.volumes import CopyMethod, Direction, Enforcement, VolumeRecord
 
 
 class Space(NamedTuple):
@@ -137,3 +137,26 @@ class Storages(Protocol):
 
     def memory_bytes(self) -> int:
         """Of the machine."""
+
+
+class Streams(Protocol):
+    """Moves a volume's content through a socket. Not blocking; cancelled, nothing of it goes on."""
+
+    async def run(self, source: str, direction: Direction, socket_path: str, ids: Ids) -> tuple[int, int]:
+        """Export or import a tar stream between the directory `source` and the unix socket: entries and bytes of files.
+
+        Raises JobletError.
+        """
+
+
+class Keys(Protocol):
+    """Keys of encrypted volumes, each sealed by the node's and bound to the id of the volume that it was made for."""
+
+    def new(self, volume: VolumeId, *, others: bool = False) -> tuple[bytes, bytes]:
+        """A new key, and the same sealed. `others`: there are sealed keys already. Raises JobletError."""
+
+    def open(self, volume: VolumeId, sealed: bytes) -> bytes:
+        """The key in `sealed`. Raises JobletError(DATA_LOSS) when it is not of this volume and this node."""
+
+    def transfer(self, sealed: bytes, source: VolumeId, target: VolumeId) -> bytes:
+        """The key of `source`, sealed for `target`."""

@@ -39,7 +39,7 @@ def layout_below(base: Path) -> Layout:
 
 def modes(layout: Layout) -> dict[str, tuple[int, int, int]]:
     """Name → permission bits, uid, gid of each directory."""
-    names = ("base", "run", "jobs", "state", "certs", "uploads", "audit", "audit_persist", "logs", "metrics")
+    names = ("base", "run", "jobs", "state", "certs", "uploads", "audit", "audit_persist", "logs", "metrics", "volumes")
     found = {name: getattr(layout, name).stat() for name in names}
     return {name: (stat.S_IMODE(each.st_mode), each.st_uid, each.st_gid) for name, each in found.items()}
 
@@ -62,6 +62,7 @@ def test_directories_have_the_documented_modes_and_owners(base: Path) -> None:
         "audit_persist": (0o700, 902, 903),
         "logs": (0o700, 902, 903),
         "metrics": (0o700, 902, 903),
+        "volumes": (0o700, 0, 903),
     }
 
 

@@ -1,4 +1,4 @@
-"""The volumes service as a real process: it starts, refuses and counts, stays alive, and ends when asked."""
+"""The volumes service as a real process: it starts, refuses what is no command, stays alive, and ends when asked."""
 
 import asyncio
 import json

@@ -179,18 +179,22 @@ class HostStorages:
 
 def open_storages(settings: Settings, layout: Layout) -> HostStorages:
     """What this host can, found by trying."""
+    storages = HostStorages(settings, layout, possible_here(layout))
+    storages.close_snapshots()
+    return storages
+
+
+def possible_here(layout: Layout) -> Possible:
+    """The same without a service: nothing of one that runs is touched."""
     encryption, reason = choose_encryption()
     root = os.geteuid() == 0
-    possible = Possible(
+    return Possible(
         memory="" if root else _NO_ROOT,
         image=_no_image() if root else _NO_ROOT,
         project=_no_project(layout) if root else _NO_ROOT,
         encryption=encryption,
         no_encryption="" if encryption is not None else reason,
     )
-    storages = HostStorages(settings, layout, possible)
-    storages.close_snapshots()
-    return storages
 
 
 def _no_image() -> str:

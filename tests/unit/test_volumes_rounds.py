@@ -1,0 +1,172 @@
+"""What goes on without being asked: idle mounts, measuring, memory volumes that nobody uses, leftovers."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.identifiers import VolumeId, new_volume_id
+from common.messages.volumes import (
+    DeleteVolume,
+    Enforcement,
+    ListVolumes,
+    VolumeDeleted,
+    VolumeKind,
+    VolumePage,
+    VolumeStatus,
+)
+from services.volumes.idle import overdue
+from tests.unit.volumes_fakes import MIB, FakeDisk, Node, refusal, serve
+from tests.waiting import await_for
+
+A, B, C = (new_volume_id() for _ in range(3))
+MS = 10**6
+
+
+@pytest.mark.requirement("S1.40")
+def test_idle_mounts_go_by_number_and_by_age() -> None:
+    """Those left longest ago first; the rest at their time."""
+    since = {A: 0, B: 10 * MS, C: 20 * MS}
+    assert overdue(since, 30 * MS, mounts_max=3, mount_ms=100) == ((), 70 * MS)
+    assert overdue(since, 30 * MS, mounts_max=1, mount_ms=100) == ((A, B), 90 * MS)
+    assert overdue(since, 110 * MS, mounts_max=3, mount_ms=100) == ((A, B), 10 * MS)
+    assert overdue(since, 30 * MS, mounts_max=0, mount_ms=100) == ((A, B, C), None)
+    assert overdue({}, 0, mounts_max=3, mount_ms=100) == ((), None)
+
+
+@given(st.dictionaries(st.uuids().map(str).map(VolumeId), st.integers(0, 1000)), st.integers(0, 9), st.integers(0, 9))
+def test_idle_mounts_are_within_both_bounds(since: dict[VolumeId, int], mounts_max: int, mount_ms: int) -> None:
+    """Whatever there is, what is left is few enough and young enough, and nothing else goes."""
+    due, next_due_ns = overdue(since, 1000, mounts_max=mounts_max, mount_ms=mount_ms)
+    stay = since.keys() - set(due)
+    assert len(stay) <= mounts_max
+    assert all(1000 - since[volume] < mount_ms * MS for volume in stay)
+    assert (next_due_ns is None) == (not stay)
+    assert mount_ms == 0 or len(stay) == min(mounts_max, len(since))
+
+
+@pytest.mark.requirement("S1.40")
+def test_a_volume_stays_mounted_for_the_next_job_and_not_for_ever(tmp_path: Path) -> None:
+    """Those used last, and for a while; what they held then is in their records."""
+
+    async def scenario(node: Node) -> None:
+        ids = {}
+        for name in ("a", "b", "c"):
+            ids[name] = (await node.create(name)).id
+            node.disk.used_bytes[ids[name]] = 7
+            await node.release(await node.use(name))
+            node.clock.go_on(10)
+
+        async def unmounts() -> int:
+            return (await node.get("a")).metrics.unmounts
+
+        assert await await_for(unmounts, what="the oldest to go") == 1
+        assert node.disk.mounted == {ids["b"], ids["c"]}
+        shown = await node.get("a")
+        assert (shown.used_bytes, shown.used_inodes) == (7, 3)
+        mounts = (await node.get("c")).metrics.mounts
+        job = await node.use("c")
+        assert (await node.get("c")).metrics.mounts == mounts
+        node.clock.go_on(60_000)
+        await node.release(await node.use("a"))  # wakes whoever looks
+        await await_for(lambda: node.disk.mounted == {ids["a"], ids["c"]}, what="the idle one to go")
+        await node.release(job)
+
+    serve(scenario, tmp_path, idle_mounts_max=2, idle_mount_ms=60_000)
+
+
+def test_without_idle_mounts_a_volume_is_let_go_with_its_last_job(tmp_path: Path) -> None:
+    """Before the executor is answered."""
+
+    async def scenario(node: Node) -> None:
+        await node.create()
+        await node.release(await node.use("data"))
+        assert (node.disk.mounted, node.disk.attached) == (set(), set())
+
+    serve(scenario, tmp_path, idle_mounts_max=0)
+
+
+def test_an_unmount_that_fails_is_no_end(tmp_path: Path) -> None:
+    """The job is released, the volume can be used again and removed."""
+    disk = FakeDisk()
+
+    async def scenario(node: Node) -> None:
+        made = await node.create()
+        job = await node.use("data")
+        disk.trouble["unmount"] = OSError(16, "busy")
+        await node.release(job)
+        job = await node.use("data")
+        disk.trouble.clear()
+        await node.release(job)
+        await node.api.request(DeleteVolume(volume=made.id), VolumeDeleted)
+
+    serve(scenario, tmp_path, disk, idle_mounts_max=0)
+
+
+@pytest.mark.requirement("S1.31")
+def test_a_memory_volume_that_nobody_uses_is_removed(tmp_path: Path) -> None:
+    """After its time since its last job, not before, and never one that is in use, nor one on the disk."""
+
+    async def scenario(node: Node) -> None:
+        for name, kind in (("idle", VolumeKind.MEMORY), ("used", VolumeKind.MEMORY), ("disk", VolumeKind.FILESYSTEM)):
+            await node.create(name, kind=kind)
+        await node.use("used")
+        node.clock.go_on(900)
+        await node.release(await node.use("idle"))
+        node.clock.go_on(900)
+        await asyncio.sleep(0.1)  # several rounds
+        assert (await node.get("idle")).status is VolumeStatus.AVAILABLE
+        node.clock.go_on(200)
+
+        async def gone() -> bool:
+            listed = await node.api.request(ListVolumes(visible_owner=None), VolumePage)
+            return "idle" not in {each.name for each in listed.volumes}
+
+        await await_for(gone, what="the idle one to go")
+        assert (await node.get("used")).status is VolumeStatus.IN_USE
+        assert (await node.get("disk")).status is VolumeStatus.AVAILABLE
+
+    serve(scenario, tmp_path, memory_idle_ms=1000, interval_ms=10)
+
+
+@pytest.mark.requirement("S1.15")
+def test_what_nothing_enforces_is_watched_and_told(tmp_path: Path) -> None:
+    """An advisory volume over its size says so, until it is below it again."""
+    disk = FakeDisk()
+    disk.enforcement = Enforcement.ADVISORY
+
+    async def scenario(node: Node) -> None:
+        made = await node.create(advisory=True)
+        await node.use("data")
+        disk.used_bytes[made.id] = 3 * MIB
+
+        async def told() -> str:
+            return (await node.get()).reason
+
+        assert await await_for(told, what="the warning") == "holds 3.0 MiB of 1.0 MiB: nothing enforces its size"
+        assert (await node.get()).used_bytes == 3 * MIB
+        disk.used_bytes[made.id] = MIB
+
+        async def silent() -> bool:
+            return not await told()
+
+        await await_for(silent, what="the warning to go")
+
+    serve(scenario, tmp_path, disk, interval_ms=10)
+
+
+def test_a_round_ends_what_was_left(tmp_path: Path) -> None:
+    """A removal that failed is made again without being asked for."""
+    disk = FakeDisk()
+
+    async def scenario(node: Node) -> None:
+        made = await node.create()
+        disk.trouble["delete"] = OSError(16, "busy")
+        await refusal(node.api.request(DeleteVolume(volume=made.id), VolumeDeleted))
+        await await_for(lambda: disk.times("delete") >= 3, what="it to be tried again")
+        disk.trouble.clear()
+        await await_for(lambda: not disk.volumes, what="it to go")
+
+    serve(scenario, tmp_path, disk, interval_ms=10)
