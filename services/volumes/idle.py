@@ -75,8 +75,13 @@ class IdleMounts:
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()
 
-    def look(self) -> Idle:
-        """What is due now."""
+    async def close(self) -> None:
+        """Unmount all that is idle, however new: nobody looks after it from now on. `run` has ended."""
+        for volume in self.look(mounts_max=0).due:
+            await self._let_go(volume)
+
+    def look(self, *, mounts_max: int | None = None) -> Idle:
+        """What is due now; `mounts_max` in place of the settings'."""
         now_ns = self._steady_ns()
         since_ns = {}
         at_once = []
@@ -89,9 +94,8 @@ class IdleMounts:
                 at_once.append(volume_id)
             else:
                 since_ns[volume_id] = left_at_ns
-        idle = overdue(
-            since_ns, now_ns, mounts_max=self._settings.idle_mounts_max, mount_ms=self._settings.idle_mount_ms
-        )
+        stay_max = self._settings.idle_mounts_max if mounts_max is None else mounts_max
+        idle = overdue(since_ns, now_ns, mounts_max=stay_max, mount_ms=self._settings.idle_mount_ms)
         return Idle((*at_once, *idle.due), idle.next_due_ns)
 
     def _known(self, volume: VolumeId) -> Volume | None:

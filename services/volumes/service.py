@@ -81,6 +81,7 @@ class Volumes:
         self._tasks: list[asyncio.Task[None]] = []
         self._records: Records | None = None
         self._disk: Disk | None = None
+        self._idle: IdleMounts | None = None
 
     async def start(self) -> None:
         """Make the host fit the records; commands that arrive meanwhile wait in their queue."""
@@ -89,7 +90,7 @@ class Volumes:
         records = self._records = Records(store)
         gauges = Gauges(self._steady_ns)
         disk = self._disk = Disk(storages, self._ports.keys, records, gauges, self._clock_ns)
-        idle = IdleMounts(records, disk, gauges, settings=self._settings, steady_ns=self._steady_ns)
+        idle = self._idle = IdleMounts(records, disk, gauges, settings=self._settings, steady_ns=self._steady_ns)
 
         def left(_: VolumeId) -> None:
             idle.wake()
@@ -126,6 +127,8 @@ class Volumes:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._responder.close()
         log.info("messages refused", **self._responder.rejected)
+        if self._idle is not None:
+            await self._idle.close()
         if self._disk is not None:
             self._disk.close()
         if self._records is not None:
