@@ -10,6 +10,7 @@ from typing import Final
 from common.linux.libc import declare_syscall, failed
 
 RESOLVE_NO_MAGICLINKS: Final = 0x02
+RESOLVE_NO_SYMLINKS: Final = 0x04
 RESOLVE_BENEATH: Final = 0x08
 RESOLVE_IN_ROOT: Final = 0x10
 

@@ -15,6 +15,9 @@ HOME: Final = "/work"
 ROOT_BYTES: Final = 1024 * 1024
 ROOT_INODES: Final = 1024
 TERMINALS_MAX: Final = 64
+VOLUMES_BYTES: Final = 64 * 1024
+VOLUMES_INODES: Final = 64
+"""Of /volumes itself, where each volume needs an empty directory."""
 
 DEVICES: Final = (
     ("/dev/null", 1, 3),
@@ -107,6 +110,8 @@ def completion(contents: Contents, shape: Shape) -> tuple[steps.Operation, ...]:
         _tmpfs("/dev/shm", contents.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
         _tmpfs("/tmp", contents.tmp_bytes, 0o1777, root),  # noqa: S108
         _tmpfs("/work", contents.work_bytes, 0o755, owner, entries=contents.work_entries),
+        # The root is read-only from its seal on: a volume that comes later finds its place on a mount of its own.
+        steps.MountTmpfs("/volumes", VOLUMES_BYTES, VOLUMES_INODES, 0o755, *root, executable=False),
         steps.SealRoot(),
     )
 
@@ -114,7 +119,7 @@ def completion(contents: Contents, shape: Shape) -> tuple[steps.Operation, ...]:
 def _made(shape: Shape) -> tuple[str, ...]:
     """What belongs to the process that made it, and is not behind a mount."""
     files = [path for path, _ in (*_configuration(shape), *DEVICE_LINKS)]
-    return ("/", "/etc", "/etc/ssl", "/dev", "/volumes", *files)
+    return ("/", "/etc", "/etc/ssl", "/dev", *files)
 
 
 def _tmpfs(
