@@ -50,7 +50,7 @@ async def opened(options: Options) -> AsyncIterator["Session"]:
     """A worker that serves; closed as `Session.close` has it. Raises JobletError when this host cannot."""
     with prepared(options) as (settings, layout):
         changes = Changes()
-        async with wired(settings, layout, InProcess(layout.run, changes)) as parts:
+        async with wired(settings, layout, InProcess(layout.run, changes), has_volumes=False) as parts:
             session = Session(options, parts, layout, changes)
             try:
                 await session.begin()

@@ -14,6 +14,8 @@ from common.config.settings import Settings
 from common.errors import JobletError
 from common.identifiers import JobId
 from common.messages.jobs import JobRecord, JobSpec, Network, State
+from common.messages.volumes import PreparedVolume
+from services.executor.cgroups.disks import whole_disks
 from services.executor.cgroups.driver import CgroupDriver, Meter, Reading
 from services.executor.cleanup import Cleanup, Swept
 from services.executor.control import send_space_freed, send_stop
@@ -24,7 +26,7 @@ from services.executor.launching import Begun, Launcher
 from services.executor.monitors import open_monitor
 from services.executor.network.networks import Grant, Networks
 from services.executor.plan import Launch, NetworkPlan, plan_launch
-from services.executor.ports import Cleans
+from services.executor.ports import Cleans, Volumes
 from services.executor.rootfs import Rootfs
 from services.executor.spares import Spares
 
@@ -40,7 +42,10 @@ _PLACES: Final = {Network.NONE: NEW_NETWORK, Network.HOST: HOST_NETWORK}
 
 
 class KernelLaunches:
-    """See ports.Launches: groups and network first, then a monitor of the launcher's."""
+    """See ports.Launches: volumes, groups and network first, then a monitor of the launcher's.
+
+    What a failed launch has of them is released as that of every job that ends: by KernelTraces.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class KernelLaunches:
         networks: Networks,
         rootfs: Rootfs,
         cleans: Cleans,
+        volumes: Volumes,
         rootless: bool,
         settings: Settings,
         layout: Layout,
@@ -60,6 +66,7 @@ class KernelLaunches:
         self._identities = identities
         self._networks = networks
         self._rootfs = rootfs
+        self._volumes = volumes
         self._settings = settings
         self._layout = layout
         self._spare_identity = identities("") if rootless else NOBODY
@@ -77,6 +84,7 @@ class KernelLaunches:
 
     def adopt(self, record: JobRecord) -> None:
         """See ports.Launches."""
+        self._volumes.keep(record.id)  # also without any in its spec: some may have been attached to it
         try:
             self._networks.reserve(record.id, record.owner, record.spec.network)
         except JobletError as error:  # it has what it has; the host has changed under it
@@ -86,7 +94,9 @@ class KernelLaunches:
         """See ports.Launches."""
         record = job.record
         grant = self._networks.reserve(record.id, record.owner, record.spec.network)
-        launch = self._plan(record, grant).with_environment(secrets)
+        identity = self._identities(record.owner)
+        volumes = await self._volumes.prepare(record.id, record.owner, identity, record.spec.volumes)
+        launch = self._plan(record, grant, identity, volumes).with_environment(secrets)
         if log.is_enabled_for(logging.DEBUG):
             log.debug("launch plan", job=record.id, steps=launch.describe())
         try:
@@ -119,23 +129,26 @@ class KernelLaunches:
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """See ports.Launches. An owner who was never seen gets his uid range by it."""
         grant = self._networks.preview(record.id, record.owner, record.spec.network)
-        return self._plan(record, grant).describe()
+        return self._plan(record, grant, self._identities(record.owner)).describe()
 
     def _plan_spare(self, job: JobId) -> Launch:
         spec = JobSpec(command="/nonexistent")
         record = JobRecord(id=job, owner="", node_id="", state=State.PENDING, spec=spec, created_at_ns=0)
         return self._plan(record, self._networks.preview(job, "", Network.NONE), self._spare_identity)
 
-    def _plan(self, record: JobRecord, grant: Grant, identity: JobIdentity | None = None) -> Launch:
-        identity = identity or self._identities(record.owner)
+    def _plan(
+        self, record: JobRecord, grant: Grant, identity: JobIdentity, volumes: tuple[PreparedVolume, ...] = ()
+    ) -> Launch:
+        disks = whole_disks(volume.device for volume in volumes if volume.device)
         return plan_launch(
             record,
             identity=identity,
-            cgroup=self._driver.plan(record.id, record.spec.limits),
+            cgroup=self._driver.plan(record.id, record.spec.limits, devices=disks),
             settings=self._settings,
             layout=self._layout,
             rootfs=self._rootfs.parts(identity.range_first),
             network=_network_plan(grant),
+            volumes=volumes,
         )
 
 
@@ -154,17 +167,35 @@ def _network_plan(grant: Grant) -> NetworkPlan:
 
 
 class KernelTraces:
-    """See service.Sweeper: what jobs leave in cgroups and directories, and in the network."""
+    """See service.Sweeper: what jobs leave in cgroups and directories, in the network, and of volumes.
 
-    def __init__(self, cleanup: Cleanup, networks: Networks) -> None:
+    Volumes go last: who has one next must not meet a process of the job before, so they wait for the end of all.
+    """
+
+    def __init__(self, cleanup: Cleanup, networks: Networks, volumes: Volumes) -> None:
         self._cleanup = cleanup
         self._networks = networks
+        self._volumes = volumes
+        self._holding: set[JobId] = set()
 
     async def end(self, job: JobId) -> bool:
         """See ports.Cleans."""
         removed = await self._cleanup.end(job)
         await self._networks.release(job)
+        if removed:
+            await self._volumes.release(job)
+        else:
+            self._holding.add(job)
         return removed
+
+    async def retry(self) -> None:
+        """Try again what `end` could not remove."""
+        if not self._cleanup.unfinished and not self._holding:
+            return
+        left = await self._cleanup.retry()
+        for job in self._holding - left:
+            self._holding.discard(job)
+            await self._volumes.release(job)
 
     async def forget(self, job: JobId) -> None:
         """See ports.Cleans."""

@@ -14,10 +14,12 @@ import msgspec
 from common.config.limits import LIMIT_RANGES
 from common.config.settings import Joblet as NodeSettings
 from common.config.settings import Jobs as JobSettings
-from common.errors import JobletError, Reason, exhausted, invalid, precondition
+from common.errors import exhausted, invalid, precondition
 from common.identifiers import parse_name
-from common.messages.jobs import JobSpec, Limits, OnFull, Upload
+from common.messages.jobs import JobSpec, Limits, OnFull, Upload, VolumeMount
 from common.quantities import DURATION_MS_MAX
+from services.executor.mount_points import check_mounts
+from services.executor.sandbox import HOME
 
 SPEC_BYTES_MAX: Final = 1024 * 1024
 """All strings of a spec together; execve(2) takes about as much."""
@@ -41,7 +43,6 @@ _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9_./:@+ -]*")
 _CPU_CORES: Final = re.compile(r"\d{1,4}(?:-\d{1,4})?(?:,\d{1,4}(?:-\d{1,4})?)*")
 _UPLOAD_ID: Final = re.compile(r"[0-9a-f-]{8,64}")
 
-_LATER: Final = "not in this release"
 Unsupported = Callable[[Limits], tuple[tuple[str, str], ...]]
 """Name and repair of each limit that this host cannot enforce: CgroupDriver.unsupported."""
 
@@ -76,13 +77,13 @@ def check_room(room: Room, *, reserve_bytes: int) -> None:
 
 
 def admit(spec: JobSpec, *, unsupported: Unsupported, staged: Staged, settings: NodeSettings, now_ns: int) -> JobSpec:
-    """The spec as it will run. Raises INVALID, PRECONDITION or UNIMPLEMENTED with what to change."""
+    """The spec as it will run. Raises INVALID or PRECONDITION with what to change."""
     _check_strings(spec)
     _check_names(spec)
     _check_workdir(spec.workdir)
     _check_end(spec)
     check_waiting(spec.priority, spec.start_at_ns, now_ns=now_ns)
-    _check_release(spec)
+    _check_volumes(spec, settings.jobs)
     limits = _checked_limits(spec.limits, unsupported, settings.jobs)
     refused = unsupported(limits)
     if refused:
@@ -203,9 +204,24 @@ def check_stop(signal: int | None, grace_ms: int | None) -> None:
         raise invalid(f"grace of {grace_ms} ms is out of range", f"use 0 to {DURATION_MS_MAX} ms")
 
 
-def _check_release(spec: JobSpec) -> None:
-    if spec.volumes:
-        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are {_LATER}", detail="run the job without volumes")
+def _check_volumes(spec: JobSpec, settings: JobSettings) -> None:
+    check_mounts(spec.volumes, settings.read_only_paths)
+    home = _volume_at_home(spec)
+    if home is None:
+        return
+    if spec.work_bytes is not None:
+        raise invalid(
+            f"{HOME} is volume {home.name}, which has its own size", f"leave the size of {HOME} out, or the volume"
+        )
+    if home.read_only and spec.uploads:
+        raise invalid(
+            f"uploads go to {HOME}, which is volume {home.name}, read-only",
+            "mount it writable, or at another path",
+        )
+
+
+def _volume_at_home(spec: JobSpec) -> VolumeMount | None:
+    return next((mount for mount in spec.volumes if mount.path == HOME), None)
 
 
 def _checked_limits(limits: Limits, unsupported: Unsupported, settings: JobSettings) -> Limits:
@@ -229,8 +245,13 @@ def _check_upload(upload: Upload, staged: Staged) -> None:
         raise precondition(f"upload {upload.id} is not staged any more", "upload the files again")
 
 
-def _work_bytes(spec: JobSpec, settings: JobSettings) -> int:
-    """Size of /work. Without a wish: the node's default, and room for the uploads with a page per entry."""
+def _work_bytes(spec: JobSpec, settings: JobSettings) -> int | None:
+    """Size of /work. Without a wish: the node's default, and room for the uploads with a page per entry.
+
+    None: it is a volume.
+    """
+    if _volume_at_home(spec) is not None:
+        return None
     if spec.work_bytes is None:
         uploads = sum(upload.bytes + 4096 * (upload.entries + 1) for upload in spec.uploads)
         size = settings.work_bytes + uploads

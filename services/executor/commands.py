@@ -38,7 +38,7 @@ from services.executor.events import Bounds, CancelRequested, StopRequested
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
 from services.executor.live import Live
-from services.executor.ports import Launches
+from services.executor.ports import Launches, Volumes
 from services.executor.registry import Registry
 
 OWNER_CHARACTERS_MAX: Final = 256
@@ -55,6 +55,7 @@ class Commands:
     store: JobStore
     live: Live
     launches: Launches
+    volumes: Volumes
     admit: Callable[[JobSpec], JobSpec]
     check_room: Callable[[], None]
     node: Callable[[int], NodeFacts]
@@ -87,6 +88,7 @@ class Commands:
         check_secrets(request.spec, request.secrets)
         spec = self.admit(request.spec)
         self.check_room()
+        await self._check_volumes(request.owner, spec)
         bounds = Bounds(running_max=request.running_max, queued_max=request.queued_max)
         record, existing = await self.jobs.submit(request.owner, spec, request.idempotency_key, request.secrets, bounds)
         return JobAccepted(job=record, existing=existing)
@@ -154,6 +156,17 @@ class Commands:
     async def detach_volume(self, request: DetachVolume) -> Body:
         """Take a volume from a running job."""
         raise JobletError(Reason.UNIMPLEMENTED, f"volumes are not attached to jobs yet: {request.volume}")
+
+    async def _check_volumes(self, owner: str, spec: JobSpec) -> None:
+        """Refuse what would fail at the launch; of a job that starts later, what another job has may be free by then.
+
+        A launch asks again: who else asks for the same volume meanwhile may be first.
+        """
+        try:
+            await self.volumes.check(owner, spec.volumes)
+        except JobletError as error:
+            if error.reason is not Reason.PRECONDITION or spec.start_at_ns <= self.clock_ns():
+                raise
 
     async def get_node(self, request: GetNode) -> Body:  # noqa: ARG002  # it has no fields
         """The node."""

@@ -11,13 +11,16 @@ from typing import Final, NamedTuple
 
 from common.config.layout import Layout
 from common.config.settings import Jobs, Journal, Settings
-from common.errors import JobletError, Reason, invalid
+from common.errors import invalid
+from common.identifiers import VolumeId
 from common.messages.jobs import JobRecord, JobSpec, Limits, OnFull
+from common.messages.volumes import PreparedVolume
 from services.executor.cgroups.driver import CgroupPlan, Meter
 from services.executor.identity import JOB_UID, JobIdentity
 from services.executor.launcher.operations import Operation
 from services.executor.launcher.task import NEW_NETWORK, Groups, JournalLimits, Reading, ResourceLimit, Task, Write
 from services.executor.launcher.task import Meter as TaskMeter
+from services.executor.mount_points import check_mounts, in_order
 from services.executor.sandbox import HOME, USER, Contents, Shape, completion, preparation
 
 UPLOAD_BYTES_PER_MS: Final = 10 * 1024
@@ -92,13 +95,17 @@ def plan_launch(
     layout: Layout,
     rootfs: tuple[Operation, ...],
     network: NetworkPlan,
+    volumes: tuple[PreparedVolume, ...] = (),
 ) -> Launch:
-    """The launch of `job`. JobletError: INVALID or UNIMPLEMENTED, naming what in its spec cannot be.
+    """The launch of `job`. JobletError: INVALID, naming what in its spec cannot be.
 
-    `rootfs` puts the programs into the new root (rootfs.py).
+    `rootfs` puts the programs into the new root (rootfs.py). `volumes`: those of the spec as they were prepared;
+    without them a job that has some can be described, and not launched.
     """
     spec, jobs = job.spec, settings.joblet.jobs
     _check(spec)
+    check_mounts(spec.volumes, jobs.read_only_paths)
+    prepared = _in_order(spec, volumes)
     journal = settings.joblet.journal
     shape = Shape(job.id[:HOSTNAME_CHARACTERS], rootfs, network.place == NEW_NETWORK, network.resolv_conf)
     task = Task(
@@ -117,7 +124,7 @@ def plan_launch(
         range_first=identity.range_first,
         network=network.place,
         resources=_resources(spec.limits),
-        preparation=preparation(shape),
+        preparation=preparation(shape, prepared),
         operations=completion(
             Contents(
                 identity=identity,
@@ -126,6 +133,7 @@ def plan_launch(
                 work_entries=sum(upload.entries for upload in spec.uploads),
             ),
             shape,
+            prepared,
         ),
         uploads=tuple(str(layout.upload(upload.id)) for upload in spec.uploads),
         journal=JournalLimits(journal.bytes_max, _on_full(spec, journal) is OnFull.DROP, journal.silence_ms),
@@ -145,10 +153,18 @@ def work_bytes(spec: JobSpec, jobs: Jobs) -> int:
     return jobs.work_bytes + sum(upload.bytes + upload.entries * UPLOAD_ENTRY_BYTES for upload in spec.uploads)
 
 
+def _in_order(spec: JobSpec, volumes: tuple[PreparedVolume, ...]) -> tuple[PreparedVolume, ...]:
+    """What was prepared for each volume of the spec, as they can be mounted. What was not has no source: it fails."""
+    found = {each.mount: each for each in volumes}
+    assert set(found) <= set(spec.volumes), "a volume was prepared that the job did not ask for"
+    return tuple(
+        found.get(mount) or PreparedVolume(id=VolumeId(""), mount=mount, source="", root="", device="")
+        for mount in in_order(spec.volumes)
+    )
+
+
 def _check(spec: JobSpec) -> None:
     """Refuse what cannot be launched truly; nothing asked for is left out in silence."""
-    if spec.volumes:
-        raise JobletError(Reason.UNIMPLEMENTED, "volumes are not supported yet", detail="run the job without --volume")
     if not spec.command:
         raise invalid("the command is empty", "name a program")
     if any("\0" in text for text in (spec.command, *spec.args, *spec.environment, *spec.environment.values())):

@@ -6,12 +6,17 @@ programs there are (`rootfs.py`), and everything about the job's process (`plan.
 
 from typing import Final, NamedTuple
 
+from common.messages.jobs import VolumeMount
+from common.messages.volumes import PreparedVolume
 from services.executor.identity import JOB_UID, JobIdentity
 from services.executor.launcher import devices
 from services.executor.launcher import operations as steps
+from services.executor.launcher import volumes as volume_steps
+from services.executor.mount_points import is_at_or_below
 
 USER: Final = "job"
 HOME: Final = "/work"
+TEMPORARY: Final = "/tmp"  # noqa: S108  # the job's own
 ROOT_BYTES: Final = 1024 * 1024
 ROOT_INODES: Final = 1024
 TERMINALS_MAX: Final = 64
@@ -79,7 +84,7 @@ class Contents(NamedTuple):
     work_entries: int  # files and directories that are unpacked into /work
 
 
-def preparation(shape: Shape) -> tuple[steps.Operation, ...]:
+def preparation(shape: Shape, volumes: tuple[PreparedVolume, ...]) -> tuple[steps.Operation, ...]:
     """Everything between the clone of init and the job's own places, in order."""
     return (
         steps.UnshareCgroups(),
@@ -95,12 +100,16 @@ def preparation(shape: Shape) -> tuple[steps.Operation, ...]:
         *(steps.MakeSymlink(path, target) for path, target in DEVICE_LINKS),
         devices.MountProc("/proc"),
         devices.MaskPaths(MASKED, "/tmp"),  # noqa: S108
+        *(volume_steps.OpenVolume(each.mount.name, each.source, each.root, each.mount.read_only) for each in volumes),
         steps.EnterRoot(),
     )
 
 
-def completion(contents: Contents, shape: Shape) -> tuple[steps.Operation, ...]:
-    """The job's own places, and then nothing in the root can be changed any more."""
+def completion(contents: Contents, shape: Shape, volumes: tuple[PreparedVolume, ...]) -> tuple[steps.Operation, ...]:
+    """The job's own places, and then nothing in the root can be changed any more.
+
+    `volumes`: who holds another's mount point comes before it. One at /work or /tmp takes the place of the tmpfs.
+    """
     identity = contents.identity
     root, owner = (identity.mount_root,) * 2, identity.mount_owner
     give = () if identity.range_first is None else (steps.GiveToRoot(_made(shape), identity.range_first),)
@@ -108,12 +117,30 @@ def completion(contents: Contents, shape: Shape) -> tuple[steps.Operation, ...]:
         *give,
         devices.MountTerminals("/dev/pts", owner[1], TERMINALS_MAX),
         _tmpfs("/dev/shm", contents.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
-        _tmpfs("/tmp", contents.tmp_bytes, 0o1777, root),  # noqa: S108
-        _tmpfs("/work", contents.work_bytes, 0o755, owner, entries=contents.work_entries),
         # The root is read-only from its seal on: a volume that comes later finds its place on a mount of its own.
         steps.MountTmpfs("/volumes", VOLUMES_BYTES, VOLUMES_INODES, 0o755, *root, executable=False),
+        *(step for step in _places(contents) if step.path not in {each.mount.path for each in volumes}),
+        *_placed(contents.identity, tuple(each.mount for each in volumes)),
         steps.SealRoot(),
     )
+
+
+def _places(contents: Contents) -> tuple[steps.MountTmpfs, ...]:
+    identity = contents.identity
+    return (
+        _tmpfs(TEMPORARY, contents.tmp_bytes, 0o1777, (identity.mount_root,) * 2),
+        _tmpfs(HOME, contents.work_bytes, 0o755, identity.mount_owner, entries=contents.work_entries),
+    )
+
+
+def _placed(identity: JobIdentity, mounts: tuple[VolumeMount, ...]) -> list[volume_steps.PlaceVolume]:
+    steps_of_all = []
+    for mount in mounts:
+        inside = any(other is not mount and is_at_or_below(mount.path, other.path) for other in mounts)
+        own = any(is_at_or_below(mount.path, place) for place in (HOME, TEMPORARY))
+        owner = identity.mount_owner if own else (identity.mount_root,) * 2
+        steps_of_all.append(volume_steps.PlaceVolume(mount.name, mount.path, *owner, inside))
+    return steps_of_all
 
 
 def _made(shape: Shape) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
 from services.executor.live import Live
 from services.executor.output import Output
-from services.executor.ports import Cleans, Launches, Monitors, Samples
+from services.executor.ports import Cleans, Launches, Monitors, Samples, Volumes
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
 from services.executor.secret_values import SecretValues
@@ -51,6 +51,7 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     monitors: Monitors
     cleans: Sweeper
     samples: Samples
+    volumes: Volumes
     unsupported: Unsupported
     refused_network: Callable[[Network], tuple[str, str] | None]  # what this host cannot do, and the repair
     node: NodeFacts
@@ -131,6 +132,7 @@ class Executor:
             store=store,
             live=live,
             launches=ports.launches,
+            volumes=ports.volumes,
             admit=self._admit,
             check_room=self._check_room,
             node=self._node,

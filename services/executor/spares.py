@@ -122,6 +122,7 @@ def _suits(spec: JobSpec) -> bool:
     return (
         spec.network is Network.NONE
         and not spec.uploads
+        and not spec.volumes
         and limits.cpu_cores is None
         and (limits.memory_bytes is None or limits.memory_bytes >= MEMORY_BYTES_MIN)
     )

@@ -32,6 +32,7 @@ from services.executor.rootless import RootlessNetworks, own_identity
 from services.executor.sampler import Sampler
 from services.executor.seccomp.compile import compile_filter
 from services.executor.service import Executor, Metrics, Ports
+from services.executor.volumes import NoVolumes, VolumesOfJobs
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")  # random(4)
 SWEEP_S: Final = 5.0
@@ -55,11 +56,19 @@ class Wired:
 
 
 @contextlib.asynccontextmanager
-async def wired(settings: Settings, layout: Layout, transport: Transport) -> AsyncIterator[Wired]:
-    """The executor of this host. Raises JobletError when the host cannot; running jobs outlive the context."""
+async def wired(
+    settings: Settings, layout: Layout, transport: Transport, *, has_volumes: bool = True
+) -> AsyncIterator[Wired]:
+    """The executor of this host. Raises JobletError when the host cannot; running jobs outlive the context.
+
+    `has_volumes`: there is a service that keeps volumes, on `transport`.
+    """
     async with contextlib.AsyncExitStack() as stack:
         publisher = Publisher(transport)  # first: it holds the lock that keeps a second executor away from the records
         stack.callback(publisher.close)
+        volumes = VolumesOfJobs(transport) if has_volumes else NoVolumes()
+        if isinstance(volumes, VolumesOfJobs):
+            stack.callback(volumes.close)
         facts = probe_host(settings)
         driver = select_driver(facts, settings)
         stack.callback(driver.release)
@@ -79,7 +88,7 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
         seccomp = compile_filter()
         launcher = LauncherProcess(seccomp)
         owners = Owners(store, uid_first=settings.joblet.jobs.uid_first)
-        traces = KernelTraces(cleanup, networks)
+        traces = KernelTraces(cleanup, networks, volumes)
         launches = KernelLaunches(
             launcher=launcher,
             driver=driver,
@@ -87,6 +96,7 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
             networks=networks,
             rootfs=Rootfs(settings.joblet.jobs),
             cleans=traces,
+            volumes=volumes,
             rootless=not facts.root,
             settings=settings,
             layout=layout,
@@ -96,6 +106,7 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
             monitors=monitors,
             cleans=traces,
             samples=sampler,
+            volumes=volumes,
             unsupported=driver.unsupported,
             refused_network=networks.unsupported,
             node=node_facts(settings, Parts(facts, driver, seccomp, "", networks.capabilities())),
@@ -113,7 +124,11 @@ async def wired(settings: Settings, layout: Layout, transport: Transport) -> Asy
             executor=executor,
             traces=traces,
             launches=launches,
-            neighbours=(sampler.run, functools.partial(_sweep, cleanup)),
+            neighbours=(
+                sampler.run,
+                functools.partial(_sweep, traces),
+                *([volumes.run] if isinstance(volumes, VolumesOfJobs) else []),
+            ),
         )
 
 
@@ -122,8 +137,7 @@ def open_networks(settings: Settings, facts: HostFacts) -> Networks:
     return KernelNetworks.open(settings) if facts.root else RootlessNetworks()
 
 
-async def _sweep(cleanup: Cleanup) -> None:
+async def _sweep(traces: KernelTraces) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
-        if cleanup.unfinished:
-            await cleanup.retry()
+        await traces.retry()

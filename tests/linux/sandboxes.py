@@ -20,8 +20,9 @@ from typing import Any, Final, NamedTuple, Self
 from common import records
 from common.config.layout import layout_of
 from common.config.settings import Joblet, Journal, Settings
-from common.identifiers import new_job_id
-from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload
+from common.identifiers import new_job_id, new_volume_id
+from common.messages.jobs import JobRecord, JobSpec, Limits, State, Upload, VolumeMount
+from common.messages.volumes import PreparedVolume
 from common.records import Record, RecordType, Stream
 from services.executor.cgroups.driver import CgroupPlan
 from services.executor.identity import JobIdentity
@@ -151,8 +152,16 @@ class Sandboxes:
             job.close()
         asyncio.run(self.launcher.close())
 
-    def plan(self, *argv: str, cgroup: CgroupPlan = NO_GROUPS, timeout_ms: int | None = None, **spec: Any) -> Launch:
-        """The launch of a command."""
+    def plan(
+        self,
+        *argv: str,
+        cgroup: CgroupPlan = NO_GROUPS,
+        timeout_ms: int | None = None,
+        prepared: tuple[PreparedVolume, ...] = (),
+        **spec: Any,
+    ) -> Launch:
+        """The launch of a command. `prepared`: its volumes."""
+        spec = {"volumes": tuple(each.mount for each in prepared), **spec}
         record = JobRecord(
             id=new_job_id(),
             owner="alice",
@@ -169,6 +178,7 @@ class Sandboxes:
             layout=self.layout,
             rootfs=Rootfs(self.settings.joblet.jobs).parts(IDENTITY.range_first),
             network=NetworkPlan(),
+            volumes=prepared,
         )
 
     def start(self, *argv: str, **options: Any) -> Launched:
@@ -200,6 +210,18 @@ class Sandboxes:
         upload = Upload(id=new_job_id(), bytes=len(archive), entries=entries)
         self.layout.upload(upload.id).write_bytes(archive)
         return upload
+
+
+def prepared(directory: Path, path: str, *, read_only: bool = False, name: str = "") -> PreparedVolume:
+    """`directory` as a volume of the job's at `path`, as the volumes service would tell of it."""
+    found = directory.stat()
+    return PreparedVolume(
+        id=new_volume_id(),
+        mount=VolumeMount(name=name or directory.name, path=path, read_only=read_only),
+        source=str(directory),
+        root=f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}:{found.st_ino}",
+        device="",
+    )
 
 
 def with_task(launch: Launch, **changes: Any) -> Launch:

@@ -273,7 +273,7 @@ def test_a_part_that_fails_is_told_to_all(base: Path) -> None:
         options = worker(base)._options
         with prepared(options) as (settings, layout):
             changes = Changes()
-            async with wired(settings, layout, InProcess(layout.run, changes)) as parts:
+            async with wired(settings, layout, InProcess(layout.run, changes), has_volumes=False) as parts:
                 broken = dataclasses.replace(parts, neighbours=(*parts.neighbours, fail))
                 session = Session(options, broken, layout, changes)
                 await session.begin()

@@ -32,6 +32,7 @@ from services.api.process import Api
 from services.executor.events import Job
 from services.executor.job_store import JobStore
 from services.executor.service import Executor, Ports
+from services.executor.volumes import NoVolumes
 from services.persist.audit_reader import AuditQueries
 from services.persist.changes import Changes
 from services.persist.ingest import Ingest
@@ -179,6 +180,7 @@ async def _executor(
             monitors=host,
             cleans=host,
             samples=host,
+            volumes=NoVolumes(),
             unsupported=no_unsupported,
             refused_network=lambda _: None,
             node=NODE,

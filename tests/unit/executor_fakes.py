@@ -18,14 +18,18 @@ from common.bus.memory import Memory
 from common.bus.requests import Receiver, Requester
 from common.config.layout import Layout, layout_of
 from common.config.settings import Joblet, Settings
-from common.identifiers import JobId, new_job_id
+from common.errors import JobletError
+from common.identifiers import JobId, VolumeId, new_job_id, new_volume_id
 from common.messages.envelope import Body
-from common.messages.jobs import JobRecord, JobSpec, Limits, NodeFacts
+from common.messages.jobs import JobRecord, JobSpec, Limits, NodeFacts, VolumeMount
 from common.messages.logs import EndOfJob, Resend, Stored, StoreRecords
 from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS, PERSIST_IPC
+from common.messages.volumes import PreparedVolume
 from common.records import Flags, Record, RecordType, Stream, decode_all, encode
 from services.executor.events import Job
+from services.executor.identity import JobIdentity
 from services.executor.job_store import JobStore
+from services.executor.ports import Volumes
 from services.executor.service import Executor, Ports
 
 ASKER = f"api-replies-{os.getpid()}.sock"
@@ -195,6 +199,49 @@ class FakeHost:
         """Nothing was measured."""
 
 
+class FakeVolumes:
+    """See ports.Volumes: everybody has every volume, but for those that `refused` names with an error."""
+
+    def __init__(self) -> None:
+        self.refused: dict[str, JobletError] = {}
+        self.checked: list[tuple[str, tuple[VolumeMount, ...]]] = []
+        self.having: dict[JobId, tuple[VolumeMount, ...]] = {}
+        self.kept: list[JobId] = []
+        self.released: list[tuple[JobId, VolumeId | None]] = []
+
+    async def check(self, owner: str, mounts: tuple[VolumeMount, ...]) -> None:
+        """See ports.Volumes."""
+        if not mounts:
+            return
+        self.checked.append((owner, mounts))
+        for mount in mounts:
+            if mount.name in self.refused:
+                raise self.refused[mount.name]
+
+    async def prepare(
+        self,
+        job: JobId,
+        owner: str,
+        identity: JobIdentity,  # noqa: ARG002
+        mounts: tuple[VolumeMount, ...],
+    ) -> tuple[PreparedVolume, ...]:
+        """See ports.Volumes."""
+        await self.check(owner, mounts)
+        self.having[job] = self.having.get(job, ()) + mounts
+        return tuple(
+            PreparedVolume(id=new_volume_id(), mount=mount, source=f"/volumes/{mount.name}", root="1:2:3", device="")
+            for mount in mounts
+        )
+
+    def keep(self, job: JobId) -> None:
+        """See ports.Volumes."""
+        self.kept.append(job)
+
+    async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
+        """See ports.Volumes."""
+        self.released.append((job, volume))
+
+
 class FakePersist:
     """The receiving side of go-back-N: keeps entries by sequence, refuses repeats, acknowledges what it is told to.
 
@@ -291,6 +338,7 @@ async def running_node(
     transport: Memory,
     host: FakeHost | None = None,
     *,
+    volumes: Volumes | None = None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Node]:
     """An executor that serves, and is closed in the end without its monitors noticing."""
@@ -301,6 +349,7 @@ async def running_node(
         monitors=host,
         cleans=host,
         samples=host,
+        volumes=volumes or FakeVolumes(),
         unsupported=no_unsupported,
         refused_network=lambda _: None,
         node=NODE,

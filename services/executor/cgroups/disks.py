@@ -51,6 +51,13 @@ def disks_behind(paths: Iterable[str], reader: Reader | None = None) -> tuple[Di
     return tuple(dict.fromkeys(disk for disk in disks if disk is not None))
 
 
+def whole_disks(devices: Iterable[str], reader: Reader | None = None) -> tuple[str, ...]:
+    """MAJ:MIN of the disks that the block devices MAJ:MIN are or are partitions of, each once."""
+    reader = reader or KernelReader()
+    disks = [reader.whole_disk(device) for device in devices]
+    return tuple(dict.fromkeys(disk.device for disk in disks if disk is not None))
+
+
 def _seen(path: str, mounts: tuple[Mount, ...], reader: Reader) -> list[Mount]:
     """The mount that holds `path`, and those below it: a bind of the path brings them along."""
     place, identity = reader.place(path)

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from common.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
+from common.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 
 
 class NewRoot:
@@ -22,6 +22,8 @@ class NewRoot:
     def __init__(self, path: str) -> None:
         self.path = path
         self.descriptor = -1
+        self.trees: dict[str, int] = {}
+        """Detached mounts that were taken on the host and wait for their place in the root, by name."""
 
     def open(self) -> None:
         """Hold the directory at `path`, with what is mounted there now."""
@@ -31,6 +33,17 @@ class NewRoot:
     def at(self, path: str, flags: int = os.O_PATH) -> Iterator[int]:
         """A descriptor of `path`, an absolute path inside. A symbolic link out of the root leads to the root."""
         descriptor = openat2(self.descriptor, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def directory(self, path: str) -> Iterator[int]:
+        """A descriptor of the directory `path`, an absolute path inside, which leads through no symbolic link."""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
+        descriptor = openat2(self.descriptor, path, flags, resolve=resolve)
         try:
             yield descriptor
         finally:

@@ -1,9 +1,9 @@
 """The steps that make a job's sandbox, as frozen values: `describe()` prints one, `execute()` does it.
 
-Here: general steps on namespaces and the new root. Device and /proc steps are in `devices.py`. A step knows no job and
-no policy; which steps there are, and in which order, says `services/executor/plan.py`. They run in the job's first
-process, which is in its namespaces already, before the root is changed. References: mount_namespaces(7),
-mount_setattr(2), tmpfs(5), pivot_root(2).
+Here: general steps on namespaces and the new root. Device and /proc steps are in `devices.py`, those of volumes in
+`volumes.py`. A step knows no job and no policy; which steps there are, and in which order, says
+`services/executor/sandbox.py`. They run in the job's first process, which is in its namespaces already. References:
+mount_namespaces(7), mount_setattr(2), tmpfs(5), pivot_root(2).
 
 Only the standard library is imported: the launcher runs without site-packages.
 """
@@ -19,6 +19,7 @@ from common.linux import mounts
 from common.linux.paths import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from services.executor.launcher.devices import BindDevice, MaskPaths, MountProc, MountTerminals
 from services.executor.launcher.newroot import NewRoot
+from services.executor.launcher.volumes import OpenVolume, PlaceVolume
 from services.executor.linux import namespaces, network
 
 USER_IDS = 65_536
@@ -340,6 +341,8 @@ _KINDS: dict[str, type[Any]] = {
         MountTerminals,
         MountProc,
         MaskPaths,
+        OpenVolume,
+        PlaceVolume,
     )
 }
 
