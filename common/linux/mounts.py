@@ -1,7 +1,7 @@
 """Mounts: mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12), statx(2).
 
-Headers: sys/mount.h, linux/mount.h, linux/fcntl.h, linux/stat.h. Trees are taken and placed by descriptor, so that no path is walked
-twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes from mount_setattr only.
+Headers: sys/mount.h, linux/mount.h, linux/fcntl.h, linux/stat.h. Trees are taken and placed by descriptor, so that no
+path is walked twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes from mount_setattr only.
 """
 
 import ctypes

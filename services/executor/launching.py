@@ -127,7 +127,7 @@ class LauncherProcess:
             ours.settimeout(0)
             answer = await _exchange(ours, len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
         if not answer:
-            raise unavailable(f"the process that was to {verb.decode()} the volume died", "see the node's log and memory")
+            raise unavailable(f"the process for the {verb.decode()} has died", "see the node's log and memory")
         failure = json.loads(answer).get("failure")
         if failure is not None:
             raise StepFailed(Failure(*failure))

@@ -288,11 +288,7 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, StopUndelivered] = _ignored("sent again at its start, or its end comes")
         table[state, CancelRequested] = _refused("only jobs that have not started can be canceled", "stop it instead")
         table[state, DeleteRequested] = _refused("only ended jobs can be deleted", "stop it and wait for its end")
-    for state in State:
-        table[state, VolumeGranted] = _refused("only a running job can be given a volume", "name it when a job is run")
-        table[state, VolumeWithdrawn] = _refused("only a running job can leave a volume", "its end releases all it has")
-    table[State.RUNNING, VolumeGranted] = _grant
-    table[State.RUNNING, VolumeWithdrawn] = _withdraw_volume
+    table.update(_volume_rules())
     table[State.STARTING, NeverLaunched] = _wait_again
     table[State.RUNNING, NeverLaunched] = _ignored("the journal had its START: it was launched")
     table[State.RUNNING, Started] = _ignored("the start is known")
@@ -306,6 +302,16 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, CancelRequested] = _refused("only jobs that have not started can be canceled", "it has ended")
         table[state, DeleteRequested] = _delete
     return table
+
+
+def _volume_rules() -> dict[tuple[State, type[AnyEvent]], Rule]:
+    grant = _refused("only a running job can be given a volume", "name it when a job is run")
+    withdraw = _refused("only a running job can leave a volume", "its end releases all it has")
+    rules: dict[tuple[State, type[AnyEvent]], Rule] = {}
+    for state in State:
+        rules[state, VolumeGranted] = _grant if state is State.RUNNING else grant
+        rules[state, VolumeWithdrawn] = _withdraw_volume if state is State.RUNNING else withdraw
+    return rules
 
 
 TABLE: Final = _build()

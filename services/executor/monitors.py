@@ -1,8 +1,13 @@
-"""Which monitors live: each holds a POSIX lock on its job's `lock` file, see fcntl(2) and `launcher/jobfiles.py`."""
+"""Which monitors live: each holds a POSIX lock on its job's `lock` file, see fcntl(2) and `launcher/jobfiles.py`.
+
+And whose children they have: a job's processes are found from its monitor, so that a number that is another process's
+by now is never taken for them.
+"""
 
 import errno
 import fcntl
 import os
+import select
 import struct
 from pathlib import Path
 from typing import Final
@@ -46,3 +51,36 @@ def open_monitor(job_dir: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def open_init(job_dir: Path, main_pid: int) -> int | None:
+    """A pidfd of the job's init, whose child `main_pid` was. None: the job has ended. The caller closes it.
+
+    Init is never the job's own, and stays in the namespaces that were made for it. Whose child it is, is asked once
+    more when the pidfd is open: while that lives, the answer is about the process behind it.
+    """
+    monitor, init = monitor_pid(job_dir), _parent(main_pid)
+    if monitor is None or init is None or _parent(init) != monitor:
+        return None
+    try:
+        descriptor = os.pidfd_open(init)
+    except ProcessLookupError:
+        return None
+    if _parent(init) == monitor and not _ended(descriptor) and monitor_pid(job_dir) == monitor:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        # proc_pid_stat(5): the second field ends with the last bracket, the fourth is the parent.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

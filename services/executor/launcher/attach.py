@@ -46,7 +46,7 @@ _JOBS_OWN: Final = ("work", "tmp")
 _RESOLVE: Final = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY
 TRIES_MAX: Final = 200
-"""At a path that the job renames. Each takes about as long as a rename."""
+"""At a path that the job renames meanwhile."""
 _MOUNTINFO_BYTES_MAX: Final = 2**22
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
 
@@ -112,7 +112,7 @@ def _open_source(change: Change) -> int:
 
 
 class _Inside:
-    """This process in the job's mount namespace, from which nothing leads out again.
+    """Inside the job's mount namespace, from which nothing leads out again.
 
     `root` is the job's root and `_proc` the host's /proc: the job's own knows nothing of this process.
     """
@@ -138,7 +138,7 @@ class _Inside:
     def mount_points(self) -> list[str]:
         """Of every mount of the job, as they are now; proc_pid_mountinfo(5), field 5."""
         descriptor = os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
-        with open(descriptor, "rb") as file:
+        with open(descriptor, "rb") as file:  # noqa: PTH123  # pathlib is not loaded in the launcher
             lines = file.read(_MOUNTINFO_BYTES_MAX).splitlines()
         return [os.fsdecode(_ESCAPED.sub(_unescaped, line.split(b" ", 5)[4])) for line in lines]
 
@@ -254,7 +254,7 @@ def _hold(root: str, path: str, inside: _Inside) -> str:
 
 
 def _moving() -> StepFailed:
-    return StepFailed(Failure(UNMOUNT, "", errno.EAGAIN, "the job renames the directories above its volumes all the time"))
+    return StepFailed(Failure(UNMOUNT, "", errno.EAGAIN, "it renames the directories above its volumes all the time"))
 
 
 def _remove_place(inside: _Inside, path: str) -> None:
