@@ -49,6 +49,7 @@ class Attaching:
         identities: Callable[[str], JobIdentity],
         read_only_paths: tuple[str, ...],
         clock_ns: Callable[[], int],
+        durable_s_max: float = DURABLE_S_MAX,
     ) -> None:
         self._jobs = jobs
         self._registry = registry
@@ -58,6 +59,7 @@ class Attaching:
         self._identities = identities
         self._closed = (*CLOSED, *read_only_paths)
         self._clock_ns = clock_ns
+        self._durable_s_max = durable_s_max
         self._turns: WeakValueDictionary[JobId, asyncio.Lock] = WeakValueDictionary()
 
     async def attach(self, job: JobId, mount: VolumeMount) -> JobRecord:
@@ -123,7 +125,7 @@ class Attaching:
 
     async def _recorded(self) -> None:
         try:
-            async with asyncio.timeout(DURABLE_S_MAX):
+            async with asyncio.timeout(self._durable_s_max):
                 await self._writer.durable()
         except TimeoutError as cause:
             raise exhausted(

@@ -14,7 +14,7 @@ from common.messages.volumes import PreparedVolume
 from services.executor.identity import JobIdentity
 from services.executor.launcher import attach as steps
 from services.executor.launcher.handshake import Failure, StepFailed
-from services.executor.monitors import open_init
+from services.executor.monitors import open_inside
 
 _WORDS = {
     errno.ELOOP: "the path leads through a symbolic link, which is not followed",
@@ -55,15 +55,15 @@ class KernelAttachments:
     async def _change(
         self, verb: bytes, job: JobId, job_pid: int, prepared: PreparedVolume, change: steps.Change
     ) -> None:
-        init = open_init(self._layout.job_dir(job), job_pid)
-        if init is None:
+        process = open_inside(self._layout.job_dir(job), job_pid)
+        if process is None:
             raise _ended(job)
         try:
-            await self._launcher.change(verb, init, change)
+            await self._launcher.change(verb, process, change)
         except StepFailed as failed:
             raise _meaning(failed.failure, job, prepared) from failed
         finally:
-            os.close(init)
+            os.close(process)
 
 
 def _ended(job: JobId) -> JobletError:
@@ -78,7 +78,8 @@ def _meaning(failure: Failure, job: JobId, prepared: PreparedVolume) -> JobletEr
             error = _ended(job)
         case steps.ENTER if failure.errno == errno.EPERM:
             error = precondition(
-                f"volumes of a running job need root: {failure.message}", "name the volume when the job is run"
+                f"the mounts of job {job} cannot be entered without root: {failure.message}",
+                "name the volume when the job is run, or run the node as root",
             )
         case steps.PLACE if failure.errno in (errno.ENOSPC, errno.EDQUOT):
             error = exhausted(f"there is no room for the directory {path} in job {job}", "remove files there")

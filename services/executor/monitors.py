@@ -53,23 +53,33 @@ def open_monitor(job_dir: Path) -> int | None:
     return descriptor
 
 
-def open_init(job_dir: Path, main_pid: int) -> int | None:
-    """A pidfd of the job's init, whose child `main_pid` was. None: the job has ended. The caller closes it.
+def open_inside(job_dir: Path, main_pid: int) -> int | None:
+    """A pidfd of a process in the job's namespaces. None: the job has ended. The caller closes it.
 
-    Init is never the job's own, and stays in the namespaces that were made for it. Whose child it is, is asked once
-    more when the pidfd is open: while that lives, the answer is about the process behind it.
+    Init, which is never the job's own; for who is not root it is closed, and the main process has to do: it cannot
+    leave its namespaces. `main_pid` is on the host, and may be another process's by now: so its parents are asked for
+    again when the pidfd is open. As long as that lives, the answer is about the processes meant.
     """
-    monitor, init = monitor_pid(job_dir), _parent(main_pid)
-    if monitor is None or init is None or _parent(init) != monitor:
+    above = _above(job_dir, main_pid)
+    if above is None:
         return None
+    _, init = above
     try:
-        descriptor = os.pidfd_open(init)
+        descriptor = os.pidfd_open(init if os.geteuid() == 0 else main_pid)
     except ProcessLookupError:
         return None
-    if _parent(init) == monitor and not _ended(descriptor) and monitor_pid(job_dir) == monitor:
+    if _above(job_dir, main_pid) == above and not _ended(descriptor):
         return descriptor
     os.close(descriptor)
     return None
+
+
+def _above(job_dir: Path, main_pid: int) -> tuple[int, int] | None:
+    """Monitor and init, when they are the parents of `main_pid` and the monitor is the job's."""
+    monitor, init = monitor_pid(job_dir), _parent(main_pid)
+    if monitor is None or init is None or _parent(init) != monitor:
+        return None
+    return monitor, init
 
 
 def _parent(pid: int) -> int | None:

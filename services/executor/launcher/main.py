@@ -6,7 +6,8 @@ SOCK_SEQPACKET socket; each message on it is a word and brings by SCM_RIGHTS one
 
     launch  the namespace of a network that was made for the job, if there is one. On the stream a monitor reads one
             task (`task.py`'s three parts) and answers `{"pid": n}` when the job's files exist and its lock is held
-    attach  a pidfd of the job's init. A process reads one change (`attach.py`), answers `{}` when it is done, and ends
+    attach  a pidfd of one of the job's processes. Who is forked reads one change (`attach.py`), answers `{}` when it is
+            done, and ends
     detach  likewise
 
 Or the answer is `{"failure": [step, path, errno, message]}`. The end of the stream without an answer means that the
