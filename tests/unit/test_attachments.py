@@ -1,10 +1,10 @@
 """Volumes of running jobs, around the kernel: the order of the steps, and what holds whoever is killed between them."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from hypothesis import given
@@ -41,7 +41,7 @@ LOGS: Final = VolumeMount(name="logs", path="/work/logs", read_only=True)
 class World:
     """See ports.Volumes and ports.Attachments: the volumes service and the jobs' mounts, which outlive an executor.
 
-    `steps`: what was done, in order. `stop_at`: a step behind which nothing goes on. `fail_at`: what a step raises.
+    `steps`: what was done, in order. `stop_at`: a step that waits for `goes_on`. `fail_at`: what a step raises.
     """
 
     def __init__(self) -> None:
@@ -50,6 +50,7 @@ class World:
         self.mounted: dict[JobId, set[str]] = {}
         self.steps: list[str] = []
         self.stop_at = ""
+        self.goes_on = asyncio.Event()
         self.fail_at: dict[str, JobletError] = {}
         self.at_step: Callable[[str], None] = lambda _: None
         self.changing = 0
@@ -58,11 +59,11 @@ class World:
     async def _step(self, name: str) -> None:
         self.steps.append(name)
         self.at_step(name)
-        if name in self.fail_at:
-            raise self.fail_at[name]
         if name == self.stop_at:
             self.steps.append("stopped")
-            await asyncio.Event().wait()
+            await self.goes_on.wait()
+        if name in self.fail_at:
+            raise self.fail_at[name]
 
     async def check(self, owner: str, mounts: tuple[VolumeMount, ...]) -> None:
         """See ports.Volumes."""
@@ -232,19 +233,10 @@ def test_a_job_has_a_bounded_number_of_volumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "",
-        "data",
-        "/",
-        "/volumes",
-        "/volumes/",
-        "/volumes/../etc",
-        "/work//x",
-        "/work/./x",
-        "/work/x/",
-        "/proc/x",
-        "/etc/x",
-    ]
-    + ["/dev/shm/x", "/usr/x", "/work/\0", "/work/\n", "/work/" + 256 * "x", "/work" + 1000 * "/abcd", "/work/\udcff"],
+        *("", "data", "/", "/volumes", "/volumes/", "/volumes/../etc", "/work//x", "/work/./x", "/work/x/"),
+        *("/proc/x", "/etc/x", "/dev/shm/x", "/usr/x", "/work/\0", "/work/\n", "/work/\udcff"),
+        *("/work/" + 256 * "x", "/work" + 1000 * "/abcd"),
+    ],
 )
 def test_paths_that_cannot_be_are_refused(tmp_path: Path, path: str) -> None:
     """By the words alone, with a repair: nothing is asked of anybody."""
@@ -367,60 +359,27 @@ def test_a_volume_of_the_jobs_start_can_be_detached(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("step", ["prepared", "mount"])
-def test_a_job_that_ends_meanwhile_has_no_volume(tmp_path: Path, step: str) -> None:
-    """Also when all that it had was released before: the use that came after it is released by itself."""
+@pytest.mark.parametrize(("step", "words"), [("prepared", "is completed"), ("mount", "has ended")])
+def test_a_job_that_ends_meanwhile_has_no_volume(tmp_path: Path, step: str, words: str) -> None:
+    """All that it had was released at its end: what was prepared for it after that is released by itself."""
 
     async def scenario() -> None:
         world = World()
         async with running_node(node_settings(tmp_path), Memory(), volumes=world, attachments=world) as node:
             job, monitor = await running(node)
             world.stop_at = step
-            asked = asyncio.create_task(attach(node, job, DATA))
-            await await_for(lambda: world.steps[-1] == "stopped", what="the step")
             world.fail_at = {"mount": precondition("the job has ended", "it is over")}
+            asked = asyncio.create_task(attach(node, job, DATA))
+            await await_for(lambda: world.steps[-1:] == ["stopped"], what="the step")
             monitor.exit()
             await in_state(node, job, State.COMPLETED)
-            asked.cancel()  # it waits for ever in this world; a second one comes to the end of the job
-            await asyncio.gather(asked, return_exceptions=True)
-            with pytest.raises(JobletError, match="is completed"):
-                await attach(node, job, DATA)
+            world.goes_on.set()
+            with pytest.raises(JobletError, match=words):
+                await asked
+            assert (world.uses[job], job in world.mounted) == (set(), False)
+            assert world.steps[-1] == "release"
 
     asyncio.run(scenario())
-
-
-def test_a_job_that_ends_while_its_volume_is_prepared_gets_none(tmp_path: Path) -> None:
-    """The answer comes after the end: nothing is mounted, and the use is released."""
-
-    async def scenario() -> None:
-        world = World()
-        async with running_node(node_settings(tmp_path), Memory(), volumes=world, attachments=world) as node:
-            job, monitor = await running(node)
-            ended = asyncio.Event()
-
-            async def prepare(*arguments: object) -> tuple[PreparedVolume, ...]:
-                monitor.exit()
-                await in_state(node, job, State.COMPLETED)
-                ended.set()
-                return await World.prepare(world, *arguments)  # type: ignore[arg-type]
-
-            late = _Late(world, prepare)
-            attaching = attaching_of(node, late)
-            with pytest.raises(JobletError, match="is completed"):
-                await attaching.attach(job, DATA)
-            assert ended.is_set()
-            assert (world.uses.get(job), world.mounted.get(job), stored(node, job)) == (set(), None, ())
-
-    asyncio.run(scenario())
-
-
-class _Late:
-    """A volumes service whose answer to `prepare` is another's."""
-
-    def __init__(self, world: World, prepare: Callable[..., object]) -> None:
-        self.check, self.keep, self.release = world.check, world.keep, world.release
-        self.attach, self.detach = world.attach, world.detach
-        self.prepare = prepare
 
 
 @pytest.mark.threat("F01")
@@ -501,7 +460,7 @@ def test_changes_of_one_job_come_one_after_the_other(tmp_path: Path) -> None:
             other, _ = await running(node)
             world.stop_at = "mount"
             blocked = asyncio.create_task(attach(node, other, VolumeMount(name="x", path="/volumes/x")))
-            await await_for(lambda: world.steps[-1] == "stopped", what="the step")
+            await await_for(lambda: world.steps[-1:] == ["stopped"], what="the step")
             world.stop_at = ""
             await attach(node, job, VolumeMount(name="y", path="/volumes/y"))
             blocked.cancel()
@@ -572,13 +531,13 @@ async def detach(node: Node, job: JobId, name: str, *, force: bool = False) -> J
     return (await node.ask.request(DetachVolume(job=job, volume=name, force=force), JobFound)).job
 
 
-def attaching_of(node: Node, world: "World | _Late", *, durable_s_max: float = 5.0) -> Attaching:
+def attaching_of(node: Node, world: World, *, durable_s_max: float = 5.0) -> Attaching:
     """One on the node's records, with other neighbours."""
     return Attaching(
         jobs=node.executor.jobs,
         registry=node.executor.commands.registry,
         writer=node.executor.writer,
-        volumes=world,  # type: ignore[arg-type]  # _Late has what it takes
+        volumes=world,
         attachments=world,
         identities=own_identity,
         read_only_paths=(),
@@ -587,11 +546,11 @@ def attaching_of(node: Node, world: "World | _Late", *, durable_s_max: float = 5
     )
 
 
-async def killed_at(step: str, world: World, asked: "asyncio.Future[JobRecord] | object") -> None:
+async def killed_at(step: str, world: World, asked: Coroutine[Any, Any, JobRecord]) -> None:
     """Ask, and go no further than `step`; the caller ends the executor."""
     world.stop_at = step
     world.steps.clear()
-    task = asyncio.ensure_future(asked)  # type: ignore[call-overload]
+    task = asyncio.create_task(asked)
     await await_for(lambda: world.steps[-1:] == ["stopped"], what=step)
     task.cancel()
 
