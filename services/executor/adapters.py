@@ -180,6 +180,7 @@ class KernelTraces:
 
     async def end(self, job: JobId) -> bool:
         """See ports.Cleans."""
+        self._volumes.leaving(job)
         removed = await self._cleanup.end(job)
         await self._networks.release(job)
         if removed:

@@ -80,6 +80,9 @@ class Volumes(Protocol):
     def keep(self, job: JobId) -> None:
         """The job has volumes since before this process began."""
 
+    def leaving(self, job: JobId) -> None:
+        """The job has ended; `release` comes when nothing of it is left. Who asks for its volumes waits for that."""
+
     async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
         """The job has ended, or has left that one. Never raises: it is tried again until the service has heard it."""
 

@@ -9,6 +9,8 @@ So a job is on the list from before the service is asked to prepare until after 
 """
 
 import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import structlog
@@ -41,6 +43,8 @@ PREPARE_S_MAX: Final = 15.0
 PAUSE_S: Final = 0.2
 PAUSE_S_MAX: Final = 30.0
 SYNC_S: Final = 60.0
+LEAVE_S_MAX: Final = 3.0
+"""How long the volumes of a job that has ended are waited for; its processes may take longer to end."""
 
 Answer = TypeVar("Answer", bound=Body)
 
@@ -59,11 +63,13 @@ class VolumesOfJobs:
         self._having: dict[JobId, None] = {}  # the oldest first
         self._unheard: dict[tuple[JobId, VolumeId | None], None] = {}
         self._something_unheard = asyncio.Event()
+        self._leaving: dict[JobId, asyncio.Event] = {}  # set when the job has left
 
     async def check(self, owner: str, mounts: tuple[VolumeMount, ...]) -> None:
         """See ports.Volumes."""
         if mounts:
-            await self._ask(CheckVolumes(owner=owner, mounts=mounts), VolumesChecked)
+            request = CheckVolumes(owner=owner, mounts=mounts)
+            await self._ask_behind_those_that_leave(lambda: self._ask(request, VolumesChecked))
 
     async def prepare(
         self, job: JobId, owner: str, identity: JobIdentity, mounts: tuple[VolumeMount, ...]
@@ -79,18 +85,23 @@ class VolumesOfJobs:
         self._having[job] = None
         request = PrepareVolumes(job=job, owner=owner, uid=identity.uid, gid=identity.gid, mounts=mounts)
         try:
-            prepared = (await self._ask_again(request, VolumesPrepared)).volumes
+            answer = await self._ask_behind_those_that_leave(lambda: self._ask_again(request, VolumesPrepared))
         except JobletError as error:
             if not had_some and error.reason not in (Reason.UNAVAILABLE, Reason.INTERNAL):
                 self._having.pop(job, None)
             raise
-        if tuple(each.mount for each in prepared) != mounts:
+        if tuple(each.mount for each in answer.volumes) != mounts:
             raise JobletError(Reason.INTERNAL, "the volumes service prepared other volumes than it was asked for")
-        return prepared
+        return answer.volumes
 
     def keep(self, job: JobId) -> None:
         """See ports.Volumes."""
         self._having[job] = None
+
+    def leaving(self, job: JobId) -> None:
+        """See ports.Volumes."""
+        if job in self._having:
+            self._leaving.setdefault(job, asyncio.Event())
 
     async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
         """See ports.Volumes. Returns when the service has heard it, or one try has failed."""
@@ -116,6 +127,24 @@ class VolumesOfJobs:
     async def _ask(self, request: Body, answer: type[Answer]) -> Answer:
         return await self._requester.request(request, answer, timeout_s=self._answer_s_max)
 
+    async def _ask_behind_those_that_leave(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `ask` answers; a refusal is asked about again when jobs have left since, which may have been in the way.
+
+        So a job can have the volume of another as soon as that is known to have ended.
+        """
+        leaving = dict(self._leaving)
+        try:
+            return await ask()
+        except JobletError as error:
+            leaving |= self._leaving
+            if error.reason is not Reason.PRECONDITION or not leaving:
+                raise
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S_MAX):
+                for left in leaving.values():
+                    await left.wait()
+        return await ask()
+
     async def _ask_again(self, request: Body, answer: type[Answer]) -> Answer:
         """As `_ask`, again while the answer is UNAVAILABLE and there is time. `request` can be done twice."""
         loop = asyncio.get_running_loop()
@@ -135,6 +164,8 @@ class VolumesOfJobs:
             log.warning("a release of volumes was not heard; it is repeated", job=job, volume=volume, why=str(error))
             return False
         self._unheard.pop((job, volume), None)
+        if volume is None and job in self._leaving:
+            self._leaving.pop(job).set()
         return True
 
     async def _repeat_releases(self) -> None:
@@ -182,6 +213,9 @@ class NoVolumes:
         return ()
 
     def keep(self, job: JobId) -> None:
+        """See ports.Volumes."""
+
+    def leaving(self, job: JobId) -> None:
         """See ports.Volumes."""
 
     async def release(self, job: JobId, volume: VolumeId | None = None) -> None:

@@ -135,7 +135,8 @@ class Launched:
 class Sandboxes:
     """A launcher and the jobs that it was given; as a context manager it leaves nothing behind."""
 
-    def __init__(self, base: Path, **journal: Any) -> None:
+    def __init__(self, base: Path, identity: JobIdentity = IDENTITY, **journal: Any) -> None:
+        self.identity = identity
         self.settings = Settings(joblet=Joblet(base_dir=str(base), journal=Journal(**journal)))
         self.layout = layout_of(self.settings)
         self.layout.jobs.mkdir()
@@ -172,11 +173,11 @@ class Sandboxes:
         )
         return plan_launch(
             record,
-            identity=IDENTITY,
+            identity=self.identity,
             cgroup=cgroup,
             settings=self.settings,
             layout=self.layout,
-            rootfs=Rootfs(self.settings.joblet.jobs).parts(IDENTITY.range_first),
+            rootfs=Rootfs(self.settings.joblet.jobs).parts(self.identity.range_first),
             network=NetworkPlan(),
             volumes=prepared,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord, JobSpec, Limits, Network, State, Upload
+from common.messages.jobs import JobRecord, JobSpec, Limits, Network, State, Upload, VolumeMount
 from services.executor.cgroups.memory import MemoryDriver
 from services.executor.launcher.task import encode_beginning
 from services.executor.launching import Begun
@@ -131,10 +131,11 @@ def test_a_job_becomes_what_was_prepared_for_it(sandboxes: Sandboxes) -> None:
     [
         JobSpec(command="true", network=Network.BRIDGE),
         JobSpec(command="true", uploads=(Upload(id="u", bytes=1, entries=1),)),
+        JobSpec(command="true", volumes=(VolumeMount(name="data", path="/data"),)),
         JobSpec(command="true", limits=Limits(cpu_cores="0")),
         JobSpec(command="true", limits=Limits(memory_bytes=2**20)),
     ],
-    ids=["network", "uploads", "cpus", "little memory"],
+    ids=["network", "uploads", "volumes", "cpus", "little memory"],
 )
 def test_a_job_that_begins_otherwise_takes_no_spare(sandboxes: Sandboxes, spec: JobSpec) -> None:
     """It gets an id of its own."""

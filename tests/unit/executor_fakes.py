@@ -238,6 +238,9 @@ class FakeVolumes:
         """See ports.Volumes."""
         self.kept.append(job)
 
+    def leaving(self, job: JobId) -> None:
+        """See ports.Volumes."""
+
     async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
         """See ports.Volumes."""
         self.released.append((job, volume))

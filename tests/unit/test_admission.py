@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from common.config.settings import Joblet, Journal
+from common.config.settings import Joblet, Jobs, Journal
 from common.errors import JobletError, Reason
 from common.messages.jobs import JobSpec, Limits, OnFull, Upload, VolumeMount
 from services.executor import admission
@@ -155,17 +155,45 @@ def test_what_is_at_a_bound_is_taken(changes: dict[str, Any]) -> None:
     admitted(replace(SPEC, **changes))
 
 
+DATA = VolumeMount(name="data", path="/volumes/data")
+
+
+@pytest.mark.threat("D25")
 @pytest.mark.parametrize(
-    ("changes", "word"),
+    "volumes",
     [
-        ({"volumes": (VolumeMount(name="v", path="/v"),)}, "volumes"),
+        (VolumeMount(name="../x", path="/data"),),
+        (VolumeMount(name="data", path="/data/../etc"),),
+        (VolumeMount(name="data", path="/usr/lib"),),
+        (DATA, VolumeMount(name="data", path="/other")),
+        (DATA, VolumeMount(name="other", path=DATA.path)),
     ],
 )
-def test_what_this_release_has_not_is_refused_and_not_ignored(changes: dict[str, Any], word: str) -> None:
-    """UNIMPLEMENTED, naming it."""
-    error = refusal(replace(SPEC, **changes))
-    assert error.reason is Reason.UNIMPLEMENTED
-    assert word in error.message
+def test_a_volume_that_cannot_be_is_invalid(volumes: tuple[VolumeMount, ...]) -> None:
+    """Before anything is recorded; tests/property/test_mount_points.py has all the ways."""
+    assert refusal(replace(SPEC, volumes=volumes)).reason is Reason.INVALID
+    assert admitted(replace(SPEC, volumes=(DATA,))).volumes == (DATA,)
+
+
+def test_what_the_node_binds_read_only_is_closed_to_volumes() -> None:
+    """Below it nothing can be made."""
+    settings = Joblet(jobs=Jobs(read_only_paths=("/opt/tools",)))
+    spec = replace(SPEC, volumes=(VolumeMount(name="data", path="/opt/tools/data"),))
+    assert "/opt/tools" in refusal(spec, settings=settings).message
+    admitted(spec)
+
+
+@pytest.mark.requirement("S1.14")
+def test_a_volume_at_work_has_its_own_size() -> None:
+    """There is no tmpfs that a size could be for; uploads need one that can be written to."""
+    home = VolumeMount(name="home", path="/work")
+    assert admitted(replace(SPEC, volumes=(home,))).work_bytes is None
+    assert admitted(replace(SPEC, volumes=(DATA,))).work_bytes == 2**20
+    assert admitted(replace(SPEC, volumes=(home,), uploads=(UPLOAD,))).work_bytes is None
+    assert "volume home" in refusal(replace(SPEC, volumes=(home,), work_bytes=2**20)).message
+    read_only = replace(home, read_only=True)
+    assert "read-only" in refusal(replace(SPEC, volumes=(read_only,), uploads=(UPLOAD,))).message
+    admitted(replace(SPEC, volumes=(read_only,)))
 
 
 def test_limits_that_the_host_cannot_enforce_are_refused_with_the_repair() -> None:

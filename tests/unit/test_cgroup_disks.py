@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from services.executor.cgroups import mountinfo
-from services.executor.cgroups.disks import Disk, KernelReader, disks_behind, scheduler
+from services.executor.cgroups.disks import Disk, KernelReader, disks_behind, scheduler, whole_disks
 from services.executor.cgroups.mountinfo import Mount
 
 MOUNTINFO = """\
@@ -53,6 +53,11 @@ def test_a_partition_counts_as_its_disk() -> None:
     """The kernel limits whole disks only."""
     assert behind("/etc") == (VDA,)
     assert behind("/etc", "/bin", "/")[:1] == (VDA,)
+
+
+def test_a_device_is_looked_up_as_its_disk() -> None:
+    """Of partitions, each disk once; a loop device and a mapping are disks; what has none is left out."""
+    assert whole_disks(("254:1", "254:2", "7:0", "253:0", "0:42"), Host()) == ("254:0", "7:0", "253:0")
 
 
 def test_mounts_below_a_path_count() -> None:

@@ -8,11 +8,13 @@ import pytest
 from common.config.layout import layout_of
 from common.config.settings import Joblet, Jobs, Journal, Settings
 from common.errors import JobletError, Reason
-from common.identifiers import JobId
+from common.identifiers import JobId, VolumeId
 from common.messages.jobs import JobRecord, JobSpec, Limits, OnFull, State, Upload, VolumeMount
+from common.messages.volumes import PreparedVolume
 from services.executor.cgroups.driver import CgroupPlan, Meter, Reading, Write
 from services.executor.identity import JobIdentity
-from services.executor.launcher.operations import MountTmpfs
+from services.executor.launcher.operations import EnterRoot, MountTmpfs, SealRoot, decode_operation, encode_operation
+from services.executor.launcher.volumes import OpenVolume, PlaceVolume
 from services.executor.plan import Launch, NetworkPlan, plan_launch
 from services.executor.rootfs import Rootfs
 
@@ -27,7 +29,7 @@ GROUPS = CgroupPlan(
 )
 
 
-def plan(settings: Settings | None = None, **spec: Any) -> Launch:
+def plan(settings: Settings | None = None, *, prepared: tuple[PreparedVolume, ...] = (), **spec: Any) -> Launch:
     """The launch of a job with this spec."""
     settings = settings or Settings(joblet=Joblet(base_dir="/base"))
     job = JobRecord(
@@ -47,6 +49,7 @@ def plan(settings: Settings | None = None, **spec: Any) -> Launch:
         layout=layout_of(settings),
         rootfs=Rootfs(settings.joblet.jobs).parts(identity.range_first),
         network=NetworkPlan(),
+        volumes=prepared,
     )
 
 
@@ -131,18 +134,65 @@ def test_settings_reach_the_plan() -> None:
     assert "bind /usr of" not in text
 
 
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"volumes": (VolumeMount(name="data", path="/volumes/data"),)},
-    ],
-)
-def test_what_is_not_built_yet_is_refused(spec: dict[str, Any]) -> None:
-    """Nothing asked for is left out in silence: volumes are refused by name."""
+def volume(name: str, path: str, *, read_only: bool = False) -> PreparedVolume:
+    """As the volumes service prepares it."""
+    mount = VolumeMount(name=name, path=path, read_only=read_only)
+    return PreparedVolume(id=VolumeId("v"), mount=mount, source=f"/host/{name}", root="7:0:2", device="7:0")
+
+
+def with_volumes(*volumes: PreparedVolume, **spec: Any) -> Launch:
+    """The launch of a job that has these."""
+    return plan(volumes=tuple(each.mount for each in volumes), prepared=volumes, **spec)
+
+
+@pytest.mark.requirement("S1.6")
+def test_volumes_are_taken_before_the_change_of_root_and_placed_last() -> None:
+    """Who holds another's mount point comes first; made directories belong to whoever has what is around them."""
+    launch = with_volumes(volume("c", "/data/c"), volume("b", "/work/b"), volume("a", "/data", read_only=True))
+    *_, first, second, third, last = launch.task.preparation
+    assert (first, second, third, last) == (
+        OpenVolume("a", "/host/a", "7:0:2", read_only=True),
+        OpenVolume("c", "/host/c", "7:0:2", read_only=False),
+        OpenVolume("b", "/host/b", "7:0:2", read_only=False),
+        EnterRoot(),
+    )
+    assert launch.task.operations[-4:] == (
+        PlaceVolume("a", "/data", 100_000, 100_000, inside=False),
+        PlaceVolume("c", "/data/c", 100_000, 100_000, inside=True),
+        PlaceVolume("b", "/work/b", 101_000, 101_000, inside=False),
+        SealRoot(),
+    )
+    for step in (first, launch.task.operations[-3]):
+        assert decode_operation(encode_operation(step)) == step
+
+
+@pytest.mark.requirement("S1.14")
+def test_a_volume_at_work_or_tmp_takes_the_place_of_the_tmpfs() -> None:
+    """Only there, not below."""
+    places = [step.path for step in with_volumes(volume("a", "/work")).task.operations if isinstance(step, MountTmpfs)]
+    assert places == ["/dev/shm", "/tmp"]
+    places = [step.path for step in with_volumes(volume("a", "/tmp")).task.operations if isinstance(step, MountTmpfs)]
+    assert places == ["/dev/shm", "/work"]
+    assert tmpfs(with_volumes(volume("a", "/work/a")), "/work").size_bytes == 2**20
+
+
+def test_volumes_can_be_described_before_they_are_prepared() -> None:
+    """In the same words, and without the host's path; such a launch has no source, and so cannot succeed."""
+    prepared = with_volumes(volume("a", "/data"))
+    unprepared = plan(volumes=(VolumeMount(name="a", path="/data"),))
+    assert unprepared.describe() == prepared.describe()
+    text = "\n".join(prepared.describe())
+    assert "take volume a of the host (nosuid nodev)" in text
+    assert "bind volume a on /data" in text
+    assert "/host/a" not in text
+    assert [step.source for step in unprepared.task.preparation if isinstance(step, OpenVolume)] == [""]
+
+
+def test_a_volume_that_cannot_be_is_refused_by_the_plan_as_well() -> None:
+    """Also of a job that another release admitted."""
     with pytest.raises(JobletError) as raised:
-        plan(**spec)
-    assert raised.value.reason is Reason.UNIMPLEMENTED
-    assert raised.value.detail
+        plan(volumes=(VolumeMount(name="a", path="/etc"),))
+    assert raised.value.reason is Reason.INVALID
 
 
 @pytest.mark.threat("A02")

@@ -41,9 +41,9 @@ class NewRoot:
     @contextmanager
     def directory(self, path: str) -> Iterator[int]:
         """A descriptor of the directory `path`, an absolute path inside, which leads through no symbolic link."""
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        # Without O_NOFOLLOW, with which a link at the end would be opened itself, and told as "not a directory".
         resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS
-        descriptor = openat2(self.descriptor, path, flags, resolve=resolve)
+        descriptor = openat2(self.descriptor, path, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
         try:
             yield descriptor
         finally:

@@ -17,9 +17,8 @@ from common.linux.paths import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, opena
 from services.executor.launcher.newroot import NewRoot
 
 _AT_FDCWD: Final = -100
-_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _NOT_SEEN: Final = "the volume is not mounted where this process sees it: do both services run in one mount namespace?"
-_LINK: Final = "the path leads through a symbolic link or another link, which is not followed"
+_LINK: Final = "the path leads through a symbolic link, and none is followed"
 
 
 class OpenVolume(NamedTuple):
@@ -55,7 +54,7 @@ class OpenVolume(NamedTuple):
     def _open(self) -> int:
         resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
         try:
-            return openat2(_AT_FDCWD, self.source, _DIRECTORY, resolve=resolve)
+            return openat2(_AT_FDCWD, self.source, os.O_PATH | os.O_DIRECTORY, resolve=resolve)
         except OSError as cause:
             texts = {errno.ENOENT: _NOT_SEEN, errno.ENOTDIR: _NOT_SEEN, errno.ELOOP: _LINK}
             text = texts.get(cause.errno or 0, cause.strerror or str(cause))
