@@ -13,9 +13,8 @@ from typing import Final
 import pytest
 
 from common.errors import JobletError, Reason
-from common.identifiers import JobId, new_volume_id
+from common.identifiers import JobId
 from common.linux import mounts
-from common.messages.jobs import VolumeMount
 from common.messages.volumes import PreparedVolume
 from common.records import Stream
 from services.executor.attachments import KernelAttachments
@@ -25,7 +24,7 @@ from services.executor.launcher.task import LENGTH_BYTES
 from services.executor.monitors import open_inside
 from tests.e2e.test_rootless import as_user
 from tests.leaks import children_of
-from tests.linux.sandboxes import IDENTITY, Launched, Sandboxes, alive, fields, host_mounts
+from tests.linux.sandboxes import IDENTITY, Launched, Sandboxes, alive, fields, host_mounts, prepared
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -42,33 +41,28 @@ until [ -e /work/end ]; do sleep 0.02; done
 """
 
 
+MS_SHARED: Final = 0x10_0000
 WITHOUT_ROOT: Final = """
-import asyncio, os, pathlib, sys, tempfile
-from common.identifiers import new_volume_id
-from common.messages.jobs import VolumeMount
-from common.messages.volumes import PreparedVolume
+import asyncio, pathlib, sys, tempfile
 from services.executor.attachments import KernelAttachments
 from services.executor.rootless import own_identity
-from tests.linux import sandboxes
+from tests.linux.sandboxes import Sandboxes, prepared
 from tests.linux.test_attach import mounts_of
-sandboxes.IDENTITY = own_identity("")
 with tempfile.TemporaryDirectory() as base:
     source = pathlib.Path(base, "source")
     source.mkdir()
     (source / "here").write_text("content")
-    found = source.stat()
-    root = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}:{found.st_ino}"
-    mount = VolumeMount(name="data", path="/volumes/data", read_only=True)
-    prepared = PreparedVolume(id=new_volume_id(), mount=mount, source=str(source), root=root, device="")
-    with sandboxes.Sandboxes(pathlib.Path(base)) as opened:
+    volume = prepared(source, "/volumes/data", read_only=True)
+    identity = own_identity("")
+    with Sandboxes(pathlib.Path(base), identity) as opened:
         job = opened.start("sh", "-c", sys.argv[1])
         job.wait_for_output(b"begun")
         before = mounts_of(job)
         port = KernelAttachments(opened.launcher, opened.layout)
-        asyncio.run(port.attach(job.directory.name, job.main_pid(), prepared, sandboxes.IDENTITY))
+        asyncio.run(port.attach(job.directory.name, job.main_pid(), volume, identity))
         job.wait_for_output(b"content")
         (attached,) = set(mounts_of(job)) - set(before)
-        asyncio.run(port.detach(job.directory.name, job.main_pid(), prepared, force=False))
+        asyncio.run(port.detach(job.directory.name, job.main_pid(), volume, force=False))
         job.wait_for_output(b"gone")
         print(attached.split()[2:4], mounts_of(job) == before)
 """
@@ -83,20 +77,19 @@ class Attaching:
 
     def prepared(self, path: str, *, read_only: bool = False) -> PreparedVolume:
         """What the volumes service would answer."""
+        return prepared(self.source, path, read_only=read_only, name="data")
+
+    def on_host(self) -> list[str]:
+        """Where the host sees the volume's file system; others mount what they like meanwhile."""
         found = self.source.stat()
-        return PreparedVolume(
-            id=new_volume_id(),
-            mount=VolumeMount(name="data", path=path, read_only=read_only),
-            source=str(self.source),
-            root=f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}:{found.st_ino}",
-            device="",
-        )
+        device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
+        lines = host_mounts().splitlines()
+        return [line for line in lines if line.split()[2] == device]
 
     def attach(self, job: Launched, path: str = "/volumes/data", *, read_only: bool = False, pid: int = 0) -> None:
         """Let it appear. Raises JobletError."""
         pid = pid or job.main_pid()
-        prepared = self.prepared(path, read_only=read_only)
-        asyncio.run(self.port.attach(job_id(job), pid, prepared, IDENTITY))
+        asyncio.run(self.port.attach(job_id(job), pid, self.prepared(path, read_only=read_only), IDENTITY))
 
     def tried(self, job: Launched, path: str) -> JobletError | None:
         """What an attach is refused with; None: it is there."""
@@ -148,6 +141,7 @@ def volume(sandboxes: Sandboxes, tmp_path: Path) -> Iterator[Attaching]:
     mounted = tmp_path / "volume"
     mounted.mkdir()
     mounts.mount("tmpfs", str(mounted), "tmpfs", 0, "size=1m,mode=0700")
+    mounts.mount("none", str(mounted), None, MS_SHARED)  # as systemd has every mount
     source = mounted / "data"
     source.mkdir()
     os.chown(source, IDENTITY.uid, IDENTITY.gid)
@@ -176,9 +170,9 @@ def test_a_volume_appears_in_a_running_job_and_leaves_it(sandboxes: Sandboxes, v
     echo gone; until [ -e /work/end ]; do sleep 0.02; done
     """
     job = start(sandboxes, script)
-    before, host_before = mounts_of(job), host_mounts()
+    before, host_before = mounts_of(job), volume.on_host()
     volume.attach(job)
-    assert host_mounts() == host_before
+    assert volume.on_host() == host_before
     job.wait_for_output(b"content\ndone\n")
     (mounted,) = set(mounts_of(job)) - set(before)
     assert mounted.split()[2:4] == ["/volumes/data", "rw,nosuid,nodev,relatime"]
@@ -186,7 +180,7 @@ def test_a_volume_appears_in_a_running_job_and_leaves_it(sandboxes: Sandboxes, v
     volume.detach(job)
     job.wait_for_output(b"gone")
     assert mounts_of(job) == before
-    assert host_mounts() == host_before
+    assert volume.on_host() == host_before
     written = volume.source / "written"
     assert (written.read_text(), written.stat().st_uid) == ("mine\n", IDENTITY.uid)
 
@@ -247,13 +241,13 @@ def test_force_takes_a_volume_that_is_in_use(sandboxes: Sandboxes, volume: Attac
 def test_many_cycles_leave_everything_as_it_was(sandboxes: Sandboxes, volume: Attaching) -> None:
     """Mounts of host and job, what the launcher has open, and the directory /volumes."""
     job = start(sandboxes)
-    host_before, before = host_mounts(), mounts_of(job)
+    host_before, before = volume.on_host(), mounts_of(job)
     descriptors = len(list(Path(f"/proc/{sandboxes.launcher.pid}/fd").iterdir()))
     for _ in range(CYCLES):
         volume.attach(job)
         assert len(mounts_of(job)) == len(before) + 1
         volume.detach(job)
-    assert (host_mounts(), mounts_of(job)) == (host_before, before)
+    assert (volume.on_host(), mounts_of(job)) == (host_before, before)
     assert not list(inside(job, "/volumes").iterdir())
     assert len(list(Path(f"/proc/{sandboxes.launcher.pid}/fd").iterdir())) == descriptors
     wait_for(lambda: not children_of(sandboxes.launcher.pid) - {job.monitor}, what="the processes to end")
@@ -332,12 +326,12 @@ def test_another_directory_in_the_volumes_place_is_not_mounted(sandboxes: Sandbo
     """What stands at the source is verified on the descriptor: another directory, a link to one, nothing."""
     job = start(sandboxes)
     before = mounts_of(job)
-    prepared = volume.prepared("/volumes/data")
+    wanted = volume.prepared("/volumes/data")
     moved = volume.source.with_name("moved")
     volume.source.rename(moved)
 
     def attach() -> None:
-        asyncio.run(volume.port.attach(job_id(job), job.main_pid(), prepared, IDENTITY))
+        asyncio.run(volume.port.attach(job_id(job), job.main_pid(), wanted, IDENTITY))
 
     replacements: tuple[Callable[[], None], ...] = (
         lambda: None,
@@ -374,7 +368,7 @@ def test_a_job_that_swaps_directories_for_links_moves_no_mount(
     """
     job = start(sandboxes, f"echo up; {script}")
     job.wait_for_output(b"up")
-    host_before, before = host_mounts(), mounts_of(job)
+    host_before, before = volume.on_host(), mounts_of(job)
     done = 0
     for _ in range(SWAPS):
         refused = volume.tried(job, "/work/a/data")
@@ -387,7 +381,7 @@ def test_a_job_that_swaps_directories_for_links_moves_no_mount(
             volume.detach(job, "/work/a/data")
         assert mounts_of(job) == before
     assert done > SWAPS // 20, "it was hardly ever attached: nothing was attacked"
-    assert host_mounts() == host_before
+    assert volume.on_host() == host_before
     inside(job, "/work/end").touch()
     job.wait_for_output(b"over")
 
@@ -424,24 +418,24 @@ def test_a_job_that_has_ended_gets_nothing(sandboxes: Sandboxes, volume: Attachi
     """Neither by its own pid nor by that of another job or of the host."""
     ended, other = start(sandboxes, "true"), start(sandboxes)
     ended.result()
-    others, host = mounts_of(other), host_mounts()
+    others, host = mounts_of(other), volume.on_host()
     for pid in (ended.main_pid(), other.main_pid(), 1, os.getpid()):
         refused = refusal(lambda pid=pid: volume.attach(ended, pid=pid))  # type: ignore[misc]
         assert (refused.reason, "has ended" in refused.message) == (Reason.PRECONDITION, True)
     for pid in (1, os.getpid(), other.monitor):
         assert open_inside(other.directory, pid) is None
-    assert (mounts_of(other), host_mounts()) == (others, host)
+    assert (mounts_of(other), volume.on_host()) == (others, host)
 
 
 def test_a_job_killed_in_between_ends_all_the_same(sandboxes: Sandboxes, volume: Attaching) -> None:
     """Killed while volumes come and go: each request has an answer, no process stays, the volume can be unmounted."""
-    host_before = host_mounts()
+    host_before = volume.on_host()
     for delay in range(8):
         job = start(sandboxes, "sleep 60")
 
         async def race(job: Launched = job, delay: int = delay) -> None:
-            prepared = volume.prepared("/volumes/data")
-            change = asyncio.create_task(volume.port.attach(job_id(job), job.main_pid(), prepared, IDENTITY))
+            wanted = volume.prepared("/volumes/data")
+            change = asyncio.create_task(volume.port.attach(job_id(job), job.main_pid(), wanted, IDENTITY))
             await asyncio.sleep(delay / 2000)
             send_stop(job.directory, signal=signal.SIGKILL, grace_ms=0)
             (outcome,) = await asyncio.gather(change, return_exceptions=True)
@@ -450,7 +444,7 @@ def test_a_job_killed_in_between_ends_all_the_same(sandboxes: Sandboxes, volume:
         asyncio.run(race())
         assert job.result().exit["signal"] == signal.SIGKILL
     wait_for(lambda: not children_of(sandboxes.launcher.pid), what="the processes to end")
-    assert host_mounts() == host_before
+    assert volume.on_host() == host_before
 
 
 @pytest.mark.threat("A28")
@@ -479,8 +473,8 @@ def test_nothing_is_mounted_for_who_has_given_up(sandboxes: Sandboxes, volume: A
     """A launcher that comes to a request too late finds the caller gone, and leaves it."""
     job = start(sandboxes)
     before = mounts_of(job)
-    prepared = volume.prepared("/volumes/data")
-    change = Change(root=prepared.root, path=prepared.mount.path, source=prepared.source).encode()
+    wanted = volume.prepared("/volumes/data")
+    change = Change(root=wanted.root, path=wanted.mount.path, source=wanted.source).encode()
     init = open_inside(job.directory, job.main_pid())
     assert init is not None
     assert sandboxes.launcher._requests is not None  # the request is made here, without waiting for the answer
