@@ -311,6 +311,16 @@ def test_new_directories_below_work_are_the_jobs(sandboxes: Sandboxes, volume: A
     assert inside(job, "/volumes").stat().st_uid == IDENTITY.range_first
 
 
+@pytest.mark.threat("A03")
+def test_the_job_changes_nothing_in_the_directory_of_its_volumes(sandboxes: Sandboxes, volume: Attaching) -> None:
+    """It makes, renames and removes nothing there, with a volume in it and without."""
+    tries = "for try in 'touch x' 'mkdir x' 'mv data x' 'rmdir data' 'ln -s / x' 'chmod 777 .'; do"
+    tries += " (cd /volumes; $try 2>/dev/null && echo done: $try); done"
+    job = start(sandboxes, f"{tries}; until [ -e /volumes/data/here ]; do sleep 0.02; done; {tries}; {IDLE}")
+    volume.attach(job)
+    assert job.wait_for_output(b"up\n") == b"begun\nup\n"
+
+
 def test_a_full_work_has_no_room_for_a_directory(sandboxes: Sandboxes, volume: Attaching) -> None:
     """It is told, and nothing is mounted."""
     fill = "i=0; while mkdir /work/$i 2>/dev/null; do i=$((i+1)); done; echo full"
