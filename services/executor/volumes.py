@@ -162,6 +162,7 @@ class VolumesOfJobs:
             await self._ask(ReleaseVolumes(job=job, volume=volume), VolumesReleased)
         except JobletError as error:
             log.warning("a release of volumes was not heard; it is repeated", job=job, volume=volume, why=str(error))
+            self._unheard[job, volume] = self._unheard.pop((job, volume), None)  # behind the others: it may never be
             return False
         self._unheard.pop((job, volume), None)
         if volume is None and job in self._leaving:

@@ -8,7 +8,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,9 +199,7 @@ def test_without_the_service_a_job_is_refused_and_others_run(executor: ExecutorP
     async def scenario() -> None:
         async with asking(executor.base) as asker:
             refused = asyncio.create_task(asker.run("true", volumes=(DATA,)))
-            begun = time.monotonic()
             await asker.until(await asker.run("true"), State.COMPLETED)
-            assert time.monotonic() - begun < 5
             with pytest.raises(JobletError, match="did not answer"):
                 await refused
 
@@ -243,10 +240,10 @@ def test_limits_of_input_and_output_hold_on_a_volume(executor: ExecutorProcess, 
     async def scenario() -> None:
         service = Service(executor.base / "run", directory, device)
         async with service.serving(), asking(executor.base) as asker:
-            assert await took(asker, Limits()) < 1
+            unlimited_s = await took(asker, Limits())
             limits = Limits(write_bytes_per_s=4 * 2**20)
             try:
-                assert 1.5 < await took(asker, limits) < 8
+                assert await took(asker, limits) > max(1.5, unlimited_s)
             except JobletError as error:
                 if "cannot enforce" not in str(error):
                     raise

@@ -73,6 +73,7 @@ class FakeService:
         self.silent: set[type[Body]] = set()
         self.users: dict[JobId, tuple[VolumeMount, ...]] = {}
         self.other: tuple[PreparedVolume, ...] | None = None
+        self.failing: JobId | None = None  # its releases are refused
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -105,6 +106,8 @@ class FakeService:
                 return VolumesPrepared(
                     volumes=tuple(map(as_prepared, body.mounts)) if self.other is None else self.other
                 )
+            case ReleaseVolumes(job=job) if job == self.failing:
+                raise JobletError(Reason.INTERNAL, "a bug")
             case ReleaseVolumes():
                 self.users.pop(body.job, None)
             case SyncVolumes():
@@ -313,6 +316,23 @@ def test_a_release_is_repeated_until_it_is_heard() -> None:
             async with service.serving():
                 await await_for(lambda: not service.users, what="all releases")
                 assert volumes._unheard == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_release_that_always_fails_holds_up_no_other() -> None:
+    """The service has a bug with one job: the others' releases are heard."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            jobs = [new_job_id() for _ in range(3)]
+            for job in jobs:
+                await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.failing = jobs[0]
+            service.refusals = [unavailable("starting")] * 2
+            for job in jobs:
+                await volumes.release(job)
+            await await_for(lambda: set(service.users) == {jobs[0]}, what="the releases of the others")
 
     asyncio.run(scenario())
 
