@@ -17,7 +17,14 @@ import grpc  # noqa: E402  # TLS 1.3 only holds when the environment was prepare
 
 from cli.client.channel import open_channel  # noqa: E402
 from cli.client.contexts import load_context  # noqa: E402
-from proto.joblet.v1 import job_pb2, job_pb2_grpc, persist_pb2, persist_pb2_grpc  # noqa: E402
+from proto.joblet.v1 import (  # noqa: E402
+    job_pb2,
+    job_pb2_grpc,
+    persist_pb2,
+    persist_pb2_grpc,
+    volume_pb2,
+    volume_pb2_grpc,
+)
 
 CALL_TIMEOUT_S = 120.0
 READ_TIMEOUT_S = 1800.0
@@ -31,10 +38,13 @@ class Client:
     def __init__(self, channel: grpc.Channel) -> None:
         self._stub = job_pb2_grpc.JobServiceStub(channel)
         self._persist = persist_pb2_grpc.PersistServiceStub(channel)
+        self._volumes = volume_pb2_grpc.VolumeServiceStub(channel)
 
-    def run(self, *command: str, work_bytes: int | None = None, upload: Path | None = None) -> str:
-        """Start a job; its id. It finds `upload`, a file, in /work under its name."""
+    def run(self, *command: str, work_bytes: int | None = None, upload: Path | None = None, volume: str = "") -> str:
+        """Start a job; its id. It finds `upload`, a file, in /work under its name, and `volume` in /volumes."""
         spec = job_pb2.JobSpec(command=command[0], args=command[1:], work_bytes=work_bytes)
+        if volume:
+            spec.volumes.append(job_pb2.VolumeMount(name=volume))
         if upload is not None:
             uploaded = self._stub.UploadFiles(_parts_of(upload), timeout=CALL_TIMEOUT_S)
             spec.upload_ids.append(uploaded.upload_id)
@@ -44,6 +54,25 @@ class Client:
     def wait(self, job: str) -> job_pb2.Job:
         """The job when it has ended."""
         return self._stub.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=READ_TIMEOUT_S)
+
+    def output_of(self, *command: str, volume: str = "") -> bytes:
+        """What a job prints, when it has ended and nobody has its volume any more."""
+        job = self.run(*command, volume=volume)
+        printed = b"".join(chunk.data for chunk in self.output(job))
+        deadline = time.monotonic() + CALL_TIMEOUT_S
+        while volume and self._volumes.GetVolume(volume_pb2.GetVolumeRequest(name=volume)).uses:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"volume {volume} is not let go")
+        return printed
+
+    def create_volume(self, name: str, size_bytes: int) -> None:
+        """A new volume."""
+        request = volume_pb2.CreateVolumeRequest(name=name, size_bytes=size_bytes)
+        self._volumes.CreateVolume(request, timeout=CALL_TIMEOUT_S)
+
+    def remove_volume(self, name: str) -> None:
+        """Nothing of it is left."""
+        self._volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=name), timeout=CALL_TIMEOUT_S)
 
     def stop(self, job: str) -> None:
         """Kill the job and wait for its end."""

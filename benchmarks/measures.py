@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks import followers, growth, jobs, latency, logs
+from benchmarks import followers, growth, jobs, latency, logs, volumes
 from benchmarks.client import Client
 from benchmarks.results import Row
 from benchmarks.scale import Scale
@@ -19,4 +19,5 @@ MEASURES: dict[str, Callable[[Node, Client, Scale], list[Row]]] = {
     "acknowledgement": latency.acknowledgement,
     "followers": followers.followers,
     "growth": growth.growth,
+    "volumes": volumes.volumes,
 }

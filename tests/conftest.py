@@ -11,6 +11,7 @@ row's probe finds by trying that this host really lacks the thing.
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -56,6 +57,28 @@ def _no_bfq() -> bool:
     return not any("bfq" in each.read_text() for each in Path("/sys/block").glob("*/queue/scheduler"))
 
 
+def _no_device_mapper() -> bool:
+    return "device-mapper" not in Path("/proc/misc").read_text()
+
+
+def _no_dm_crypt() -> bool:
+    from services.volumes.encryption.dmcrypt import DmCrypt  # of a few tests only
+
+    try:
+        DmCrypt().try_out()
+    except Exception:  # noqa: BLE001  # whatever it is, it cannot be had
+        return True
+    return False
+
+
+def _no_project_quotas() -> bool:
+    with tempfile.NamedTemporaryFile() as image, tempfile.TemporaryDirectory() as point:
+        os.truncate(image.name, 16 * 2**20)
+        make = ["mkfs.ext4", "-q", "-F", "-O", "quota,project", image.name]
+        mount = ["unshare", "--mount", "mount", "-o", "loop,prjquota", image.name, point]
+        return any(subprocess.run(each, capture_output=True, check=False).returncode for each in (make, mount))
+
+
 EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs root": lambda: os.geteuid() != 0,
     "needs to be unprivileged": lambda: os.geteuid() == 0,
@@ -66,10 +89,15 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs perl": _missing_program("perl"),
     "needs openssl": _missing_program("openssl"),
     "needs jq": _missing_program("jq"),
+    "needs dm-crypt": _no_dm_crypt,
+    "needs project quotas": _no_project_quotas,
+    "needs mkfs.btrfs": _missing_program("mkfs.btrfs"),
     "needs gcc": _missing_program("gcc"),
     "needs busybox": _missing_program("busybox"),
     "needs a disk": _no_disk,
     "needs a loop device": lambda: not Path("/dev/loop-control").exists(),
+    "needs a device mapper": _no_device_mapper,
+    "needs fscrypt": lambda: not Path("/sys/fs/ext4/features/encryption").exists(),
     "needs the BFQ scheduler": _no_bfq,
     "needs x86_64": lambda: os.uname().machine != "x86_64",
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),

@@ -129,6 +129,25 @@ def upload(session: Session, work: Path) -> None:
     check(result.stdout.split()[0] == expected, "the job computes the same sum")
 
 
+def volume(session: Session) -> None:
+    """Kept from job to job, with a size that holds, and given to a job that runs already."""
+    session.title("A volume: files stay from job to job, and the size holds")
+    session.run("rnx", "volume", "create", "data", "--size=8MB")
+    session.run("rnx", "job", "run", "--volume", "data", "--", "sh", "-c", "echo kept > /volumes/data/file")
+    result = session.run("rnx", "job", "run", "--volume", "data:/in:ro", "--", "cat", "/in/file")
+    check(result.stdout == "kept\n", "the next job finds the file")
+    fill = "cat /dev/zero > /volumes/data/fill; stat -c %s /volumes/data/fill"
+    result = session.run("rnx", "job", "run", "--volume", "data", "--", "sh", "-c", fill)
+    check(0 < int(result.stdout) <= 8 * 2**20, "no more than 8 MiB fit")
+    check("space" in result.stderr, "the job is told that there is no space left")
+    wait = "until [ -d /volumes/data ]; do sleep 0.1; done; cat /volumes/data/file"
+    job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", wait).stdout.strip()
+    session.run("rnx", "volume", "attach", "data", job, show=False)
+    session.run("rnx", "job", "log", job)
+    session.run("rnx", "volume", "list")
+    session.run("rnx", "volume", "remove", "data")
+
+
 def stop(session: Session) -> None:
     """What ignores SIGTERM is killed, with everything below it."""
     session.title("Stop: SIGTERM, a grace period, then everything of the job is killed")
@@ -209,6 +228,7 @@ def tell(session: Session, node: Node, work: Path, group: str) -> None:
     live(session)
     limits(session)
     upload(session, work)
+    volume(session)
     stop(session)
     job = survive(session, node)
     stored(session, node, job)

@@ -2,13 +2,11 @@
 
 The probing itself belongs to the executor, which must know before it promises anything. A running node has done it, and
 is asked over the `default` context. Without one the executor's program is started for that alone (`joblet-executor
---probe`), as whoever runs the doctor. Which of both it was is told.
+--probe`), as whoever runs the doctor. Which of both it was is told. Ways to keep volumes: `doctorvolumes.py`.
 """
 
 import json
 import platform
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,10 +15,11 @@ import click
 import msgspec
 
 from cli.client.contexts import load_context
-from cli.client.escape import escape, escape_line
+from cli.client.escape import escape_line
 from cli.joblet.doctorcerts import CertificateRow, certificate_rows, unusable
+from cli.joblet.doctorprobe import probed
+from cli.joblet.doctorvolumes import volume_rows
 from cli.joblet.firststart import CLIENT_CONFIG_FILE
-from cli.joblet.service import program
 from cli.joblet.up import base_dir_option
 from common.config.load import load_settings
 from common.errors import JobletError, Reason
@@ -29,8 +28,6 @@ from common.messages.topics import Service
 from common.privileges import default_base_dir
 from common.quantities import format_size
 from proto.joblet.v1 import node_pb2
-
-PROBE_TIMEOUT_S: Final = 60.0
 
 CONFINEMENT: Final = frozenset(
     {f"namespace.{name}" for name in ("mount", "pid", "ipc", "uts", "cgroup", "net", "user")}
@@ -70,7 +67,8 @@ def doctor(base_dir: Path | None, config: Path | None, *, as_json: bool) -> int:
     base = base_dir or default_base_dir()
     facts, source, info = _examine(base, config)
     certificates = _certificates(base, config, info)
-    click.echo((json_of if as_json else text_of)(facts, source, certificates))
+    volumes = volume_rows(base, config)
+    click.echo((json_of if as_json else text_of)(facts, source, certificates, volumes))
     return 1 if unmet(facts, certificates) else 0
 
 
@@ -122,41 +120,35 @@ def _facts_of(info: node_pb2.NodeInfo) -> NodeFacts:
 
 
 def _probe(base: Path, config: Path | None) -> NodeFacts:
-    """Try everything in the executor's own program. Raises JobletError."""
-    command = [*program(Service.EXECUTOR), "--probe", "--base-dir", str(base)]
-    command += ["--config", str(config)] if config else []
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as cause:
-        raise JobletError(Reason.UNAVAILABLE, f"{command[0]} cannot be run: {cause}") from cause
-    errors = done.stderr.decode("utf-8", "replace")
-    if done.returncode != 0:
-        last = errors.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise JobletError(Reason.PRECONDITION, last[0])
-    sys.stderr.write(escape(errors))
-    try:
-        return msgspec.json.decode(done.stdout, type=NodeFacts)
-    except msgspec.DecodeError as cause:
-        raise JobletError(Reason.INTERNAL, f"{command[0]} --probe printed no facts: {cause}") from cause
+    return probed(Service.EXECUTOR, base, config, kind=NodeFacts)
 
 
-def json_of(facts: NodeFacts, source: Source, certificates: tuple[CertificateRow, ...] = ()) -> str:
-    """One JSON object: NodeFacts, where they come from, the certificates, and what is unmet."""
+def json_of(
+    facts: NodeFacts,
+    source: Source,
+    certificates: tuple[CertificateRow, ...] = (),
+    volumes: tuple[Capability, ...] = (),
+) -> str:
+    """One JSON object: NodeFacts, where they come from, volumes, certificates, and what is unmet."""
     return json.dumps(
         {
             **msgspec.to_builtins(facts),
             "python": platform.python_version(),
             "source": "node" if source.asked else "probe",
             "source_detail": source.why,
+            "volumes": msgspec.to_builtins(volumes),
             "certificates": msgspec.to_builtins(certificates),
             "unmet": list(unmet(facts, certificates)),
         }
     )
 
 
-def text_of(facts: NodeFacts, source: Source, certificates: tuple[CertificateRow, ...] = ()) -> str:
+def text_of(
+    facts: NodeFacts,
+    source: Source,
+    certificates: tuple[CertificateRow, ...] = (),
+    volumes: tuple[Capability, ...] = (),
+) -> str:
     """Lines for people; nothing in them moves a terminal's cursor."""
     whose = f"asked the running node {facts.node_id}, which runs {facts.running_jobs} jobs"
     lacking = unmet(facts, certificates)
@@ -166,7 +158,7 @@ def text_of(facts: NodeFacts, source: Source, certificates: tuple[CertificateRow
         f" {format_size(facts.memory_bytes)}",
     )
     verdict = f"cannot run here, for want of {', '.join(lacking)}" if lacking else "can run here"
-    rows = [(each.name, each.level, each.detail) for each in facts.capabilities]
+    rows = [(each.name, each.level, each.detail) for each in (*facts.capabilities, *volumes)]
     rows += [(each.name, each.level, each.detail) for each in certificates]
     width = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(

@@ -30,6 +30,7 @@ NUMBERS: Final[dict[str, int]] = {
     "close_range": 436,
     "openat2": 437,
     "mount_setattr": 442,
+    "quotactl_fd": 443,
 }
 
 

@@ -1,7 +1,8 @@
-"""Mounts: mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12), statx(2).
+"""Mounts: unshare(2), mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12).
 
-Headers: sys/mount.h, linux/mount.h, linux/fcntl.h, linux/stat.h. Trees are taken and placed by descriptor, so that no
-path is walked twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes from mount_setattr only.
+And statx(2). Headers: sys/mount.h, linux/mount.h, linux/fcntl.h, linux/stat.h. Trees are taken and placed by
+descriptor, so that no path is walked twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes
+from mount_setattr only.
 """
 
 import ctypes
@@ -15,6 +16,8 @@ MS_RDONLY: Final = 0x1
 MS_NOSUID: Final = 0x2
 MS_NODEV: Final = 0x4
 MS_NOEXEC: Final = 0x8
+MS_REMOUNT: Final = 0x20
+MS_NOATIME: Final = 0x400
 MS_REC: Final = 0x4000
 MS_PRIVATE: Final = 0x4_0000
 MNT_DETACH: Final = 0x2
@@ -25,6 +28,9 @@ MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 _MOUNT_ATTR_IDMAP: Final = 0x10_0000
+
+_ESCAPES: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo, in this order
+_CLONE_NEWNS: Final = 0x2_0000
 
 _AT_FDCWD: Final = -100
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -48,6 +54,7 @@ class _MountAttr(ctypes.Structure):
 _char_p = ctypes.c_char_p
 _mount = declare("mount", _char_p, _char_p, _char_p, ctypes.c_ulong, _char_p)
 _umount2 = declare("umount2", _char_p, ctypes.c_int)
+_unshare = declare("unshare", ctypes.c_int)
 _pivot_root = declare_syscall("pivot_root", _char_p, _char_p)
 _open_tree = declare_syscall("open_tree", ctypes.c_int, _char_p, ctypes.c_uint)
 _move_mount = declare_syscall("move_mount", ctypes.c_int, _char_p, ctypes.c_int, _char_p, ctypes.c_uint)
@@ -55,6 +62,11 @@ _mount_setattr = declare_syscall(
     "mount_setattr", ctypes.c_int, _char_p, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
 _statx = declare_syscall("statx", ctypes.c_int, _char_p, ctypes.c_int, ctypes.c_uint, _char_p)
+
+
+def unshare_mounts() -> None:
+    """Give this process mounts of its own, as they are now. Propagation stays: see MS_PRIVATE. linux/sched.h."""
+    _unshare(_CLONE_NEWNS)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -127,3 +139,21 @@ def is_mount_root(descriptor: int) -> bool:
     found = ctypes.create_string_buffer(_STATX_BYTES)
     _statx(descriptor, b"", _AT_EMPTY_PATH, 0, found)
     return bool(int.from_bytes(found.raw[_STATX_ATTRIBUTES], sys.byteorder) & _STATX_ATTR_MOUNT_ROOT)
+
+
+def mount_id(descriptor: int) -> int:
+    """The id of the mount that a descriptor is on (proc_pid_fdinfo(5)); st_dev is the same on both sides of a bind."""
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:  # noqa: PTH123
+        return next(int(line.split()[1]) for line in info if line.startswith("mnt_id:"))
+
+
+def mount_points() -> tuple[str, ...]:
+    """Where something is mounted in this mount namespace, in the order of mounting: proc_pid_mountinfo(5)."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:  # noqa: PTH123
+        return tuple(_unescape(line.split(" ")[4]) for line in lines)
+
+
+def _unescape(word: str) -> str:
+    for escape, character in _ESCAPES:
+        word = word.replace(escape, character)
+    return word

@@ -22,7 +22,8 @@ from typing import IO, Any, Final
 
 import yaml
 
-from tests.leaks import OWN_MARK, children_of, command_of, descendants_of, own_parents
+from common.linux.mounts import MNT_DETACH, umount2
+from tests.leaks import OWN_MARK, children_of, command_of, descendants_of, mounts_below, own_parents
 from tests.waiting import SLOWNESS, wait_for
 
 PROGRAMS: Final = Path(sys.executable).parent
@@ -102,6 +103,9 @@ class Node:
             self.stop()
         for parent in self._groups:
             _remove_groups(parent)
+        mounts = [each for each in mounts_below(self.base) if each.startswith(f"{self.base}/")]
+        for mounted in sorted(mounts, reverse=True):  # volumes of jobs that were just killed
+            umount2(mounted, MNT_DETACH)
         shutil.rmtree(self.base)
 
     def log_text(self) -> str:

@@ -122,7 +122,8 @@ def program(chance: random.Random) -> Program:
 
 def test_every_place_has_its_row() -> None:
     """A new place cannot be forgotten."""
-    assert WAYS.keys() | OF_OTHERS.keys() == PLACES.keys()
+    of_volumes = {place for place in PLACES if place.startswith("volumes.")}  # test_kills_volumes.py
+    assert WAYS.keys() | OF_OTHERS.keys() | of_volumes == PLACES.keys()
     assert not WAYS.keys() & OF_OTHERS.keys()
 
 

@@ -93,6 +93,9 @@ class World:
     def keep(self, job: JobId) -> None:
         """See ports.Volumes."""
 
+    def leaving(self, job: JobId) -> None:
+        """See ports.Volumes."""
+
     async def release(self, job: JobId, volume: VolumeId | None = None) -> None:
         """See ports.Volumes."""
         await self._step("release")

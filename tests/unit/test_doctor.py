@@ -14,6 +14,7 @@ import yaml
 from cli.joblet.certificates import Issued, open_ca
 from cli.joblet.doctor import CONFINEMENT, LIMITS, OWNER_RANGE, Source, json_of, text_of, unmet
 from cli.joblet.doctorcerts import CertificateRow, certificate_rows, unusable
+from cli.joblet.doctorvolumes import volume_rows
 from cli.joblet.main import run
 from cli.joblet.revocations import revoke
 from common.config.settings import Joblet, Security, Settings
@@ -95,6 +96,31 @@ def test_json_says_the_same() -> None:
     assert json.loads(json_of(facts(), ASKED))["source"] == "node"
 
 
+def test_volumes_have_rows_and_make_no_default_unmet() -> None:
+    """Beside what the node told, never among it; what a volume lacks is no reason against jobs."""
+    rows = (
+        Capability(name="volume.image", level="enforced"),
+        Capability(name="volume.encryption", level="missing", detail="modprobe\ndm_crypt"),
+    )
+    lines = text_of(facts(), ASKED, volumes=rows).splitlines()
+    assert lines[-1] == "jobs with default settings can run here"
+    assert [line.split(maxsplit=2) for line in lines if line.startswith("volume")] == [
+        ["volume.image", "enforced"],
+        ["volume.encryption", "missing", "modprobe dm_crypt"],
+    ]
+    found = json.loads(json_of(facts(), ASKED, volumes=rows))
+    assert [each["name"] for each in found["volumes"]] == ["volume.image", "volume.encryption"]
+    assert not [each for each in found["capabilities"] if each["name"].startswith("volume")]
+
+
+def test_a_program_that_tells_nothing_of_volumes_is_a_row(tmp_path: Path) -> None:
+    """With what it said on its last line; the doctor goes on."""
+    (tmp_path / "config.yml").write_text("colour: red")
+    (row,) = volume_rows(tmp_path, tmp_path / "config.yml")
+    assert (row.name, row.level) == ("volumes", "unknown")
+    assert row.detail
+
+
 def test_without_a_node_this_host_is_probed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """By the executor's program; the exit code says whether it would do, and nothing is made."""
     base = tmp_path / "none"
@@ -103,6 +129,7 @@ def test_without_a_node_this_host_is_probed(tmp_path: Path, capfd: pytest.Captur
     assert found["source"] == "probe"
     assert "rnx-config.yml" in found["source_detail"]
     assert code == (1 if found["unmet"] else 0)
+    assert found["volumes"]
     assert found["kernel"] == os.uname().release
     assert not base.exists()
 

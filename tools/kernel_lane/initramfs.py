@@ -26,6 +26,9 @@ MODULES: Final = (
     *("bfq", "veth", "bridge", "nf_tables", "nf_conntrack", "nf_nat", "nft_chain_nat", "nft_nat", "nft_masq", "nft_ct"),
     *("nft_reject_inet", "nft_reject_ipv4", "nft_reject_ipv6", "nft_limit", "nft_log", "nft_fib_inet"),
     *("nft_meta_bridge", "nft_reject_bridge", "nf_conntrack_bridge"),
+    # What volumes need: encryption (fscrypt's ciphers are named at run time, so no module says that it needs them),
+    # project quotas of ext4, and a file system that shares blocks.
+    *("dm_crypt", "ecb", "xts", "cts", "sha512_generic", "quota_v2", "xfs"),
     # What jobs must not reach: a refusal proves nothing where the kernel has not got the thing.
     *("af_alg", "algif_hash", "vsock"),
 )
