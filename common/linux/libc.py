@@ -17,8 +17,8 @@ PYLIBC: Final = ctypes.PyDLL(None, use_errno=True)
 
 # asm/unistd_64.h and asm-generic/unistd.h; from 424 on the numbers are the same everywhere.
 _OLD_NUMBERS: Final = {
-    "x86_64": {"rt_sigaction": 13, "pivot_root": 155, "keyctl": 250},
-    "aarch64": {"rt_sigaction": 134, "pivot_root": 41, "keyctl": 219},
+    "x86_64": {"rt_sigaction": 13, "pivot_root": 155, "keyctl": 250, "statx": 332},
+    "aarch64": {"rt_sigaction": 134, "pivot_root": 41, "keyctl": 219, "statx": 291},
 }
 _MACHINE: Final = os.uname().machine
 NUMBERS: Final[dict[str, int]] = {

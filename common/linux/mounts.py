@@ -1,11 +1,13 @@
 """Mounts: unshare(2), mount(2), umount2(2), pivot_root(2), open_tree(2), move_mount(2), mount_setattr(2) (Linux 5.12).
 
-Headers: sys/mount.h, linux/mount.h, linux/fcntl.h. Trees are taken and placed by descriptor, so that no path is walked
-twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes from mount_setattr only.
+And statx(2). Headers: sys/mount.h, linux/mount.h, linux/fcntl.h, linux/stat.h. Trees are taken and placed by
+descriptor, so that no path is walked twice. MS_BIND|MS_RDONLY in one mount(2) is silently writable: read-only comes
+from mount_setattr only.
 """
 
 import ctypes
 import os
+import sys
 from typing import Final
 
 from common.linux.libc import declare, declare_syscall, failed
@@ -38,6 +40,9 @@ _OPEN_TREE_CLONE: Final = 0x1
 _OPEN_TREE_CLOEXEC: Final = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
+_STATX_BYTES: Final = 256
+_STATX_ATTRIBUTES: Final = slice(8, 16)  # stx_attributes of struct statx
+_STATX_ATTR_MOUNT_ROOT: Final = 0x2000
 
 
 class _MountAttr(ctypes.Structure):
@@ -56,6 +61,7 @@ _move_mount = declare_syscall("move_mount", ctypes.c_int, _char_p, ctypes.c_int,
 _mount_setattr = declare_syscall(
     "mount_setattr", ctypes.c_int, _char_p, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
 )
+_statx = declare_syscall("statx", ctypes.c_int, _char_p, ctypes.c_int, ctypes.c_uint, _char_p)
 
 
 def unshare_mounts() -> None:
@@ -120,6 +126,19 @@ def mount_setattr(mounted: int, attributes: int, *, recursive: bool) -> None:
     change = _MountAttr(attr_set=attributes)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     _mount_setattr(mounted, b"", flags, ctypes.byref(change), ctypes.sizeof(change))
+
+
+def make_private(mounted: int) -> None:
+    """Nothing that is mounted below the mount of the descriptor comes from elsewhere or goes there from now on."""
+    change = _MountAttr(propagation=MS_PRIVATE)
+    _mount_setattr(mounted, b"", _AT_EMPTY_PATH, ctypes.byref(change), ctypes.sizeof(change))
+
+
+def is_mount_root(descriptor: int) -> bool:
+    """Whether the file or directory of the descriptor is what a mount begins with (Linux 5.8)."""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    _statx(descriptor, b"", _AT_EMPTY_PATH, 0, found)
+    return bool(int.from_bytes(found.raw[_STATX_ATTRIBUTES], sys.byteorder) & _STATX_ATTR_MOUNT_ROOT)
 
 
 def mount_id(descriptor: int) -> int:

@@ -34,6 +34,7 @@ from common.messages.jobs import (
 )
 from services.executor import job_pages
 from services.executor.admission import check_secrets, check_stop
+from services.executor.attaching import Attaching
 from services.executor.events import Bounds, CancelRequested, StopRequested
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
@@ -56,6 +57,7 @@ class Commands:
     live: Live
     launches: Launches
     volumes: Volumes
+    attaching: Attaching
     admit: Callable[[JobSpec], JobSpec]
     check_room: Callable[[], None]
     node: Callable[[int], NodeFacts]
@@ -151,11 +153,11 @@ class Commands:
 
     async def attach_volume(self, request: AttachVolume) -> Body:
         """Let a volume appear in a running job."""
-        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are not attached to jobs yet: {request.mount.name}")
+        return JobFound(job=await self.attaching.attach(parse_job_id(request.job), request.mount))
 
     async def detach_volume(self, request: DetachVolume) -> Body:
         """Take a volume from a running job."""
-        raise JobletError(Reason.UNIMPLEMENTED, f"volumes are not attached to jobs yet: {request.volume}")
+        return JobFound(job=await self.attaching.detach(parse_job_id(request.job), request.volume, force=request.force))
 
     async def _check_volumes(self, owner: str, spec: JobSpec) -> None:
         """Refuse what would fail at the launch; of a job that starts later, what another job has may be free by then.

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from common.errors import JobletError
-from common.messages.jobs import JobRecord, Usage
+from common.messages.jobs import JobRecord, Usage, VolumeMount
 
 
 class StopOrder(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,6 +163,18 @@ class DeleteRequested(Event, frozen=True, kw_only=True):
     """A client wants an ended job forgotten."""
 
 
+class VolumeGranted(Event, frozen=True, kw_only=True):
+    """A client wants the running job to have one volume more. It appears in it when this is durable."""
+
+    mount: VolumeMount
+
+
+class VolumeWithdrawn(Event, frozen=True, kw_only=True):
+    """The job has the volume of this name no more, or never got it."""
+
+    name: str
+
+
 AnyEvent = (
     Submitted
     | Recorded
@@ -181,6 +193,8 @@ AnyEvent = (
     | StopUndelivered
     | CancelRequested
     | DeleteRequested
+    | VolumeGranted
+    | VolumeWithdrawn
 )
 
 

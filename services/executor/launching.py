@@ -1,6 +1,6 @@
-"""The executor's side of the launcher: start it, hand it launches, start it again when it died.
+"""The executor's side of the launcher: start it, hand it requests, start it again when it died.
 
-The wire is told in `launcher/main.py`. Every launch has a socket of its own, so that no answer can be taken for
+The wire is told in `launcher/main.py`. Every request has a socket of its own, so that no answer can be taken for
 another's and an end without an answer is seen at once.
 """
 
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from common.errors import JobletError, Reason, unavailable
-from services.executor.launcher.handshake import Failure
-from services.executor.launcher.task import TASK_BYTES_MAX, Task, encode_beginning, encode_rest
+from services.executor.launcher.attach import Change
+from services.executor.launcher.handshake import Failure, StepFailed
+from services.executor.launcher.task import LAUNCH, LENGTH_BYTES, TASK_BYTES_MAX, Task, encode_beginning, encode_rest
 
 ANSWER_S_MAX: Final = 10.0
 CLOSE_S_MAX: Final = 5.0
@@ -97,7 +98,7 @@ class LauncherProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                await self._request([theirs.fileno(), *([] if network is None else [network])])
+                await self._request(LAUNCH, [theirs.fileno(), *([] if network is None else [network])])
             ours.settimeout(0)
             await _send(ours, beginning)
         except BaseException:
@@ -113,6 +114,24 @@ class LauncherProcess:
                 raise JobletError(Reason.INVALID, f"job is too large to launch: {len(encoded)} bytes")
             return _monitor_of(await _exchange(begun.endpoint, encoded))
 
+    async def change(self, verb: bytes, process: int, change: Change) -> None:
+        """Let a volume appear in, or leave (`verb`), the mount namespace of the process whose pidfd is `process`.
+
+        Raises StepFailed, and it was not done; JobletError UNAVAILABLE, and it may have been done.
+        """
+        encoded = change.encode()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            with theirs:
+                await self._request(verb, [theirs.fileno(), process])
+            ours.settimeout(0)
+            answer = await _exchange(ours, len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded)
+        if not answer:
+            raise unavailable(f"the process for the {verb.decode()} has died", "see the node's log and memory")
+        failure = json.loads(answer).get("failure")
+        if failure is not None:
+            raise StepFailed(Failure(*failure))
+
     async def close(self) -> None:
         """End the launcher. Monitors and jobs go on."""
         if self._requests is not None:
@@ -126,25 +145,25 @@ class LauncherProcess:
                 process.kill()
                 await asyncio.to_thread(process.wait)
 
-    async def _request(self, descriptors: list[int]) -> None:
+    async def _request(self, word: bytes, descriptors: list[int]) -> None:
         try:
-            await self._pass(descriptors)
+            await self._pass(word, descriptors)
         except (BrokenPipeError, ConnectionResetError):
             # It is dead, and nothing of this request was read.
             await self.close()
             self._start()
             try:
-                await self._pass(descriptors)
+                await self._pass(word, descriptors)
             except OSError as cause:
                 raise unavailable("the launcher ends at once", "its standard error says why") from cause
 
-    async def _pass(self, descriptors: list[int]) -> None:
+    async def _pass(self, word: bytes, descriptors: list[int]) -> None:
         if self._requests is None:
             raise BrokenPipeError
         loop = asyncio.get_running_loop()
         while True:
             try:
-                socket.send_fds(self._requests, [b"launch"], descriptors)
+                socket.send_fds(self._requests, [word], descriptors)
                 return
             except BlockingIOError:
                 await _writable(loop, self._requests)

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from common.errors import precondition
-from common.messages.jobs import TERMINAL, State
+from common.errors import not_found, precondition
+from common.messages.jobs import TERMINAL, State, VolumeMount
 from services.executor import endings
 from services.executor.events import (
     Announce,
@@ -52,6 +52,8 @@ from services.executor.events import (
     StopUndelivered,
     Submitted,
     Transition,
+    VolumeGranted,
+    VolumeWithdrawn,
 )
 
 Rule = Callable[[Job, Any], Decision]
@@ -183,6 +185,34 @@ def _delivered(job: Job, event: StopDelivered) -> Decision:  # noqa: ARG001
     return Transition(job=replace(job, stop=replace(job.stop, delivered=True)), instructions=(Save(),))
 
 
+def _grant(job: Job, event: VolumeGranted) -> Decision:
+    wanted = event.mount
+    for mount in job.record.spec.volumes:
+        if mount == wanted:
+            return Ignored(why="the job has it")
+        if mount.name == wanted.name:
+            how = f"{mount.path}, {'read-only' if mount.read_only else 'to be written'}"
+            error = precondition(f"job {job.record.id} has the volume {mount.name} already: {how}", "detach it first")
+            return Refused(error=error)
+        if mount.path == wanted.path:
+            error = precondition(f"job {job.record.id} has the volume {mount.name} at {mount.path}", "use another path")
+            return Refused(error=error)
+    return _with_volumes(job, (*job.record.spec.volumes, wanted))
+
+
+def _withdraw_volume(job: Job, event: VolumeWithdrawn) -> Decision:
+    left = tuple(mount for mount in job.record.spec.volumes if mount.name != event.name)
+    if left == job.record.spec.volumes:
+        error = not_found(f"job {job.record.id} has no volume {event.name}", "rnx job status tells which it has")
+        return Refused(error=error)
+    return _with_volumes(job, left)
+
+
+def _with_volumes(job: Job, volumes: tuple[VolumeMount, ...]) -> Transition:
+    changed = job.with_record(spec=replace(job.record.spec, volumes=volumes))
+    return Transition(job=changed, instructions=(Save(durable=True), Announce()))
+
+
 def _delete(job: Job, event: DeleteRequested) -> Decision:  # noqa: ARG001
     return Transition(job=job, instructions=(CleanUp(), Forget()))
 
@@ -258,6 +288,7 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, StopUndelivered] = _ignored("sent again at its start, or its end comes")
         table[state, CancelRequested] = _refused("only jobs that have not started can be canceled", "stop it instead")
         table[state, DeleteRequested] = _refused("only ended jobs can be deleted", "stop it and wait for its end")
+    table.update(_volume_rules())
     table[State.STARTING, NeverLaunched] = _wait_again
     table[State.RUNNING, NeverLaunched] = _ignored("the journal had its START: it was launched")
     table[State.RUNNING, Started] = _ignored("the start is known")
@@ -271,6 +302,16 @@ def _build() -> dict[tuple[State, type[AnyEvent]], Rule]:
         table[state, CancelRequested] = _refused("only jobs that have not started can be canceled", "it has ended")
         table[state, DeleteRequested] = _delete
     return table
+
+
+def _volume_rules() -> dict[tuple[State, type[AnyEvent]], Rule]:
+    grant = _refused("only a running job can be given a volume", "name it when a job is run")
+    withdraw = _refused("only a running job can leave a volume", "its end releases all it has")
+    rules: dict[tuple[State, type[AnyEvent]], Rule] = {}
+    for state in State:
+        rules[state, VolumeGranted] = _grant if state is State.RUNNING else grant
+        rules[state, VolumeWithdrawn] = _withdraw_volume if state is State.RUNNING else withdraw
+    return rules
 
 
 TABLE: Final = _build()

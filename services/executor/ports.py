@@ -1,6 +1,7 @@
 """What the executor's middle needs of the kernel and of its neighbours: small protocols, each with a fake in tests.
 
-The real ones: `launching.py` behind `adapters.py`, `monitors.py` and `control.py`, `cleanup.py`, `sampler.py`.
+The real ones: `launching.py` behind `adapters.py`, `monitors.py` and `control.py`, `cleanup.py`, `sampler.py`,
+`volumes.py`, `attachments.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -87,13 +88,18 @@ class Volumes(Protocol):
 
 
 class Attachments(Protocol):
-    """Changes what a running job sees. See launching.LauncherProcess."""
+    """Changes what a running job sees. See attachments.KernelAttachments. `job_pid`: its main process on the host."""
 
-    async def attach(self, job_pid: int, prepared: PreparedVolume, identity: JobIdentity) -> None:
-        """Let the volume appear in the mount namespace of the job whose main process on the host is `job_pid`.
+    async def attach(self, job: JobId, job_pid: int, prepared: PreparedVolume, identity: JobIdentity) -> None:
+        """Let the volume appear in the job's mount namespace; nothing happens when it is there already.
 
-        Raises JobletError: INVALID for a path that cannot be, PRECONDITION when something is mounted there.
+        Raises JobletError: INVALID for a path that cannot be, PRECONDITION when something is mounted there or the job
+        has ended; UNAVAILABLE: nobody knows whether it was done.
         """
 
-    async def detach(self, job_pid: int, path: str, device_of_root: str, *, force: bool) -> None:
-        """Take away what is mounted on `path` there, if it is the volume. PRECONDITION: it is busy, unless `force`."""
+    async def detach(self, job: JobId, job_pid: int, prepared: PreparedVolume, *, force: bool) -> None:
+        """Take the volume away there, wherever the job has moved it.
+
+        Raises JobletError: NOT_FOUND when it is not mounted, PRECONDITION while it is busy, unless `force`;
+        UNAVAILABLE: nobody knows whether it was done.
+        """

@@ -20,6 +20,9 @@ TEMPORARY: Final = "/tmp"  # noqa: S108  # the job's own
 ROOT_BYTES: Final = 1024 * 1024
 ROOT_INODES: Final = 1024
 TERMINALS_MAX: Final = 64
+VOLUMES_BYTES: Final = 64 * 1024
+VOLUMES_INODES: Final = 64
+"""Of /volumes itself, where each volume needs an empty directory."""
 
 DEVICES: Final = (
     ("/dev/null", 1, 3),
@@ -114,6 +117,8 @@ def completion(contents: Contents, shape: Shape, volumes: tuple[PreparedVolume, 
         *give,
         devices.MountTerminals("/dev/pts", owner[1], TERMINALS_MAX),
         _tmpfs("/dev/shm", contents.tmp_bytes, 0o1777, root, executable=False),  # noqa: S108
+        # The root is read-only from its seal on: a volume that comes later finds its place on a mount of its own.
+        steps.MountTmpfs("/volumes", VOLUMES_BYTES, VOLUMES_INODES, 0o755, *root, executable=False),
         *(step for step in _places(contents) if step.path not in {each.mount.path for each in volumes}),
         *_placed(contents.identity, tuple(each.mount for each in volumes)),
         steps.SealRoot(),
@@ -141,7 +146,7 @@ def _placed(identity: JobIdentity, mounts: tuple[VolumeMount, ...]) -> list[volu
 def _made(shape: Shape) -> tuple[str, ...]:
     """What belongs to the process that made it, and is not behind a mount."""
     files = [path for path, _ in (*_configuration(shape), *DEVICE_LINKS)]
-    return ("/", "/etc", "/etc/ssl", "/dev", "/volumes", *files)
+    return ("/", "/etc", "/etc/ssl", "/dev", *files)
 
 
 def _tmpfs(

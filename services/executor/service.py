@@ -25,12 +25,14 @@ from common.messages.topics import API_REPLIES, EXECUTOR_COMMANDS, PERSIST_ACKS,
 from common.vault import Vault
 from services.executor.admission import Room, Unsupported, admit, check_room
 from services.executor.archives import Archives
+from services.executor.attaching import Attaching
 from services.executor.commands import Commands
+from services.executor.identity import JobIdentity
 from services.executor.job_store import JobStore
 from services.executor.jobs import Jobs
 from services.executor.live import Live
 from services.executor.output import Output
-from services.executor.ports import Cleans, Launches, Monitors, Samples, Volumes
+from services.executor.ports import Attachments, Cleans, Launches, Monitors, Samples, Volumes
 from services.executor.recovery import Sweeps, recover
 from services.executor.registry import Registry
 from services.executor.secret_values import SecretValues
@@ -52,6 +54,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
     cleans: Sweeper
     samples: Samples
     volumes: Volumes
+    attachments: Attachments
+    identities: Callable[[str], JobIdentity]  # whom an owner's jobs are on the host
     unsupported: Unsupported
     refused_network: Callable[[Network], tuple[str, str] | None]  # what this host cannot do, and the repair
     node: NodeFacts
@@ -133,6 +137,16 @@ class Executor:
             live=live,
             launches=ports.launches,
             volumes=ports.volumes,
+            attaching=Attaching(
+                jobs=self.jobs,
+                registry=registry,
+                writer=self.writer,
+                volumes=ports.volumes,
+                attachments=ports.attachments,
+                identities=ports.identities,
+                read_only_paths=tuple(settings.joblet.jobs.read_only_paths),
+                clock_ns=clock_ns,
+            ),
             admit=self._admit,
             check_room=self._check_room,
             node=self._node,

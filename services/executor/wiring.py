@@ -18,6 +18,7 @@ from common.bus.transport import Transport
 from common.config.layout import Layout
 from common.config.settings import Settings
 from services.executor.adapters import KernelLaunches, KernelMonitors, KernelTraces
+from services.executor.attachments import KernelAttachments
 from services.executor.cgroups.select import select_driver
 from services.executor.cleanup import Cleanup
 from services.executor.host import HostFacts, probe_host
@@ -89,10 +90,11 @@ async def wired(
         launcher = LauncherProcess(seccomp)
         owners = Owners(store, uid_first=settings.joblet.jobs.uid_first)
         traces = KernelTraces(cleanup, networks, volumes)
+        identities = owners.identity_of if facts.root else own_identity
         launches = KernelLaunches(
             launcher=launcher,
             driver=driver,
-            identities=owners.identity_of if facts.root else own_identity,
+            identities=identities,
             networks=networks,
             rootfs=Rootfs(settings.joblet.jobs),
             cleans=traces,
@@ -107,6 +109,8 @@ async def wired(
             cleans=traces,
             samples=sampler,
             volumes=volumes,
+            attachments=KernelAttachments(launcher, layout),
+            identities=identities,
             unsupported=driver.unsupported,
             refused_network=networks.unsupported,
             node=node_facts(settings, Parts(facts, driver, seccomp, "", networks.capabilities())),

@@ -31,6 +31,7 @@ from proto.joblet.v1.persist_pb2_grpc import add_PersistServiceServicer_to_serve
 from services.api.process import Api
 from services.executor.events import Job
 from services.executor.job_store import JobStore
+from services.executor.rootless import own_identity
 from services.executor.service import Executor, Ports
 from services.executor.volumes import NoVolumes
 from services.persist.audit_reader import AuditQueries
@@ -44,7 +45,7 @@ from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
 from tests.certificates import Authority, Identity
 from tests.contract.test_persist_service import Lines
-from tests.unit.executor_fakes import BOOT, NODE, FakeHost, no_unsupported, node_settings
+from tests.unit.executor_fakes import BOOT, NODE, FakeAttachments, FakeHost, no_unsupported, node_settings
 from tests.unit.test_persist_journal import make_store
 from tests.waiting import await_for
 
@@ -181,6 +182,8 @@ async def _executor(
             cleans=host,
             samples=host,
             volumes=NoVolumes(),
+            attachments=FakeAttachments(),
+            identities=own_identity,
             unsupported=no_unsupported,
             refused_network=lambda _: None,
             node=NODE,

@@ -18,7 +18,7 @@ from common.bus.memory import Memory
 from common.bus.requests import Receiver, Requester
 from common.config.layout import Layout, layout_of
 from common.config.settings import Joblet, Settings
-from common.errors import JobletError
+from common.errors import JobletError, not_found
 from common.identifiers import JobId, VolumeId, new_job_id, new_volume_id
 from common.messages.envelope import Body
 from common.messages.jobs import JobRecord, JobSpec, Limits, NodeFacts, VolumeMount
@@ -29,7 +29,8 @@ from common.records import Flags, Record, RecordType, Stream, decode_all, encode
 from services.executor.events import Job
 from services.executor.identity import JobIdentity
 from services.executor.job_store import JobStore
-from services.executor.ports import Volumes
+from services.executor.ports import Attachments, Volumes
+from services.executor.rootless import own_identity
 from services.executor.service import Executor, Ports
 
 ASKER = f"api-replies-{os.getpid()}.sock"
@@ -245,6 +246,29 @@ class FakeVolumes:
         self.released.append((job, volume))
 
 
+class FakeAttachments:
+    """See ports.Attachments: which directories are mounted in which job. `fail`: raised by the next call, after it."""
+
+    def __init__(self) -> None:
+        self.mounted: dict[JobId, dict[str, PreparedVolume]] = {}
+        self.fail: list[JobletError] = []
+        self.mounts_all_the_same = False
+
+    async def attach(self, job: JobId, job_pid: int, prepared: PreparedVolume, identity: JobIdentity) -> None:  # noqa: ARG002
+        """See ports.Attachments."""
+        if not self.fail or self.mounts_all_the_same:
+            self.mounted.setdefault(job, {})[prepared.root] = prepared
+        if self.fail:
+            raise self.fail.pop(0)
+
+    async def detach(self, job: JobId, job_pid: int, prepared: PreparedVolume, *, force: bool) -> None:  # noqa: ARG002
+        """See ports.Attachments."""
+        if self.fail:
+            raise self.fail.pop(0)
+        if self.mounted.get(job, {}).pop(prepared.root, None) is None:
+            raise not_found(f"volume {prepared.mount.name} is not mounted in job {job}")
+
+
 class FakePersist:
     """The receiving side of go-back-N: keeps entries by sequence, refuses repeats, acknowledges what it is told to.
 
@@ -342,6 +366,7 @@ async def running_node(
     host: FakeHost | None = None,
     *,
     volumes: Volumes | None = None,
+    attachments: Attachments | None = None,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Node]:
     """An executor that serves, and is closed in the end without its monitors noticing."""
@@ -353,6 +378,8 @@ async def running_node(
         cleans=host,
         samples=host,
         volumes=volumes or FakeVolumes(),
+        attachments=attachments or FakeAttachments(),
+        identities=own_identity,
         unsupported=no_unsupported,
         refused_network=lambda _: None,
         node=NODE,

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from common.errors import Reason
 from common.identifiers import new_job_id
-from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State, Usage
+from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State, Usage, VolumeMount
 from services.executor.events import (
     Announce,
     AnyEvent,
@@ -40,6 +40,8 @@ from services.executor.events import (
     StopUndelivered,
     Submitted,
     Transition,
+    VolumeGranted,
+    VolumeWithdrawn,
 )
 from services.executor.machine import TABLE, handle
 
@@ -259,6 +261,46 @@ def test_each_request_has_a_fixed_answer_in_each_state(state: State) -> None:
             assert decision.error.reason is Reason.PRECONDITION
             assert state.value in decision.error.message
             assert decision.error.detail
+
+
+def test_a_running_job_gets_and_leaves_volumes() -> None:
+    """Each change is durable and announced; the order of the others stays."""
+    data, logs = (VolumeMount(name=name, path=f"/volumes/{name}") for name in ("data", "logs"))
+    job = job_in(State.RUNNING)
+    for event, volumes in (
+        (VolumeGranted(at_ns=2, mount=data), (data,)),
+        (VolumeGranted(at_ns=3, mount=logs), (data, logs)),
+        (VolumeWithdrawn(at_ns=4, name="data"), (logs,)),
+    ):
+        changed = moved(job, event)
+        assert changed.instructions == (Save(durable=True), Announce())
+        assert changed.job == job.with_record(spec=replace(job.record.spec, volumes=volumes))
+        job = changed.job
+    assert isinstance(handle(job, VolumeGranted(at_ns=5, mount=logs)), Ignored)
+
+
+@pytest.mark.parametrize("mount", [VolumeMount(name="data", path="/x"), VolumeMount(name="x", path="/data")])
+def test_a_volume_has_one_place_and_a_place_one_volume(mount: VolumeMount) -> None:
+    """Anything else is refused, and tells what is there."""
+    record = job_in(State.RUNNING).record
+    spec = replace(record.spec, volumes=(VolumeMount(name="data", path="/data"),))
+    decision = handle(Job(record=replace(record, spec=spec)), VolumeGranted(at_ns=2, mount=mount))
+    assert isinstance(decision, Refused)
+    assert (decision.error.reason, "/data" in decision.error.message) == (Reason.PRECONDITION, True)
+    assert decision.error.detail
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.RUNNING])
+def test_only_a_running_job_gets_and_leaves_volumes(state: State) -> None:
+    """Before its start they are in what it was submitted with, and its end releases them."""
+    data = VolumeMount(name="data", path="/data")
+    for event in (VolumeGranted(at_ns=2, mount=data), VolumeWithdrawn(at_ns=2, name="data")):
+        decision = handle(job_in(state), event)
+        assert isinstance(decision, Refused)
+        assert (decision.error.reason, state.value in decision.error.message) == (Reason.PRECONDITION, True)
+    unknown = handle(job_in(State.RUNNING), VolumeWithdrawn(at_ns=2, name="data"))
+    assert isinstance(unknown, Refused)
+    assert unknown.error.reason is Reason.NOT_FOUND
 
 
 def test_delete_removes_what_is_left_and_then_forgets() -> None:

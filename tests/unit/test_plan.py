@@ -170,9 +170,9 @@ def test_volumes_are_taken_before_the_change_of_root_and_placed_last() -> None:
 def test_a_volume_at_work_or_tmp_takes_the_place_of_the_tmpfs() -> None:
     """Only there, not below."""
     places = [step.path for step in with_volumes(volume("a", "/work")).task.operations if isinstance(step, MountTmpfs)]
-    assert places == ["/dev/shm", "/tmp"]
+    assert places == ["/dev/shm", "/volumes", "/tmp"]
     places = [step.path for step in with_volumes(volume("a", "/tmp")).task.operations if isinstance(step, MountTmpfs)]
-    assert places == ["/dev/shm", "/work"]
+    assert places == ["/dev/shm", "/volumes", "/work"]
     assert tmpfs(with_volumes(volume("a", "/work/a")), "/work").size_bytes == 2**20
 
 

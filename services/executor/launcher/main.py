@@ -1,12 +1,18 @@
-"""The launcher: a small interpreter that forks one monitor per request, so that nobody forks a process with threads.
+"""The launcher: a small interpreter that forks one process per request, so that nobody forks one with threads.
 
 Run as `python -I -S -c "import sys; sys.path.insert(0, ROOT); from services.executor.launcher.main import main; main()"
 FD` with an empty environment and, as standard input, the system call filter of all jobs (struct sock_filter[]). FD is a
-SOCK_SEQPACKET socket; each message on it brings by SCM_RIGHTS one stream socket and, for a job with a network that was
-made for it, that namespace's descriptor. On the stream a monitor reads one task (`task.py`'s three parts) and answers
-one JSON object: `{"pid": n}` when the job's files exist and its lock is held, or `{"failure": [step, path, errno,
-message]}`. The end of the stream without an answer means that the monitor died. The launcher reads no task: its memory
-stays as it was at its start, which keeps forks cheap and monitors small. It ends when its socket does; monitors stay.
+SOCK_SEQPACKET socket; each message on it is a word and brings by SCM_RIGHTS one stream socket and one descriptor more:
+
+    launch  the namespace of a network that was made for the job, if there is one. On the stream a monitor reads one
+            task (`task.py`'s three parts) and answers `{"pid": n}` when the job's files exist and its lock is held
+    attach  a pidfd of one of the job's processes. Who is forked reads one change (`attach.py`), answers `{}` when it is
+            done, and ends
+    detach  likewise
+
+Or the answer is `{"failure": [step, path, errno, message]}`. The end of the stream without an answer means that the
+process died. The launcher reads no task: its memory stays as it was at its start, which keeps forks cheap and monitors
+small. It ends when its socket does; monitors stay.
 
 Only the standard library, common.records and this room are imported, all of it before the first request.
 """
@@ -19,11 +25,13 @@ import socket
 import sys
 from typing import Final, NoReturn
 
+from services.executor.launcher import attach
 from services.executor.launcher.birth import Born, Legacy, brief, give_birth, prepare_pipes
 from services.executor.launcher.handshake import Failure, StepFailed, failure_of
 from services.executor.launcher.jobfiles import JobFiles, create_job_files
 from services.executor.launcher.monitor import Monitor
 from services.executor.launcher.task import (
+    LAUNCH,
     LENGTH_BYTES,
     TASK_BYTES_MAX,
     Beginning,
@@ -51,7 +59,7 @@ _KEPT_BY_LIBC: Final = (32, 33)
 
 
 def main() -> None:
-    """Fork a monitor per request until the socket ends."""
+    """Fork a process per request until the socket ends."""
     requests = socket.socket(fileno=int(sys.argv[1]))
     seccomp = _read_filter()
     _begin_clean()
@@ -62,11 +70,15 @@ def main() -> None:
         message, descriptors, _, _ = socket.recv_fds(requests, 64, DESCRIPTORS_MAX)
         if not message:
             return
-        network = descriptors[1] if len(descriptors) > 1 else -1
+        more = descriptors[1] if len(descriptors) > 1 else -1
         with socket.socket(fileno=descriptors[0]) as caller:
-            _fork_monitor(requests, caller, Legacy(seccomp, network))
-        if network >= 0:
-            os.close(network)
+            if _fork(caller) == 0:
+                requests.close()
+                if message == LAUNCH:
+                    _become_monitor(caller, Legacy(seccomp, more))
+                _become_changer(message, caller, more)
+        if more >= 0:
+            os.close(more)
 
 
 def _read_filter() -> Filter:
@@ -100,15 +112,13 @@ def _begin_clean() -> None:
     set_title("joblet-launcher")
 
 
-def _fork_monitor(requests: socket.socket, caller: socket.socket, legacy: Legacy) -> None:
+def _fork(caller: socket.socket) -> int | None:
+    """0 in the child. None: there is none, and the caller is told."""
     try:
-        pid = os.fork()
+        return os.fork()
     except OSError as cause:
         _answer(caller, _told(failure_of("fork", cause)))
-        return
-    if pid == 0:
-        requests.close()
-        _become_monitor(caller, legacy)
+        return None
 
 
 def _become_monitor(caller: socket.socket, legacy: Legacy) -> NoReturn:
@@ -124,6 +134,36 @@ def _become_monitor(caller: socket.socket, legacy: Legacy) -> NoReturn:
         trace.leave()
     finally:
         os._exit(status)
+
+
+def _become_changer(verb: bytes, caller: socket.socket, process: int) -> NoReturn:
+    status = 1
+    try:
+        _detach()
+        set_title(f"joblet-{verb.decode()}")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGALRM,))
+        signal.alarm(attach.DEADLINE_S)
+        caller.settimeout(attach.DEADLINE_S)
+        attach.carry_out(verb, attach.decode(_receive_part(caller)), process, lambda: _is_there(caller))
+        _answer(caller, b"{}")
+        status = 0
+    except StepFailed as failed:
+        _answer(caller, _told(failed.failure))
+    except BaseException as cause:  # noqa: BLE001  # process entry: a bug here must reach the client as well
+        _answer(caller, _told(failure_of(verb.decode(), cause)))
+    finally:
+        os._exit(status)
+
+
+def _is_there(caller: socket.socket) -> bool:
+    """Whether the other end is open still; nothing more comes from it."""
+    caller.settimeout(0)  # an answer finds room all the same
+    try:
+        return bool(caller.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _detach() -> None:

@@ -24,6 +24,8 @@ from services.executor.launcher.operations import Operation, decode_operation, e
 
 TASK_VERSION: Final = 4
 TASK_BYTES_MAX: Final = 16 * 2**20
+LAUNCH: Final = b"launch"
+"""The word of the request that brings a task; see `main.py` for the others."""
 LENGTH_BYTES: Final = 4
 _DECODER: Final = json.JSONDecoder()
 
