@@ -30,6 +30,7 @@ LABELS_MAX: Final = 64
 LABEL_VALUE_CHARACTERS_MAX: Final = 256
 VOLUMES_MAX: Final = 32
 UPLOADS_MAX: Final = 16
+OWNER_BYTES_MAX: Final = 256
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
@@ -134,7 +135,7 @@ def job_filter(message: job_pb2.JobFilter) -> jobs.ListJobs:
     return jobs.ListJobs(
         visible_owner=None,
         states=tuple(dict.fromkeys(_STATES[number] for number in message.states)),
-        owner=_text("filter.owner", message.owner, 256),
+        owner=owner("filter.owner", message.owner),
         labels=labels("filter.labels", message.labels),
     )
 
@@ -200,14 +201,7 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
 
 
 def _volumes(mounts: Iterable[job_pb2.VolumeMount]) -> tuple[jobs.VolumeMount, ...]:
-    volumes = tuple(
-        jobs.VolumeMount(
-            name=parse_name(mount.name, "volume"),
-            path=_absolute("volumes.path", mount.path or f"/volumes/{mount.name}"),
-            read_only=mount.read_only,
-        )
-        for mount in mounts
-    )
+    volumes = tuple(volume_mount("volumes.path", mount.name, mount.path, read_only=mount.read_only) for mount in mounts)
     _at_most("volumes", len(volumes), VOLUMES_MAX)
     return volumes
 
@@ -228,6 +222,20 @@ def _on_full(number: job_pb2.OnFull, default: jobs.OnFull) -> jobs.OnFull:
     if on_full is None:
         raise invalid(f"on_full: no such policy {number}", "see OnFull in proto/joblet/v1/job.proto")
     return on_full
+
+
+def volume_mount(field: str, name: str, path: str, *, read_only: bool) -> jobs.VolumeMount:
+    """A volume's place in a job; an empty path: /volumes/<name>."""
+    return jobs.VolumeMount(
+        name=parse_name(name, "volume"),
+        path=_absolute(field, path or f"/volumes/{name}"),
+        read_only=read_only,
+    )
+
+
+def owner(field: str, text: str) -> str:
+    """Whose things are wanted; empty: anybody's."""
+    return _text(field, text, OWNER_BYTES_MAX)
 
 
 def _absolute(field: str, path: str) -> str:

@@ -149,7 +149,7 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
     settings = node_settings(base, grpc=limits or Grpc())
     settings = msgspec.structs.replace(settings, server=Server(address="127.0.0.1", port=0))
     layout = layout_of(settings)
-    for directory in (layout.run, layout.uploads, layout.audit, layout.audit_persist):
+    for directory in (layout.run, layout.streams, layout.uploads, layout.audit, layout.audit_persist):
         directory.mkdir(parents=True, exist_ok=True)
     transport = Memory()
     async with AsyncExitStack() as stack:
