@@ -1,5 +1,7 @@
 """The middle of a node in this process: the real api, executor and persist, over a memory transport and a fake host.
 
+The volumes service is a fake, too (tests/api_volumes.py).
+
 Belongs here: putting them together, and jobs to ask about. Does not belong here: expectations. What is not real is
 below the executor's ports (tests/unit/executor_fakes.py): nothing is launched, a fake monitor writes two lines.
 """
@@ -41,6 +43,7 @@ from services.persist.outbox import Outbox
 from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
+from tests.api_volumes import FakeVolumes
 from tests.certificates import Authority, Identity
 from tests.contract.test_persist_service import Lines
 from tests.unit.executor_fakes import BOOT, NODE, FakeHost, no_unsupported, node_settings
@@ -154,6 +157,7 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
     transport = Memory()
     async with AsyncExitStack() as stack:
         persist = await stack.enter_async_context(_persist(layout, transport))
+        volumes = await stack.enter_async_context(_volumes(layout, transport))
         host, publisher = EndingHost(layout), Publisher(transport)
         executor = await stack.enter_async_context(_executor(settings, layout, transport, host, publisher))
         authority = Authority()
@@ -161,7 +165,21 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
         api = Api(settings, layout, transport, ServerMaterial(cert=server.cert, key=server.key, ca=authority.pem))
         await api.start()
         stack.push_async_callback(api.stop)
-        yield Middle(api, transport, publisher, authority, [*persist, executor])
+        yield Middle(api, transport, publisher, authority, [*persist, executor, volumes])
+
+
+@asynccontextmanager
+async def _volumes(layout: Layout, transport: Memory) -> AsyncIterator[asyncio.Task[None]]:
+    service = FakeVolumes(transport, layout.streams)
+    for owner in ("ann", "bob"):
+        service.keep(service.add(owner, "name").id, "name")
+    running = asyncio.create_task(service.run())
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await service.close()
 
 
 @asynccontextmanager
