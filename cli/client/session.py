@@ -74,9 +74,7 @@ class Session:
         if kind is not KeyboardInterrupt:
             self._channel.close()
 
-    def ask(
-        self, method: Unary[Question, Answer], request: Question, *, most_s: float = ANSWER_TIMEOUT_S
-    ) -> Answer:
+    def ask(self, method: Unary[Question, Answer], request: Question, *, most_s: float = ANSWER_TIMEOUT_S) -> Answer:
         """One answer to what may be asked once only; without --timeout within `most_s`. Raises JobletError."""
         with self.translated():
             return method(request, timeout=self.answer_timeout_s(most_s))
