@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from common.bus.memory import Memory
 from common.bus.requests import Responder
+from common.bus.transport import Transport
 from common.errors import JobletError, Reason, exhausted, not_found, precondition
 from common.identifiers import JobId, VolumeId, new_volume_id
 from common.messages import topics, volumes
@@ -23,7 +23,7 @@ from common.messages.envelope import Body
 class FakeVolumes:
     """Keeps volumes and snapshots in dictionaries. `requests` is what it was asked, in order."""
 
-    def __init__(self, transport: Memory, streams: Path) -> None:
+    def __init__(self, transport: Transport, streams: Path) -> None:
         self.volumes: dict[VolumeId, volumes.VolumeRecord] = {}
         self.snapshots: dict[VolumeId, list[volumes.SnapshotRecord]] = {}
         self.content: dict[VolumeId, bytes] = {}

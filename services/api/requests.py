@@ -40,7 +40,7 @@ GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
 _PAGE_TOKEN = re.compile(rf"[A-Za-z0-9_.:=+/-]{{0,{PAGE_TOKEN_CHARACTERS_MAX}}}", re.ASCII)
-_KERNEL_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
+_KERNEL_DIRECTORIES: Final = ("/proc/", "/sys/", "/dev/")
 
 _STATES: Final = {number: state for state, number in STATES.items()}
 _NETWORKS: Final = {number: network for network, number in NETWORKS.items()}
@@ -225,12 +225,11 @@ def _on_full(number: job_pb2.OnFull, default: jobs.OnFull) -> jobs.OnFull:
 
 
 def volume_mount(field: str, name: str, path: str, *, read_only: bool) -> jobs.VolumeMount:
-    """A volume's place in a job; an empty path: /volumes/<name>."""
-    return jobs.VolumeMount(
-        name=parse_name(name, "volume"),
-        path=_absolute(field, path or f"/volumes/{name}"),
-        read_only=read_only,
-    )
+    """A volume's place in a job, in its one spelling; an empty path: /volumes/<name>."""
+    plain = _plain(_absolute(field, path or f"/volumes/{name}"))
+    if plain == "/":
+        raise invalid(f"{field}: a volume cannot be the job's root", "use a path such as /data")
+    return jobs.VolumeMount(name=parse_name(name, "volume"), path=plain, read_only=read_only)
 
 
 def owner(field: str, text: str) -> str:
@@ -243,9 +242,14 @@ def _absolute(field: str, path: str) -> str:
     _text(field, path, COMMAND_BYTES_MAX)
     if not path.startswith("/") or any(part in {".", ".."} for part in path.split("/")):
         raise invalid(f"{field}: {path[:80]!r} is no plain absolute path", "use such as /work, without . and ..")
-    if any(path == top or path.startswith(f"{top}/") for top in _KERNEL_DIRECTORIES):
+    if f"{_plain(path)}/".startswith(_KERNEL_DIRECTORIES):
         raise invalid(f"{field}: {path[:80]!r} belongs to the kernel", "use a path such as /work")
     return path
+
+
+def _plain(path: str) -> str:
+    """An absolute path without empty parts: two leading slashes are one here, and a trailing one means nothing."""
+    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 def _text(field: str, text: str, bytes_max: int, *, empty: bool = True) -> str:

@@ -155,6 +155,8 @@ BAD = (
     ("AttachVolume", pb.AttachVolumeRequest(name="there", job_id=STRANGER, path="data")),
     ("AttachVolume", pb.AttachVolumeRequest(name="there", job_id=STRANGER, path="/data/../etc")),
     ("AttachVolume", pb.AttachVolumeRequest(name="there", job_id=STRANGER, path="/proc/1")),
+    ("AttachVolume", pb.AttachVolumeRequest(name="there", job_id=STRANGER, path="//proc/")),
+    ("AttachVolume", pb.AttachVolumeRequest(name="there", job_id=STRANGER, path="//")),
     ("DetachVolume", pb.DetachVolumeRequest(name="there", job_id="../x")),
     ("ResizeVolume", pb.ResizeVolumeRequest(name="there")),
     ("CreateSnapshot", pb.CreateSnapshotRequest(volume="there", name="a/b")),
