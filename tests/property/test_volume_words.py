@@ -87,9 +87,7 @@ def test_paths_are_absolute_and_plain_or_refused(path: str) -> None:
     assert parts[0] not in {"proc", "sys", "dev"}
 
 
-@pytest.mark.parametrize(
-    "path", ["/proc", "//proc", "/proc/", "///sys//x", "/", "//", "data", "/a/../b", "/a\0b"]
-)
+@pytest.mark.parametrize("path", ["/proc", "//proc", "/proc/", "///sys//x", "/", "//", "data", "/a/../b", "/a\0b"])
 def test_paths_that_are_no_place_for_a_volume(path: str) -> None:
     """The kernel's, in any spelling, the root, and what is not absolute and plain."""
     assert taken(lambda: volume_mount("path", "data", path, read_only=False)) is None
