@@ -499,7 +499,6 @@ def test_a_stream_whose_end_nobody_tells_is_given_up(tmp_path: Path) -> None:
     run(tmp_path, scene)
 
 
-@pytest.mark.threat("E01")
 def test_who_does_not_read_holds_the_sender_and_who_leaves_ends_it(tmp_path: Path) -> None:
     """Of an export that nobody reads little is taken from the volume; who leaves ends both kinds of stream."""
     content = bytes(64 * MIB)
