@@ -1,7 +1,9 @@
 """VolumeService on the wire: validation, visibility, attach and detach, long commands, streams of content."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from common.identifiers import JobId, VolumeId
 from common.messages import jobs, topics, volumes
 from proto.joblet.v1 import job_pb2
 from proto.joblet.v1 import volume_pb2 as pb
+from proto.joblet.v1.volume_pb2_grpc import VolumeServiceStub
 from services.api import volume_streams
 from tests.api_node import Client, Node, running_node
 from tests.waiting import SLOWNESS, await_for
@@ -180,10 +183,9 @@ def test_malformed_requests_reach_nobody(tmp_path: Path) -> None:
             assert code is Code.INVALID_ARGUMENT, (method, request, text)
         bad = pb.ExportVolumeRequest(volume="there", snapshot="a b")
         assert (await refused(ann.ExportVolume(bad).read()))[0] is Code.INVALID_ARGUMENT
-        assert (await refused(ann.ImportVolume(iter(()))))[0] is Code.INVALID_ARGUMENT
-        assert (await refused(ann.ImportVolume(iter([pb.ImportVolumeRequest(volume="../x")]))))[0] is (
-            Code.INVALID_ARGUMENT
-        )
+        assert (await asyncio.to_thread(refused_import, node, []))[0] is Code.INVALID_ARGUMENT
+        bad_name = [pb.ImportVolumeRequest(volume="../x")]
+        assert (await asyncio.to_thread(refused_import, node, bad_name))[0] is Code.INVALID_ARGUMENT
         assert node.volumes.requests == []
         assert node.executor.requests == []
 
@@ -193,6 +195,10 @@ def test_malformed_requests_reach_nobody(tmp_path: Path) -> None:
 def calls_about(client: Client, name: str, job: str) -> list[Any]:
     """A call of every method about one volume."""
     stub = client.volumes
+    # One message as if it were all there can be, which is the same on the wire: see `refused_import`.
+    importing = client.channel.unary_unary(
+        "/joblet.v1.VolumeService/ImportVolume", pb.ImportVolumeRequest.SerializeToString, pb.Volume.FromString
+    )
     return [
         stub.GetVolume(pb.GetVolumeRequest(name=name)),
         stub.DeleteVolume(pb.DeleteVolumeRequest(name=name, force=True)),
@@ -205,7 +211,7 @@ def calls_about(client: Client, name: str, job: str) -> list[Any]:
         stub.RestoreSnapshot(pb.RestoreSnapshotRequest(volume=name, name="s")),
         stub.CloneVolume(pb.CloneVolumeRequest(volume=name, name="new")),
         stub.ExportVolume(pb.ExportVolumeRequest(volume=name)).read(),
-        stub.ImportVolume(iter([pb.ImportVolumeRequest(volume=name)])),
+        importing(pb.ImportVolumeRequest(volume=name)),
     ]
 
 
@@ -454,6 +460,21 @@ def test_content_goes_in_and_comes_out_byte_for_byte(tmp_path: Path) -> None:
     run(tmp_path, scene)
 
 
+def refused_import(node: Node, sent: Iterable[pb.ImportVolumeRequest]) -> tuple[grpc.StatusCode, str]:
+    """Status and text of an import that must fail, by the client that rnx has.
+
+    That of asyncio tells a status of its own, INTERNAL, when a call is over while it still writes.
+    """
+    identity = node.authority.client("ann", "user")
+    credentials = grpc.ssl_channel_credentials(node.authority.pem, identity.key, identity.cert)
+    options = (("grpc.ssl_target_name_override", "localhost"), ("grpc.use_local_subchannel_pool", 1))
+    with grpc.secure_channel(f"127.0.0.1:{node.api.port}", credentials, options) as channel:
+        call = VolumeServiceStub(channel).ImportVolume.future(iter(sent), timeout=30)
+        with pytest.raises(grpc.RpcError):
+            call.result()
+        return call.code(), call.details()
+
+
 def test_a_stream_that_fails_ends_with_the_reason(tmp_path: Path) -> None:
     """An export that breaks off is no export; an import that fails is refused while its sender sends, or waits."""
 
@@ -466,18 +487,23 @@ def test_a_stream_that_fails_ends_with_the_reason(tmp_path: Path) -> None:
         node.volumes.failing = True
         broken = exported(ann.ExportVolume(pb.ExportVolumeRequest(volume="data")))
         assert await refused(broken) == (Code.DATA_LOSS, "the volume cannot be read")
+        named, more = pb.ImportVolumeRequest(volume="data", data=b"x"), pb.ImportVolumeRequest(data=bytes(100_000))
+        told = threading.Event()
+
+        def silent() -> Iterator[pb.ImportVolumeRequest]:
+            yield named
+            told.wait(30)
+
         full = (Code.RESOURCE_EXHAUSTED, "the volume is full")
-        assert await refused(ann.ImportVolume(parts("data", *[bytes(100_000)] * 100))) == full
-
-        async def endless() -> AsyncIterator[pb.ImportVolumeRequest]:
-            yield pb.ImportVolumeRequest(volume="data", data=b"x")
-            await asyncio.Event().wait()
-
-        assert await refused(ann.ImportVolume(endless())) == full
-        twice = parts("data", b"x")
-        both = [one async for one in twice] + [pb.ImportVolumeRequest(volume="other")]
+        assert await asyncio.to_thread(refused_import, node, [named, *[more] * 100]) == full
+        assert await asyncio.to_thread(refused_import, node, silent()) == full
+        told.set()
         node.volumes.failing = False
-        assert (await refused(ann.ImportVolume(iter(both))))[0] is Code.INVALID_ARGUMENT
+        twice = [named, pb.ImportVolumeRequest(volume="other")]
+        assert (await asyncio.to_thread(refused_import, node, twice))[0] is Code.INVALID_ARGUMENT
+        lines = [json.loads(line) for line in (node.layout.audit / "audit.jsonl").read_text().splitlines()]
+        outcomes = [line["outcome"] for line in lines if line.get("method", "").endswith("ImportVolume")]
+        assert outcomes == ["allowed", "exhausted", "allowed", "exhausted", "allowed", "invalid"]
 
     run(tmp_path, scene)
 
@@ -492,7 +518,8 @@ def test_a_stream_whose_end_nobody_tells_is_given_up(tmp_path: Path) -> None:
         node.volumes.silent = True
         ann = node.client("ann", "user").volumes
         assert (await refused(exported(ann.ExportVolume(pb.ExportVolumeRequest(volume="data")))))[0] is Code.UNAVAILABLE
-        assert (await refused(ann.ImportVolume(parts("data", b"x"))))[0] is Code.UNAVAILABLE
+        filling = [pb.ImportVolumeRequest(volume="data", data=b"x")]
+        assert (await asyncio.to_thread(refused_import, node, filling))[0] is Code.UNAVAILABLE
         node.volumes.gate.clear()
         assert (await refused(exported(ann.ExportVolume(pb.ExportVolumeRequest(volume="data")))))[0] is Code.UNAVAILABLE
 
