@@ -2,8 +2,9 @@
 
 import asyncio
 import os
-import socket
 import stat
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,20 @@ from tests.waiting import SLOWNESS, await_for
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: api's user must be another one")
 CONTENT = bytes(range(256)) * 4096
 NOBODY = 65534
+STRANGER = """
+import os, socket, sys
+nobody = int(sys.argv[2])
+os.setgroups([])
+os.setresgid(nobody, nobody, nobody)
+os.setresuid(nobody, nobody, nobody)
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.settimeout(10)
+    try:
+        connection.connect(sys.argv[1])
+        print(connection.recv(10) or "closed")
+    except OSError as error:
+        print(type(error).__name__)
+"""
 
 
 def uid_of(pid: int) -> int:
@@ -112,29 +127,13 @@ def test_a_stranger_at_the_socket_gets_nothing() -> None:
 
 
 def as_nobody(path: Path) -> str:
-    """What a process of nobody's gets there: the name of an error, or `closed`, or what it read."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        told = "defect"
-        try:
-            os.setgroups([])
-            os.setresgid(NOBODY, NOBODY, NOBODY)
-            os.setresuid(NOBODY, NOBODY, NOBODY)
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(10)
-                connection.connect(str(path))
-                told = connection.recv(10).decode("ascii", "replace") or "closed"
-        except OSError as error:
-            told = type(error).__name__
-        finally:
-            os.write(writer, told.encode())
-            os._exit(0)
-    os.close(writer)
-    os.waitpid(child, 0)
-    told = os.read(reader, 100).decode()
-    os.close(reader)
-    return told
+    """What a process of nobody's gets there: the name of an error, or `closed`, or what it read.
+
+    It gives its rights up itself: for `user=` subprocess forks (not vfork), and handlers of gRPC crash in that child.
+    """
+    command = [sys.executable, "-I", "-c", STRANGER, str(path), str(NOBODY)]
+    done = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, timeout=20 * SLOWNESS, check=True)
+    return done.stdout.decode().strip()
 
 
 @needs_root
