@@ -84,6 +84,8 @@ def prepare_directories(layout: Layout, users: ServiceUsers | None) -> None:
     for directory in (
         # Without root the group may be one that many have ("users"): nobody else is let in.
         _Directory(layout.run, 0o750 if users else 0o700, me, gid),
+        # Its other sockets api binds while it is root still; those of streams come and go.
+        _Directory(layout.streams, 0o700, api, gid),
         _Directory(layout.jobs, 0o700, me, gid),
         _Directory(layout.state, 0o700, me, gid),
         _Directory(layout.certs, 0o700, me, gid),

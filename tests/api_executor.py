@@ -19,6 +19,7 @@ from common.identifiers import JobId, new_job_id
 from common.messages import jobs, logs, topics
 from common.messages.envelope import Body
 from tests.api_persist import FakePersist
+from tests.api_volumes import FakeVolumes
 
 
 class FakeExecutor:
@@ -31,6 +32,8 @@ class FakeExecutor:
         self.losing = False
         self.delivered: set[JobId] = set()
         self.counters: dict[str, int] = {}
+        self.volumes: FakeVolumes | None = None
+        self.busy = False  # detaching needs force
         self._keys: dict[tuple[str, str], JobId] = {}
         self._publisher = Publisher(transport)
         handlers: Mapping[type[Body], Any] = {
@@ -43,6 +46,8 @@ class FakeExecutor:
             jobs.DeleteJob: self._delete,
             jobs.SyncLog: self._sync,
             jobs.GetNode: self._node,
+            jobs.AttachVolume: self._attach,
+            jobs.DetachVolume: self._detach,
         }
         self._responder = Responder(transport, topics.EXECUTOR_COMMANDS, topics.API_REPLIES, handlers)
 
@@ -184,6 +189,33 @@ class FakeExecutor:
             topics.log_topic(request.job), logs.LogMarker(job=request.job, marker=request.marker, last_sequence=last)
         )
         return jobs.LogSynced(job=request.job)
+
+    async def _attach(self, request: jobs.AttachVolume) -> Body:
+        self.requests.append(request)
+        record = self._running(request.job)
+        assert self.volumes is not None
+        for volume in self.volumes.volumes.values():
+            if (volume.owner, volume.name) == (record.owner, request.mount.name):
+                self.volumes.use(volume.id, record.id, request.mount.path, read_only=request.mount.read_only)
+                return jobs.JobFound(job=record)
+        raise not_found(f"no volume {request.mount.name}")
+
+    async def _detach(self, request: jobs.DetachVolume) -> Body:
+        self.requests.append(request)
+        record = self._running(request.job)
+        if self.busy and not request.force:
+            raise precondition(f"volume {request.volume} is busy in job {record.id}", "end what uses it, or force it")
+        assert self.volumes is not None
+        self.volumes.leave(record.id, request.volume)
+        return jobs.JobFound(job=record)
+
+    def _running(self, job: JobId) -> jobs.JobRecord:
+        record = self.jobs.get(job)
+        if record is None:
+            raise not_found(f"no job {job}")
+        if record.state is not jobs.State.RUNNING:
+            raise precondition("the job does not run")
+        return record
 
     async def _node(self, request: jobs.GetNode) -> Body:
         self.requests.append(request)

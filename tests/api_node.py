@@ -1,7 +1,7 @@
-"""A whole api for tests: the real gRPC server on loopback, over the memory transport, with a fake executor and persist.
+"""A whole api for tests: the real gRPC server on loopback, over the memory transport, with fake services.
 
 Belongs here: putting them together, and clients with certificates. Does not belong here: the fakes themselves
-(`api_executor.py`, `api_persist.py`), and expectations.
+(`api_executor.py`, `api_persist.py`, `api_volumes.py`), and expectations.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ from proto.joblet.v1 import (
 from services.api.process import Api
 from tests.api_executor import FakeExecutor
 from tests.api_persist import FakePersist
+from tests.api_volumes import FakeVolumes
 from tests.certificates import Authority, Identity
 
 
@@ -60,11 +61,19 @@ class Node:
     """Everything together. `client` makes callers; `api` is what is tested."""
 
     def __init__(
-        self, *, api: Api, executor: FakeExecutor, persist: FakePersist, authority: Authority, layout: Layout
+        self,
+        *,
+        api: Api,
+        executor: FakeExecutor,
+        persist: FakePersist,
+        volumes: FakeVolumes,
+        authority: Authority,
+        layout: Layout,
     ) -> None:
         self.api = api
         self.executor = executor
         self.persist = persist
+        self.volumes = volumes
         self.authority = authority
         self.layout = layout
         self._channels: list[aio.Channel] = []
@@ -124,7 +133,7 @@ async def running_node(
         ),
     )
     layout = layout_of(settings)
-    for directory in (layout.run, layout.uploads, layout.audit):
+    for directory in (layout.run, layout.streams, layout.uploads, layout.audit):
         directory.mkdir(parents=True, exist_ok=True)
     authority = Authority()
     server_identity = authority.server()
@@ -135,19 +144,23 @@ async def running_node(
     persist_server.add_insecure_port(f"unix:{layout.persist_grpc}")
     await persist_server.start()
     executor = FakeExecutor(transport, persist)
-    answering = asyncio.create_task(executor.run())
+    volumes = FakeVolumes(transport, layout.streams)
+    executor.volumes = volumes
+    answering = [asyncio.create_task(service.run()) for service in (executor, volumes)]
     material = ServerMaterial(cert=server_identity.cert, key=server_identity.key, ca=authority.pem)
     api = Api(settings, layout, transport, material)
     if silence_s is not None:
         api.feeds._silence_s = silence_s  # the one number of the process that is no setting
     await api.start()
-    node = Node(api=api, executor=executor, persist=persist, authority=authority, layout=layout)
+    node = Node(api=api, executor=executor, persist=persist, volumes=volumes, authority=authority, layout=layout)
     try:
         yield node
     finally:
         await node.close()
         await api.stop()
-        answering.cancel()
-        await asyncio.gather(answering, return_exceptions=True)
+        for task in answering:
+            task.cancel()
+        await asyncio.gather(*answering, return_exceptions=True)
         await executor.close()
+        await volumes.close()
         await persist_server.stop(0)

@@ -25,6 +25,8 @@ Question = TypeVar("Question")
 
 ANSWER_TIMEOUT_S: Final = 30.0
 """How long one answer may take when the user sets no --timeout."""
+WORK_TIMEOUT_S: Final = 3600.0
+"""The same of what may take long, such as copying a volume."""
 
 
 class Unary(Protocol[Question_contra, Answer_co]):
@@ -72,10 +74,10 @@ class Session:
         if kind is not KeyboardInterrupt:
             self._channel.close()
 
-    def ask(self, method: Unary[Question, Answer], request: Question) -> Answer:
-        """One answer to what may be asked once only. Raises JobletError."""
+    def ask(self, method: Unary[Question, Answer], request: Question, *, most_s: float = ANSWER_TIMEOUT_S) -> Answer:
+        """One answer to what may be asked once only; without --timeout within `most_s`. Raises JobletError."""
         with self.translated():
-            return method(request, timeout=self.answer_timeout_s())
+            return method(request, timeout=self.answer_timeout_s(most_s))
 
     def ask_again(
         self, method: Unary[Question, Answer], request: Question, *, patience: Patience | None = None
@@ -105,10 +107,10 @@ class Session:
         """Let go of a call, so that the node stops working for it."""
         call.cancel()
 
-    def answer_timeout_s(self) -> float:
-        """Seconds that a single answer may take from now."""
+    def answer_timeout_s(self, most_s: float = ANSWER_TIMEOUT_S) -> float:
+        """Seconds that a single answer may take from now; `most_s` without --timeout."""
         remaining = self.remaining_s()
-        return ANSWER_TIMEOUT_S if remaining is None else remaining
+        return most_s if remaining is None else remaining
 
     def remaining_s(self) -> float | None:
         """Seconds until the deadline of the command; None: there is none. JobletError(DEADLINE) when it is over."""

@@ -16,6 +16,7 @@ Object = dict[str, Value]
 
 _LIMITS: Final = tuple(field.name for field in job_pb2.Limits.DESCRIPTOR.fields)
 _USAGE: Final = tuple(field.name for field in job_pb2.Usage.DESCRIPTOR.fields)
+_VOLUME_METRICS: Final = tuple(field.name for field in volume_pb2.VolumeMetrics.DESCRIPTOR.fields)
 _METRIC: Final = tuple(field.name for field in persist_pb2.Metric.DESCRIPTOR.fields if field.name != "job_id")
 
 
@@ -93,16 +94,58 @@ def metric_object(metric: persist_pb2.Metric) -> Object:
 
 
 def volume_object(volume: volume_pb2.Volume) -> Object:
-    """One volume."""
+    """All of a volume. The keys are a contract."""
     return {
         "id": volume.id,
         "name": volume.name,
-        "type": volume_pb2.VolumeType.Name(volume.type).lower(),
+        "type": volume_type_word(volume.type),
         "size_bytes": volume.size_bytes,
         "status": volume.status,
         "created_at": time_text(volume.created_at) if volume.HasField("created_at") else None,
         "last_used": time_text(volume.last_used) if volume.HasField("last_used") else None,
         "current_job_id": volume.current_job_id or None,
+        "owner": volume.owner,
+        "labels": dict(sorted(volume.labels.items())),
+        "enforcement": volume.enforcement,
+        "shared": volume.shared,
+        "encryption": volume.encryption or None,
+        "used_bytes": volume.used_bytes,
+        "used_inodes": volume.used_inodes,
+        "inodes": volume.inodes or None,
+        "uses": [
+            {
+                "job_id": use.job_id,
+                "path": use.path,
+                "read_only": use.read_only,
+                "since": time_text(use.since) if use.HasField("since") else None,
+            }
+            for use in volume.uses
+        ],
+        "last_used_by": volume.last_used_by or None,
+        "reason": volume.reason,
+        "origin": volume.origin or None,
+        "snapshots": volume.snapshots,
+        "metrics": {name: getattr(volume.metrics, name) for name in _VOLUME_METRICS},
+    }
+
+
+def volume_type_word(kind: volume_pb2.VolumeType) -> str:
+    """`filesystem` of FILESYSTEM; a type that this program does not know keeps its number."""
+    try:
+        return volume_pb2.VolumeType.Name(kind).lower()
+    except ValueError:
+        return f"type_{int(kind)}"
+
+
+def snapshot_object(snapshot: volume_pb2.Snapshot) -> Object:
+    """One snapshot."""
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "volume": snapshot.volume,
+        "created_at": time_text(snapshot.created_at) if snapshot.HasField("created_at") else None,
+        "size_bytes": snapshot.size_bytes,
+        "method": snapshot.method,
     }
 
 

@@ -32,12 +32,28 @@ job = Room(
         "delete-all": "cli.rnx.removal:delete_all_command",
     },
 )
+snapshot = Room(
+    name="snapshot",
+    help="A volume's content as it was.",
+    example="rnx volume snapshot create data --as before",
+    rooms={verb: f"cli.rnx.volume_snapshots:{verb}_command" for verb in ("create", "list", "remove", "restore")},
+)
 volume = Room(
     name="volume",
     help="Named storage for jobs.",
     example="rnx volume create data --size=1GB",
     rooms={
-        verb: f"cli.rnx.volumes:{verb}_command" for verb in ("create", "list", "inspect", "remove", "attach", "detach")
+        "create": "cli.rnx.volumes:create_command",
+        "list": "cli.rnx.volumes:list_command",
+        "inspect": "cli.rnx.volumes:inspect_command",
+        "remove": "cli.rnx.volumes:remove_command",
+        "attach": "cli.rnx.volume_jobs:attach_command",
+        "detach": "cli.rnx.volume_jobs:detach_command",
+        "resize": "cli.rnx.volumes:resize_command",
+        "snapshot": "cli.rnx.main:snapshot",
+        "clone": "cli.rnx.volumes:clone_command",
+        "export": "cli.rnx.volume_content:export_command",
+        "import": "cli.rnx.volume_content:import_command",
     },
 )
 node = Room(

@@ -20,7 +20,7 @@ from cli.front.output import print_line, tell
 from cli.rnx.commands import Verb
 from cli.rnx.interrupts import Interrupts, Policy
 from cli.rnx.invocation import Invocation, pass_invocation
-from cli.rnx.progress import upload_progress
+from cli.rnx.progress import transfer_progress
 from cli.rnx.show import waiting_text
 from cli.rnx.sink import attached_sink
 from cli.rnx.spec import RunOptions, build_spec, job_options
@@ -111,7 +111,7 @@ def _run(
             _print_plan(invocation, plan_job(session, spec))
             return Exit.OK
         if sources:
-            with upload_progress(total_bytes(sources)) as sent:
+            with transfer_progress("uploading", total_bytes(sources)) as sent:
                 spec.upload_ids.append(upload(session, sources, sent=sent))
         if detach:
             job = run_job(session, spec, idempotency_key=key)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from cli.front.values import COUNT, DURATION, MEMORY, PERCENT, RATE, SIGNAL, SIZE, check_utf8
+from cli.rnx.names import volume_names
 from cli.rnx.values import (
     CPUS,
     SCHEDULE,
@@ -98,7 +99,13 @@ _OPTIONS: Final = (
         type=DURATION,
         help="Run time limit of the job. (That of rnx stands before the verb: rnx --timeout 10s job run.)",
     ),
-    click.option("--volume", multiple=True, type=VOLUME, help="A volume, at /volumes/NAME or PATH. Repeatable."),
+    click.option(
+        "--volume",
+        multiple=True,
+        type=VOLUME,
+        shell_complete=volume_names,
+        help="A volume, at /volumes/NAME or PATH. Repeatable.",
+    ),
     click.option("--upload", multiple=True, type=_PATH, metavar="PATH", help="A file for /work. Repeatable."),
     click.option(
         "--upload-dir", multiple=True, type=_PATH, metavar="DIR", help="A directory whose contents come to /work."

@@ -27,6 +27,13 @@ class VolumeArgument(NamedTuple):
     read_only: bool
 
 
+class ContentArgument(NamedTuple):
+    """NAME[@SNAPSHOT]; the empty snapshot is the volume as it is now."""
+
+    volume: str
+    snapshot: str
+
+
 def _past(text: str) -> int:
     return parse_time_ns(text, now_ns=time.time_ns())
 
@@ -56,10 +63,27 @@ def _volume(text: str) -> VolumeArgument:
     return VolumeArgument(match[1], match[2] or "", match[3] == "ro")
 
 
+def _job_place(text: str) -> VolumeArgument:
+    """As for a volume: the name is the job's."""
+    match = _VOLUME.fullmatch(text)
+    if match is None:
+        raise invalid(f"malformed place {text[:80]!r}: use JOB, JOB:/PATH or JOB:/PATH:ro")
+    return VolumeArgument(match[1], match[2] or "", match[3] == "ro")
+
+
+def _content(text: str) -> ContentArgument:
+    name, at, snapshot = text.partition("@")
+    if not name or (at and not snapshot):
+        raise invalid(f"malformed name {text[:80]!r}: use NAME or NAME@SNAPSHOT")
+    return ContentArgument(name, snapshot)
+
+
 TIME: Final = Parsed("T", _past)
 SCHEDULE: Final = Parsed("TIME|DUR", _future)
 CPUS: Final = Parsed("N", _cpus)
 VOLUME: Final = Parsed("NAME[:/PATH][:ro]", _volume)
+JOB_PLACE: Final = Parsed("JOB[:/PATH][:ro]", _job_place)
+CONTENT: Final = Parsed("NAME[@SNAPSHOT]", _content)
 
 
 def pairs(values: Iterable[str], option: str) -> dict[str, str]:

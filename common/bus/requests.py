@@ -63,36 +63,47 @@ class Receiver:
         self._socket.close()
 
 
-class Requester:
-    """Asks one endpoint and waits for the answer. `run` must be running while `request` waits."""
+class _Replies:
+    """Where the answers to a process arrive, whomever it asked, and who waits for them."""
 
-    def __init__(self, transport: Transport, *, commands: Endpoint, replies: Endpoint, reply_file: str) -> None:
-        self._commands = transport.push(commands)
-        self._replies = Receiver(transport, replies, reply_file)
-        self._reply_file = reply_file
-        self._name = commands.binder.value
-        self._waiting: dict[str, asyncio.Future[Body]] = {}
+    def __init__(self, transport: Transport, endpoint: Endpoint, file: str) -> None:
+        self.file = file
+        self.waiting: dict[str, asyncio.Future[Body]] = {}
+        self._receiver = Receiver(transport, endpoint, file)
 
     async def run(self) -> None:
-        """Hand answers to those who wait for them, for ever."""
-        async for message in self._replies.messages():
-            waiting = self._waiting.get(message.cause_id)
+        async for message in self._receiver.messages():
+            waiting = self.waiting.get(message.cause_id)
             if waiting is not None and not waiting.done():
                 waiting.set_result(message.body)
+
+    def close(self) -> None:
+        for waiting in self.waiting.values():
+            waiting.cancel()
+        self._receiver.close()
+
+
+class Asker:
+    """Asks one endpoint and waits for the answer, which arrives where its Requester listens."""
+
+    def __init__(self, transport: Transport, commands: Endpoint, replies: _Replies) -> None:
+        self._commands = transport.push(commands)
+        self._replies = replies
+        self._name = commands.binder.value
 
     async def request(self, body: Body, answer: type[Answer], *, timeout_s: float = REQUEST_S_MAX) -> Answer:
         """The answer to `body`. Raises the JobletError of a Failure; UNAVAILABLE when none comes in time."""
         message_id = codec.new_message_id()
         waiting: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
-        self._waiting[message_id] = waiting
+        self._replies.waiting[message_id] = waiting
         try:
             async with asyncio.timeout(timeout_s):
-                await self._commands.send(codec.encode(body, message_id=message_id, reply_to=self._reply_file))
+                await self._commands.send(codec.encode(body, message_id=message_id, reply_to=self._replies.file))
                 received = await waiting
         except TimeoutError as cause:
             raise unavailable(f"the {self._name} did not answer within {timeout_s:g} s", "try again") from cause
         finally:
-            del self._waiting[message_id]
+            del self._replies.waiting[message_id]
         if isinstance(received, Failure):
             raise _as_error(received)
         if not isinstance(received, answer):
@@ -100,10 +111,28 @@ class Requester:
         return received
 
     def close(self) -> None:
-        """Stop asking; whoever waits is cancelled."""
-        for waiting in self._waiting.values():
-            waiting.cancel()
+        """Stop asking."""
         self._commands.close()
+
+
+class Requester(Asker):
+    """An Asker that owns the place where answers arrive. `run` must be running while `request` waits."""
+
+    def __init__(self, transport: Transport, *, commands: Endpoint, replies: Endpoint, reply_file: str) -> None:
+        self._transport = transport
+        super().__init__(transport, commands, _Replies(transport, replies, reply_file))
+
+    def beside(self, commands: Endpoint) -> Asker:
+        """Asks another endpoint, and hears its answers here. Close it before this one."""
+        return Asker(self._transport, commands, self._replies)
+
+    async def run(self) -> None:
+        """Hand answers to those who wait for them, for ever."""
+        await self._replies.run()
+
+    def close(self) -> None:
+        """Stop asking; whoever waits is cancelled."""
+        super().close()
         self._replies.close()
 
 

@@ -16,6 +16,7 @@ class Layout(NamedTuple):
 
     base: Path
     run: Path  # sockets, 0750 root:joblet
+    streams: Path  # in it: sockets that api makes while it serves, 0700 api
     jobs: Path  # one directory a job, 0700 root
     state: Path  # records, 0700 root
     certs: Path  # 0700
@@ -63,6 +64,7 @@ def layout_of(settings: Settings) -> Layout:
     return Layout(
         base=base,
         run=run,
+        streams=run / "streams",
         jobs=base / "jobs",
         state=base / "state",
         certs=base / "certs",

@@ -185,7 +185,11 @@ REPLY_FILE = re.compile(r"(?:api-replies-\d{1,10}|executor-replies)\.sock", re.A
 
 
 STREAM_FILE = re.compile(r"volume-stream-[0-9a-f]{32}\.sock", re.ASCII)
-"""What OpenVolumeStream may name as its `file`: a plain stream socket of api's in `{base}/run`, for one stream."""
+"""What OpenVolumeStream may name as its `file`: a plain stream socket of api's in `{base}/run/streams`, for one stream.
+
+The directory is api's. Who connects as root first sees that what bears the name is a socket of the directory's owner,
+and connects to that very inode: api, taken over, could put a link to anything else there.
+"""
 
 
 def log_topic(job: JobId) -> str:

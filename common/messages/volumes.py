@@ -235,7 +235,7 @@ class Direction(StrEnum):
 
 
 class OpenVolumeStream(Body, frozen=True, kw_only=True):
-    """Connect to the unix socket `{base}/run/<file>`, on which api listens, and export or import a tar stream there.
+    """Connect to the unix socket `{base}/run/streams/<file>`, where api listens, and export or import a tar stream.
 
     Answer: VolumeStreamClosed, when the stream has ended. An export is read-only; an import is the volume's one writer.
     """

@@ -8,7 +8,7 @@ from common.errors import JobletError, Reason, not_found
 from common.identifiers import parse_job_reference
 from common.messages import jobs
 from services.api.calls import current
-from services.api.permissions import Scope
+from services.api.permissions import Permission, Scope
 
 
 def no_such_job() -> JobletError:
@@ -29,6 +29,15 @@ class Access:
         """The record of a job: see `found`."""
         return (await self.found(reference)).job
 
+    async def controlled(self, reference: str) -> jobs.JobRecord:
+        """The record of a job that is to be changed by a method about something else, which stays the call's object.
+
+        Raises JobletError: see `found`.
+        """
+        record = (await self.look_up(parse_job_reference(reference), current().visible_owner)).job
+        _require(record, Permission.CONTROL)
+        return record
+
     async def found(self, reference: str) -> jobs.JobFound:
         """The job named by its id or a unique prefix, when the caller may do with it what his method does.
 
@@ -40,12 +49,7 @@ class Access:
         found = await self.look_up(call.object, call.visible_owner)
         record = found.job
         call.object = record.id
-        if call.scope(call.rule.permission) is not Scope.ANY and record.owner != call.principal.name:
-            raise JobletError(
-                Reason.DENIED,
-                f"{call.principal.name} may not {call.rule.permission} of others",
-                detail="ask the job's owner, or an admin or writer",
-            )
+        _require(record, call.rule.permission)
         return found
 
     async def look_up(self, reference: str, visible_owner: str | None = None) -> jobs.JobFound:
@@ -56,3 +60,13 @@ class Access:
             if error.reason is Reason.NOT_FOUND:
                 raise no_such_job() from error
             raise
+
+
+def _require(record: jobs.JobRecord, permission: Permission) -> None:
+    call = current()
+    if call.scope(permission) is not Scope.ANY and record.owner != call.principal.name:
+        raise JobletError(
+            Reason.DENIED,
+            f"{call.principal.name} may not {permission} of others",
+            detail="ask the job's owner, or an admin or writer",
+        )

@@ -36,6 +36,8 @@ class Call:
         self.peer = peer
         self.object = ""
         """The job or volume in question: as asked for, until it is known by its full name."""
+        self.note = ""
+        """What the log is to tell beside it, also of a call that did what it should; complete when the call ends."""
         self._audit = audit_log
         self._begun = False
         self._ended = False
@@ -52,7 +54,9 @@ class Call:
     def asks(self, request: object) -> None:
         """What is asked for, as far as the log is to name it. Jobs are named by `access.py`, which checks the id."""
         if self.method.startswith(VOLUMES):
-            self.object = _volume_name(getattr(request, "name", ""))
+            # In requests about a volume's content `name` is another one's: the snapshot's, or the new volume's.
+            name = "volume" if hasattr(request, "volume") else "name"
+            self.object = _volume_name(getattr(request, name, ""))
 
     def allowed(self) -> None:
         """The caller may do what he asks for. A stream begins in the log; of a unary call the end will tell."""
@@ -69,7 +73,7 @@ class Call:
         self._ended = True
         if self._begun and outcome in {audit.ALLOWED, audit.UNFINISHED}:
             outcome = audit.ENDED
-        self._record(outcome, why)
+        self._record(outcome, "; ".join(filter(None, (why, self.note))))
 
     def _record(self, outcome: str, why: str = "") -> None:
         self._audit.record(

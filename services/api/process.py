@@ -42,7 +42,10 @@ from services.api.server import bind, build_server
 from services.api.submission import Submission
 from services.api.uploads.registry import Registry
 from services.api.uploads.staging import Staging
+from services.api.volume_access import VolumeAccess
+from services.api.volume_jobs import VolumeJobs
 from services.api.volume_service import VolumeService
+from services.api.volume_streams import VolumeStreams
 from services.api.watch import Watch
 from services.api.worker_service import WorkerService
 
@@ -91,6 +94,7 @@ class Api:
             replies=topics.API_REPLIES,
             reply_file=topics.API_REPLIES.file.format(pid=os.getpid()),
         )
+        self._volumes = self._executor.beside(topics.VOLUMES_COMMANDS)
         self._subscriber = Subscriber(transport)
         self._history = History(layout.persist_grpc)
         self._audit = AuditFile(layout.audit, settings.joblet.audit)
@@ -114,6 +118,7 @@ class Api:
         self.hub = Hub(self._subscriber)
         self.feeds = Feeds(self.hub, self._executor, window_bytes_max=limits.follower_queue_bytes)
         self.uploads = Registry(layout, settings.joblet.uploads)
+        self._volume_streams = VolumeStreams(self._volumes, layout.streams)
         self._health = HealthService()
         self._server = self._build_server(settings, layout, quotas)
         self.port = bind(self._server, settings.server.address, settings.server.port, credentials)
@@ -152,7 +157,12 @@ class Api:
                 certificates=self.rotation.certificates,
                 audit=AuditQueries(layout.audit, self._history),
             ),
-            volume_service=VolumeService(),
+            volume_service=VolumeService(
+                service=self._volumes,
+                access=VolumeAccess(self._volumes),
+                volume_jobs=VolumeJobs(self._executor, access),
+                streams=self._volume_streams,
+            ),
             persist_service=PersistService(access=access, history=self._history),
             worker_service=WorkerService(
                 executor=self._executor, access=access, submission=submission, log_streams=log_streams
@@ -163,6 +173,7 @@ class Api:
     async def start(self) -> None:
         """Begin to serve."""
         self.uploads.adopt()
+        self._volume_streams.clear()
         self._tasks = [
             asyncio.create_task(forever)
             for forever in (
@@ -190,6 +201,7 @@ class Api:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._volumes.close()
         self._executor.close()
         self._subscriber.close()
         await self._history.close()

@@ -30,6 +30,7 @@ LABELS_MAX: Final = 64
 LABEL_VALUE_CHARACTERS_MAX: Final = 256
 VOLUMES_MAX: Final = 32
 UPLOADS_MAX: Final = 16
+OWNER_BYTES_MAX: Final = 256
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
@@ -39,7 +40,7 @@ GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
 _PAGE_TOKEN = re.compile(rf"[A-Za-z0-9_.:=+/-]{{0,{PAGE_TOKEN_CHARACTERS_MAX}}}", re.ASCII)
-_KERNEL_DIRECTORIES: Final = ("/proc", "/sys", "/dev")
+_KERNEL_DIRECTORIES: Final = ("/proc/", "/sys/", "/dev/")
 
 _STATES: Final = {number: state for state, number in STATES.items()}
 _NETWORKS: Final = {number: network for network, number in NETWORKS.items()}
@@ -134,7 +135,7 @@ def job_filter(message: job_pb2.JobFilter) -> jobs.ListJobs:
     return jobs.ListJobs(
         visible_owner=None,
         states=tuple(dict.fromkeys(_STATES[number] for number in message.states)),
-        owner=_text("filter.owner", message.owner, 256),
+        owner=owner("filter.owner", message.owner),
         labels=labels("filter.labels", message.labels),
     )
 
@@ -200,14 +201,7 @@ def _limits(message: job_pb2.Limits) -> jobs.Limits:
 
 
 def _volumes(mounts: Iterable[job_pb2.VolumeMount]) -> tuple[jobs.VolumeMount, ...]:
-    volumes = tuple(
-        jobs.VolumeMount(
-            name=parse_name(mount.name, "volume"),
-            path=_absolute("volumes.path", mount.path or f"/volumes/{mount.name}"),
-            read_only=mount.read_only,
-        )
-        for mount in mounts
-    )
+    volumes = tuple(volume_mount("volumes.path", mount.name, mount.path, read_only=mount.read_only) for mount in mounts)
     _at_most("volumes", len(volumes), VOLUMES_MAX)
     return volumes
 
@@ -230,14 +224,32 @@ def _on_full(number: job_pb2.OnFull, default: jobs.OnFull) -> jobs.OnFull:
     return on_full
 
 
+def volume_mount(field: str, name: str, path: str, *, read_only: bool) -> jobs.VolumeMount:
+    """A volume's place in a job, in its one spelling; an empty path: /volumes/<name>."""
+    plain = _plain(_absolute(field, path or f"/volumes/{name}"))
+    if plain == "/":
+        raise invalid(f"{field}: a volume cannot be the job's root", "use a path such as /data")
+    return jobs.VolumeMount(name=parse_name(name, "volume"), path=plain, read_only=read_only)
+
+
+def owner(field: str, text: str) -> str:
+    """Whose things are wanted; empty: anybody's."""
+    return _text(field, text, OWNER_BYTES_MAX)
+
+
 def _absolute(field: str, path: str) -> str:
     """An absolute path in the job, without a step up, outside the kernel's own file systems."""
     _text(field, path, COMMAND_BYTES_MAX)
     if not path.startswith("/") or any(part in {".", ".."} for part in path.split("/")):
         raise invalid(f"{field}: {path[:80]!r} is no plain absolute path", "use such as /work, without . and ..")
-    if any(path == top or path.startswith(f"{top}/") for top in _KERNEL_DIRECTORIES):
+    if f"{_plain(path)}/".startswith(_KERNEL_DIRECTORIES):
         raise invalid(f"{field}: {path[:80]!r} belongs to the kernel", "use a path such as /work")
     return path
+
+
+def _plain(path: str) -> str:
+    """An absolute path without empty parts: two leading slashes are one here, and a trailing one means nothing."""
+    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 def _text(field: str, text: str, bytes_max: int, *, empty: bool = True) -> str:

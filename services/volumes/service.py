@@ -65,7 +65,7 @@ class Volumes:
         self._settings = settings.joblet.volumes
         self._layout = layout
         self._ports = ports
-        self._run_directory = run_directory or layout.run
+        self._run_directory = run_directory or layout.streams
         self._clock_ns = clock_ns
         self._steady_ns = steady_ns
         self._reached = reached

@@ -25,6 +25,7 @@ from proto.joblet.v1 import (
 )
 from tests.certificates import Authority, Identity
 from tests.contract.rnx_fake_services import FakeJobs, FakeNodeInfo
+from tests.contract.rnx_fake_volumes import FakeVolumes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -64,6 +65,7 @@ class FakeNode:
     def __init__(self, directory: Path) -> None:
         self.jobs = FakeJobs()
         self.nodes = FakeNodeInfo()
+        self.volumes = FakeVolumes()
         self.breaks = Breaks()
         self.authority = Authority()
         self.config = directory / "rnx-config.yml"
@@ -79,8 +81,7 @@ class FakeNode:
         server = grpc.server(ThreadPoolExecutor(16), interceptors=[self.breaks], options=[("grpc.so_reuseport", 0)])
         job_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
         node_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
-        # The generated base answers UNIMPLEMENTED to everything, which is what a node without volumes does.
-        volume_pb2_grpc.add_VolumeServiceServicer_to_server(volume_pb2_grpc.VolumeServiceServicer(), server)  # type: ignore[abstract]
+        volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         credentials = grpc.ssl_server_credentials(
             [(identity.key, identity.cert)], root_certificates=self.authority.pem, require_client_auth=True
         )
@@ -150,4 +151,5 @@ def fake_node(directory: Path) -> Iterator[FakeNode]:
     finally:
         node.jobs.end_gate.set()
         node.jobs.upload_gate.set()
+        node.volumes.gate.set()
         node.stop()

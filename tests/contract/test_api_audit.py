@@ -146,7 +146,10 @@ def test_a_stream_is_told_when_it_begins_and_when_it_ends(tmp_path: Path) -> Non
 
 
 def test_volumes_are_named(tmp_path: Path) -> None:
-    """Every method of a volume has its name as object; what could be no name has none."""
+    """Every method of a volume has its name as object, by whatever it was named; what could be no name has none.
+
+    Of attach and detach the line tells the job, too, of streams how much went.
+    """
 
     async def scenario() -> None:
         async with running_node(tmp_path) as node:
@@ -163,6 +166,33 @@ def test_volumes_are_named(tmp_path: Path) -> None:
                 assert name == "data", method
             await code_of(client.volumes.GetVolume(volume_pb2.GetVolumeRequest(name="../\x1b]0;x")))
             assert told(node, "GetVolume")[1][0] == ""
+            for early in ("CreateSnapshot", "DeleteSnapshot"):  # refused before the volume is looked up
+                refused = getattr(volume_pb2, f"{early}Request")(volume="data", name="a/b")
+                await code_of(getattr(client.volumes, early)(refused))
+                assert told(node, early)[0][:2] == ("data", "invalid"), early
+            record, job = node.volumes.add("ann", "there"), node.executor.add("ann").id
+            for changing, wanted in (
+                ("CreateSnapshot", volume_pb2.CreateSnapshotRequest(volume=record.id, name="s")),
+                ("RestoreSnapshot", volume_pb2.RestoreSnapshotRequest(volume="there", name="s")),
+                ("CloneVolume", volume_pb2.CloneVolumeRequest(volume="there", name="other")),
+                ("ResizeVolume", volume_pb2.ResizeVolumeRequest(name=record.id, size_bytes=2**30)),
+            ):
+                await code_of(getattr(client.volumes, changing)(wanted))
+                assert told(node, changing)[-1] == ("there", "allowed", ""), changing
+            await code_of(client.volumes.AttachVolume(volume_pb2.AttachVolumeRequest(name=record.id, job_id=job[:8])))
+            assert told(node, "AttachVolume")[1] == ("there", "allowed", f"job {job}")
+            node.executor.busy = True
+            await code_of(client.volumes.DetachVolume(volume_pb2.DetachVolumeRequest(name="there", job_id=job)))
+            told_of_it = f"volume there is busy in job {job}; job {job}"
+            assert told(node, "DetachVolume")[1] == ("there", "precondition", told_of_it)
+            node.volumes.leave(job, "there")
+            filling = [volume_pb2.ImportVolumeRequest(volume=record.id, data=b"12345")]
+            await code_of(client.volumes.ImportVolume(iter(filling)))
+            assert told(node, "ImportVolume") == [("there", "allowed", ""), ("there", "ended", "5 bytes")]
+            async for _ in client.volumes.ExportVolume(volume_pb2.ExportVolumeRequest(volume="there")):
+                pass
+            await await_for(lambda: len(told(node, "ExportVolume")) == 2, what="the end to be told")
+            assert told(node, "ExportVolume") == [("there", "allowed", ""), ("there", "ended", "5 bytes")]
 
     asyncio.run(scenario())
 

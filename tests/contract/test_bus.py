@@ -27,9 +27,12 @@ from common.messages.topics import (
     EXECUTOR_COMMANDS,
     PERSIST_ACKS,
     PERSIST_IPC,
+    VOLUME_COMMANDS,
+    VOLUMES_COMMANDS,
     log_topic,
     metrics_topic,
 )
+from common.messages.volumes import ListVolumes, VolumePage
 from tests.waiting import await_for
 
 JOB = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
@@ -288,6 +291,38 @@ def test_silence_is_unavailable_after_the_deadline(transport: Transport) -> None
             assert caught.value.reason is Reason.UNAVAILABLE
             assert caught.value.retryable
             assert await requester.request(stop(), jobs.LogSynced)
+
+    run(scene)
+
+
+def test_two_are_asked_and_answer_to_one_place(transport: Transport) -> None:
+    """Answers of two services come over one socket, each to who asked; one that is silent holds nobody up."""
+
+    async def scene() -> None:
+        async with conversation(transport, Desk()) as (requester, _):
+            volumes = requester.beside(VOLUMES_COMMANDS)
+
+            async def page(request: Any) -> Body:
+                return VolumePage(volumes=(), next_page_token=request.owner)
+
+            handlers: Mapping[type[Body], Handler] = dict.fromkeys(VOLUME_COMMANDS, page)
+            responder = Responder(transport, VOLUMES_COMMANDS, API_REPLIES, handlers)
+            answering = asyncio.create_task(responder.run())
+            asked = [volumes.request(ListVolumes(visible_owner=None, owner=str(n)), VolumePage) for n in range(20)]
+            others = [requester.request(stop(), jobs.LogSynced) for _ in range(20)]
+            answers = await asyncio.gather(*asked, *others)
+            assert [one.next_page_token for one in answers[:20] if isinstance(one, VolumePage)] == [
+                str(n) for n in range(20)
+            ]
+            with pytest.raises(JobletError, match="volumes answered with VolumePage"):
+                await volumes.request(ListVolumes(visible_owner=None), jobs.LogSynced)
+            answering.cancel()
+            await asyncio.gather(answering, return_exceptions=True)
+            await responder.close()
+            with pytest.raises(JobletError, match="volumes did not answer"):
+                await volumes.request(ListVolumes(visible_owner=None), VolumePage, timeout_s=0.1)
+            assert await requester.request(stop(), jobs.LogSynced)
+            volumes.close()
 
     run(scene)
 

@@ -118,9 +118,9 @@ def test_metric_query() -> None:
 
 @pytest.mark.requirement("S1.18")
 def test_volume_service() -> None:
-    """The six stated calls, among others."""
+    """The six stated calls, with additional ones beside."""
     stated = {"CreateVolume", "ListVolumes", "GetVolume", "DeleteVolume", "AttachVolume", "DetachVolume"}
-    assert set(methods(VOLUMES)) > stated
+    assert stated <= set(methods(VOLUMES))
 
 
 @pytest.mark.requirement("S1.19")
@@ -132,7 +132,7 @@ def test_create_volume_request() -> None:
         3: ("size_bytes", "int64"),
         4: ("labels", "LabelsEntry"),
     }
-    assert fields(volume_pb2.CreateVolumeRequest).items() > stated.items()
+    assert stated.items() <= fields(volume_pb2.CreateVolumeRequest).items()
 
 
 @pytest.mark.requirement("S1.20")

@@ -278,26 +278,6 @@ def test_monitor_shows_columns_that_somebody_needs() -> None:
     assert dict(zip(headings, rows[0], strict=True))["DISK"] == ""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "volume create data --size=1GB --type=memory --label=a=b",
-        "volume list --filter=a=b --format=yaml",
-        "volume inspect data",
-        "volume remove data --force",
-        f"volume attach data {ID}:/data",
-        f"volume detach data {ID}",
-    ],
-)
-def test_volumes_of_a_node_without_them(node: FakeNode, words: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Until a node offers volumes each command is refused in one line with exit code 4."""
-    code = node.call(*words.split())
-    out, err = capfd.readouterr()
-    assert (code, out) == (4, "")
-    assert "does not offer it" in err
-    assert err.count("\n") == 1
-
-
 def test_node_info_nodes_and_monitor(node: FakeNode) -> None:
     """What the node is, which contexts there are, and one view of the monitor where there is no terminal."""
     node.jobs.add(1, state=job_pb2.RUNNING, spec=job_pb2.JobSpec(command="top"))

@@ -19,6 +19,7 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
     """One job whose output is a line."""
     with fake_node(tmp_path) as served:
         served.jobs.add(1, state=job_pb2.COMPLETED)
+        served.volumes.add("data")
         served.jobs.chunks = [chunk(1, b"1\n")]
         served.jobs.samples = [persist_pb2.Metric(job_id=ID, timestamp=1_700_000_000 * 10**9 + n) for n in range(1, 6)]
         yield served
@@ -40,6 +41,9 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
         ("GetJob", ("job", "metrics", ID)),
         ("StreamMetrics", ("job", "metrics", ID)),
         ("GetInfo", ("node", "info")),
+        ("GetVolume", ("volume", "inspect", "data")),
+        ("ListVolumes", ("volume", "list")),
+        ("ListSnapshots", ("volume", "snapshot", "list", "data")),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )
@@ -62,6 +66,13 @@ def test_what_may_be_asked_again_is(node: FakeNode, method: str, arguments: tupl
         ("DeleteVolume", ("volume", "remove", "data")),
         ("AttachVolume", ("volume", "attach", "data", ID)),
         ("DetachVolume", ("volume", "detach", "data", ID)),
+        ("ResizeVolume", ("volume", "resize", "data", "--size", "2GB")),
+        ("CreateSnapshot", ("volume", "snapshot", "create", "data")),
+        ("DeleteSnapshot", ("volume", "snapshot", "remove", "data", "old")),
+        ("RestoreSnapshot", ("volume", "snapshot", "restore", "data", "old")),
+        ("CloneVolume", ("volume", "clone", "data", "new")),
+        ("ExportVolume", ("volume", "export", "data")),
+        ("ImportVolume", ("volume", "import", "data")),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value[:2]),
 )

@@ -59,18 +59,26 @@ REQUESTS: Final[dict[str, Callable[[str], Message]]] = {
     WORKER + "Stop": lambda job: worker_pb2.StopRequest(jobID=job),
     WORKER + "Query": lambda job: worker_pb2.QueryRequest(jobID=job),
     WORKER + "Stream": lambda job: worker_pb2.StreamRequest(jobID=job),
-    VOLUMES + "CreateVolume": lambda _: volume_pb2.CreateVolumeRequest(name="data", size_bytes=2**20),
+    VOLUMES + "CreateVolume": lambda new: volume_pb2.CreateVolumeRequest(name=new, size_bytes=2**20),
     VOLUMES + "ListVolumes": lambda _: volume_pb2.ListVolumesRequest(),
-    VOLUMES + "GetVolume": lambda _: volume_pb2.GetVolumeRequest(name="data"),
-    VOLUMES + "DeleteVolume": lambda _: volume_pb2.DeleteVolumeRequest(name="data"),
-    VOLUMES + "AttachVolume": lambda job: volume_pb2.AttachVolumeRequest(name="data", job_id=job),
-    VOLUMES + "DetachVolume": lambda job: volume_pb2.DetachVolumeRequest(name="data", job_id=job),
+    VOLUMES + "GetVolume": lambda volume: volume_pb2.GetVolumeRequest(name=volume),
+    VOLUMES + "DeleteVolume": lambda volume: volume_pb2.DeleteVolumeRequest(name=volume),
+    VOLUMES + "AttachVolume": lambda volume: volume_pb2.AttachVolumeRequest(name=volume, job_id=volume),
+    VOLUMES + "DetachVolume": lambda volume: volume_pb2.DetachVolumeRequest(name=volume, job_id=volume),
+    VOLUMES + "ResizeVolume": lambda volume: volume_pb2.ResizeVolumeRequest(name=volume, size_bytes=2**21),
+    VOLUMES + "CreateSnapshot": lambda volume: volume_pb2.CreateSnapshotRequest(volume=volume, name="new"),
+    VOLUMES + "ListSnapshots": lambda volume: volume_pb2.ListSnapshotsRequest(volume=volume),
+    VOLUMES + "DeleteSnapshot": lambda volume: volume_pb2.DeleteSnapshotRequest(volume=volume, name="kept"),
+    VOLUMES + "RestoreSnapshot": lambda volume: volume_pb2.RestoreSnapshotRequest(volume=volume, name="kept"),
+    VOLUMES + "CloneVolume": lambda volume: volume_pb2.CloneVolumeRequest(volume=volume, name=f"of-{volume}"),
+    VOLUMES + "ExportVolume": lambda volume: volume_pb2.ExportVolumeRequest(volume=volume),
+    VOLUMES + "ImportVolume": lambda volume: volume_pb2.ImportVolumeRequest(volume=volume, data=b"x"),
     HEALTH + "Check": lambda _: health_pb2.HealthCheckRequest(),
     HEALTH + "List": lambda _: health_pb2.HealthListRequest(),
     HEALTH + "Watch": lambda _: health_pb2.HealthCheckRequest(),
     REFLECTION + "ServerReflectionInfo": lambda _: reflection_pb2.ServerReflectionRequest(list_services=""),
 }
-"""A good request of each method, about this job where the method is about one."""
+"""A good request of each method, about this job or volume where the method is about one, by its id."""
 
 
 def described(method: str) -> MethodDescriptor:

@@ -1,5 +1,7 @@
 """The middle of a node in this process: the real api, executor and persist, over a memory transport and a fake host.
 
+The volumes service is a fake, too (tests/api_volumes.py).
+
 Belongs here: putting them together, and jobs to ask about. Does not belong here: expectations. What is not real is
 below the executor's ports (tests/unit/executor_fakes.py): nothing is launched, a fake monitor writes two lines.
 """
@@ -43,6 +45,7 @@ from services.persist.outbox import Outbox
 from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.server import REQUEST_BYTES_MAX, PersistServer
+from tests.api_volumes import FakeVolumes
 from tests.certificates import Authority, Identity
 from tests.contract.test_persist_service import Lines
 from tests.unit.executor_fakes import BOOT, NODE, FakeAttachments, FakeHost, no_unsupported, node_settings
@@ -151,11 +154,12 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
     settings = node_settings(base, grpc=limits or Grpc())
     settings = msgspec.structs.replace(settings, server=Server(address="127.0.0.1", port=0))
     layout = layout_of(settings)
-    for directory in (layout.run, layout.uploads, layout.audit, layout.audit_persist):
+    for directory in (layout.run, layout.streams, layout.uploads, layout.audit, layout.audit_persist):
         directory.mkdir(parents=True, exist_ok=True)
     transport = Memory()
     async with AsyncExitStack() as stack:
         persist = await stack.enter_async_context(_persist(layout, transport))
+        volumes = await stack.enter_async_context(_volumes(layout, transport))
         host, publisher = EndingHost(layout), Publisher(transport)
         executor = await stack.enter_async_context(_executor(settings, layout, transport, host, publisher))
         authority = Authority()
@@ -163,7 +167,21 @@ async def running_middle(base: Path, *, limits: Grpc | None = None) -> AsyncIter
         api = Api(settings, layout, transport, ServerMaterial(cert=server.cert, key=server.key, ca=authority.pem))
         await api.start()
         stack.push_async_callback(api.stop)
-        yield Middle(api, transport, publisher, authority, [*persist, executor])
+        yield Middle(api, transport, publisher, authority, [*persist, executor, volumes])
+
+
+@asynccontextmanager
+async def _volumes(layout: Layout, transport: Memory) -> AsyncIterator[asyncio.Task[None]]:
+    service = FakeVolumes(transport, layout.streams)
+    for owner in ("ann", "bob"):
+        service.keep(service.add(owner, "name").id, "name")
+    running = asyncio.create_task(service.run())
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await service.close()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Roles × every RPC × own and others' objects × states of a certificate: the exact status for each.
+"""Roles × every RPC × own and others' jobs and volumes × states of a certificate: the exact status for each.
 
 The tables here are written by hand from docs/security.md, not computed from `services/api/permissions.py`: a mistake
 there must differ from them. Only the names of the methods are read from there, so that none is left out.
@@ -31,11 +31,11 @@ REPOSITORY: Final = Path(__file__).parents[2]
 STRANGER: Final = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
 ROLES: Final = ("admin", "writer", "user", "reader")
 
-OK, DENIED, NONE, LATER = Code.OK, Code.PERMISSION_DENIED, Code.NOT_FOUND, Code.UNIMPLEMENTED
+OK, DENIED, NONE = Code.OK, Code.PERMISSION_DENIED, Code.NOT_FOUND
 
 
 class Row(NamedTuple):
-    """What each role is answered. Of methods about a job: for its own, for another's, and for one that is not there."""
+    """What each role is answered. About jobs and volumes: its own, another's, and one that is not there."""
 
     admin: tuple[Code, ...]
     writer: tuple[Code, ...]
@@ -48,8 +48,8 @@ CHANGING: Final = Row((OK, OK, NONE), (OK, OK, NONE), (OK, NONE, NONE), (DENIED,
 STARTING: Final = Row((OK,), (OK,), (OK,), (DENIED,))
 ANYBODY: Final = Row((OK,), (OK,), (OK,), (OK,))
 MANAGING: Final = Row((OK,), (DENIED,), (DENIED,), (DENIED,))
-VOLUMES_SEEN: Final = Row((LATER,), (LATER,), (LATER,), (LATER,))
-VOLUMES_CHANGED: Final = Row((LATER,), (LATER,), (LATER,), (DENIED,))
+VOLUMES_SEEN: Final = Row((OK, OK, NONE), (OK, NONE, NONE), (OK, NONE, NONE), (OK, NONE, NONE))
+VOLUMES_CHANGED: Final = Row((OK, OK, NONE), (OK, NONE, NONE), (OK, NONE, NONE), (DENIED, DENIED, DENIED))
 
 TABLE: Final[dict[str, Row]] = {
     JOBS + "RunJob": STARTING,
@@ -77,18 +77,26 @@ TABLE: Final[dict[str, Row]] = {
     WORKER + "Stop": CHANGING,
     WORKER + "Query": SEEING,
     WORKER + "Stream": SEEING,
-    VOLUMES + "CreateVolume": VOLUMES_CHANGED,
-    VOLUMES + "ListVolumes": VOLUMES_SEEN,
+    VOLUMES + "CreateVolume": STARTING,
+    VOLUMES + "ListVolumes": ANYBODY,  # likewise: see tests/contract/test_api_volumes.py
     VOLUMES + "GetVolume": VOLUMES_SEEN,
     VOLUMES + "DeleteVolume": VOLUMES_CHANGED,
     VOLUMES + "AttachVolume": VOLUMES_CHANGED,
     VOLUMES + "DetachVolume": VOLUMES_CHANGED,
+    VOLUMES + "ResizeVolume": VOLUMES_CHANGED,
+    VOLUMES + "CreateSnapshot": VOLUMES_CHANGED,
+    VOLUMES + "ListSnapshots": VOLUMES_SEEN,
+    VOLUMES + "DeleteSnapshot": VOLUMES_CHANGED,
+    VOLUMES + "RestoreSnapshot": VOLUMES_CHANGED,
+    VOLUMES + "CloneVolume": VOLUMES_CHANGED,
+    VOLUMES + "ExportVolume": VOLUMES_CHANGED,
+    VOLUMES + "ImportVolume": VOLUMES_CHANGED,
     HEALTH + "Check": ANYBODY,
     HEALTH + "List": ANYBODY,
     HEALTH + "Watch": ANYBODY,
     REFLECTION + "ServerReflectionInfo": ANYBODY,
 }
-RUNNING: Final = {JOBS + "StopJob", WORKER + "Stop"}
+RUNNING: Final = {JOBS + "StopJob", WORKER + "Stop", VOLUMES + "AttachVolume", VOLUMES + "DetachVolume"}
 """What needs a job that has not ended."""
 
 
@@ -106,7 +114,7 @@ def test_every_method_has_a_row() -> None:
 @pytest.mark.requirement("S2.25")
 @pytest.mark.requirement("S4.17")
 def test_every_role_on_every_method(tmp_path: Path) -> None:
-    """OK, PERMISSION_DENIED, NOT_FOUND (or UNIMPLEMENTED: volumes) as the table says, on one's own and others' jobs."""
+    """OK, PERMISSION_DENIED, NOT_FOUND as the table says, on one's own and others' jobs and volumes."""
 
     async def scenario() -> None:
         async with running_node(tmp_path) as node:
@@ -116,7 +124,7 @@ def test_every_role_on_every_method(tmp_path: Path) -> None:
                 channel = node.client("ann", role).channel
                 for method, row in TABLE.items():
                     for position, expected in enumerate(getattr(row, role)):
-                        got = await outcome(channel, method, request_of(method, job_for(node, method, position)))
+                        got = await outcome(channel, method, fresh_request(node, method, position))
                         if got is not expected:
                             wrong.append((role, method, ("own", "another's", "none")[position], got, expected))
             assert wrong == []
@@ -124,12 +132,18 @@ def test_every_role_on_every_method(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def job_for(node: Node, method: str, position: int) -> str:
-    """One's own job, bob's, or one that there is not; fresh, since methods end and delete them."""
-    if position == 2:
-        return STRANGER
-    state = jobs.State.RUNNING if method in RUNNING else jobs.State.COMPLETED
-    return str(node.executor.add(("ann", "bob")[position], state=state).id)
+def fresh_request(node: Node, method: str, position: int) -> bytes:
+    """About one's own job or volume, bob's, or one that there is not; fresh, since methods end and delete them."""
+    owner = ("ann", "bob", "nobody")[position]
+    job = node.executor.add(owner, state=jobs.State.RUNNING if method in RUNNING else jobs.State.COMPLETED).id
+    if not method.startswith(VOLUMES):
+        return request_of(method, STRANGER if position == 2 else job)
+    volume = node.volumes.add(owner, f"of-{job}")
+    node.volumes.keep(volume.id, "kept")
+    request = REQUESTS[method](STRANGER if position == 2 else volume.id)
+    if method in RUNNING:
+        request.job_id = job  # type: ignore[attr-defined]  # attach and detach have it
+    return request.SerializeToString()
 
 
 def request_of(method: str, job: str) -> bytes:
@@ -205,6 +219,7 @@ def test_every_method_refuses_bad_certificates(tmp_path: Path, state: State) -> 
                 channel = node.caller(state.issue(node.authority, role)).channel
                 assert await statuses(channel, node) == each(state.expected), (state.what, role)
             assert node.executor.requests == []
+            assert node.volumes.requests == []
 
     asyncio.run(scenario())
 

@@ -39,7 +39,7 @@ def layout_below(base: Path) -> Layout:
 
 def modes(layout: Layout) -> dict[str, tuple[int, int, int]]:
     """Name → permission bits, uid, gid of each directory."""
-    names = ("base", "run", "jobs", "state", "certs", "uploads", "audit", "audit_persist", "logs", "metrics", "volumes")
+    names = ("base", "run", "streams", "jobs", "state", "certs", "uploads", "audit", "audit_persist", "logs", "metrics", "volumes")
     found = {name: getattr(layout, name).stat() for name in names}
     return {name: (stat.S_IMODE(each.st_mode), each.st_uid, each.st_gid) for name, each in found.items()}
 
@@ -54,6 +54,7 @@ def test_directories_have_the_documented_modes_and_owners(base: Path) -> None:
     assert modes(layout) == {
         "base": (0o755, 0, 0),
         "run": (0o750, 0, 903),
+        "streams": (0o700, 901, 903),
         "jobs": (0o700, 0, 903),
         "state": (0o700, 0, 903),
         "certs": (0o700, 0, 903),

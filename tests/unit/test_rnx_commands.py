@@ -37,12 +37,13 @@ COMMANDS = dict(every_command(rnx.program))
 def test_the_commands_of_the_contract_exist() -> None:
     """Everything that cli.md names is there."""
     verbs = "run start list status log metrics wait stop cancel delete delete-all"
-    volumes = "create list inspect remove attach detach"
+    volumes = "create list inspect remove attach detach resize snapshot clone export import"
     words = {
         *((),),
         *((word,) for word in ("job", "run", "volume", "node", "nodes", "monitor", "completion")),
         *(("job", verb) for verb in verbs.split()),
         *(("volume", verb) for verb in volumes.split()),
+        *(("volume", "snapshot", verb) for verb in ("create", "list", "remove", "restore")),
         ("node", "info"),
         ("node", "audit"),
     }
