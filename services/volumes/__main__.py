@@ -51,7 +51,7 @@ async def serve(startup: Startup) -> None:
         for task in done:
             task.result()  # running ends only by failing: then so does the service, and its supervisor begins anew
     finally:
-        await volumes.close()
+        await volumes.close(tidy=True)
 
 
 if __name__ == "__main__":

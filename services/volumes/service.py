@@ -120,14 +120,17 @@ class Volumes:
         """Returns only when a part of the service has failed, with its error."""
         await asyncio.gather(*self._tasks)
 
-    async def close(self) -> None:
-        """Stop. Volumes stay mounted for the jobs that have them; what is interrupted is ended by the next start."""
+    async def close(self, *, tidy: bool = False) -> None:
+        """Stop. Volumes stay mounted for the jobs that have them; what is interrupted is ended by the next start.
+
+        `tidy`: what nobody has is unmounted first, as nobody would look after it.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._responder.close()
         log.info("messages refused", **self._responder.rejected)
-        if self._idle is not None:
+        if tidy and self._idle is not None:
             await self._idle.close()
         if self._disk is not None:
             self._disk.close()

@@ -82,7 +82,7 @@ def test_the_limit_is_the_size(node: Node, kind: str) -> None:
 def test_inodes_are_bounded(node: Node) -> None:
     """Empty files take no blocks, but end too; the next job can remove them, and the volume is whole again."""
     create(node, "many", "4MB")
-    script = "cd /volumes/many; i=0; while : > f$i; do i=$((i+1)); done 2>/dev/null; echo $i"
+    script = "cd /volumes/many; i=0; while touch f$i; do i=$((i+1)); done 2>/dev/null; echo $i"
     count = int(run(node, "many", script))
     assert 100 < count < 70_000
     assert run(node, "many", "cd /volumes/many && find . -type f -delete && echo again > f && cat f") == b"again\n"
@@ -95,7 +95,7 @@ def test_what_a_volume_cannot_do(node: Node) -> None:
     """Set-user-ID means nothing, device nodes cannot be made, `:ro` is read-only, and the host cannot reach it."""
     create(node, "flags")
     script = (
-        "cd /volumes/flags && cp /usr/bin/id s && chmod 6755 s && ./s -u; mknod n c 1 3 2>&1; mount -t tmpfs n . 2>&1"
+        "cd /volumes/flags && cp /usr/bin/id s && chmod 6755 s && ./s -u; mknod n c 1 3 2>&1; mount -t tmpfs n . 2>&1; true"
     )
     out = run(node, "flags", script).decode()
     assert out.startswith("1000\n")
@@ -303,7 +303,7 @@ def test_everything_is_restarted_under_a_job(own_node: Callable[..., Node]) -> N
     lines = run(node, "held", "cat /volumes/held/n").split()
     assert lines == [b"%d" % n for n in range(1, len(lines) + 1)]
     node.stop()
-    assert not mounts_below(node.base)
+    assert not [each for each in mounts_below(node.base) if each.startswith(f"{node.base}/")]
     assert not loops_of(node)
     node.start()
     assert run(node, "held", "wc -l < /volumes/held/n").strip() == b"%d" % len(lines)
@@ -334,7 +334,7 @@ def test_bounds_are_told(own_node: Callable[..., Node]) -> None:
     bounds = {"size_bytes_max": 8 * MIB, "owner_count_max": 3, "owner_bytes_max": 20 * MIB}
     node = own_node({"joblet": {"volumes": bounds}})
     for size in ("16MB", "9000KB"):
-        assert node.rnx("volume", "create", "large", f"--size={size}").returncode in (1, 4)
+        assert node.rnx("volume", "create", "large", f"--size={size}").returncode in (2, 4)
     assert node.rnx("volume", "create", "odd", "--size=1XB").returncode == 2
     for n in range(2):
         create(node, f"v{n}", "8MB")

@@ -39,7 +39,20 @@ def layout_below(base: Path) -> Layout:
 
 def modes(layout: Layout) -> dict[str, tuple[int, int, int]]:
     """Name → permission bits, uid, gid of each directory."""
-    names = ("base", "run", "streams", "jobs", "state", "certs", "uploads", "audit", "audit_persist", "logs", "metrics", "volumes")
+    names = (
+        "base",
+        "run",
+        "streams",
+        "jobs",
+        "state",
+        "certs",
+        "uploads",
+        "audit",
+        "audit_persist",
+        "logs",
+        "metrics",
+        "volumes",
+    )
     found = {name: getattr(layout, name).stat() for name in names}
     return {name: (stat.S_IMODE(each.st_mode), each.st_uid, each.st_gid) for name, each in found.items()}
 

@@ -203,7 +203,7 @@ def test_an_export_reads_beside_readers_and_keeps_writers_out(tmp_path: Path) ->
         await await_for(lambda: node.streams.runs, what="the stream")
         source, direction, socket, ids = node.streams.runs[0]
         assert (source, direction) == (f"/volumes/{made.id}/mount/data", Direction.EXPORT)
-        assert (Path(socket).name, Path(socket).parent.name) == (FILE, "run")
+        assert (Path(socket).name, Path(socket).parent.name) == (FILE, "streams")
         assert ids == Ids(101_000, 101_000)
         assert (await node.get()).status is VolumeStatus.BUSY
         await node.use("data", read_only=True)

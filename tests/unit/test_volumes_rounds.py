@@ -88,6 +88,23 @@ def test_without_idle_mounts_a_volume_is_let_go_with_its_last_job(tmp_path: Path
     serve(scenario, tmp_path, idle_mounts_max=0)
 
 
+def test_a_service_that_is_stopped_leaves_what_jobs_have(tmp_path: Path) -> None:
+    """What nobody has is unmounted, however lately it was left: nobody would look after it."""
+    disk = FakeDisk()
+    kept: set[str] = set()
+
+    async def scenario(node: Node) -> None:
+        held = await node.create("held")
+        await node.create("idle")
+        await node.use("held")
+        await node.release(await node.use("idle"))
+        assert len(node.disk.mounted) == 2
+        kept.add(held.id)
+
+    serve(scenario, tmp_path, disk, idle_mounts_max=10)
+    assert disk.mounted == kept
+
+
 def test_an_unmount_that_fails_is_no_end(tmp_path: Path) -> None:
     """The job is released, the volume can be used again and removed."""
     disk = FakeDisk()

@@ -441,7 +441,7 @@ async def running_volumes(
         await asyncio.gather(*tasks, return_exceptions=True)
         node.api.close()
         node.executor.close()
-        await service.close()
+        await service.close(tidy=True)
     assert disk.overlaps == []
 
 
