@@ -36,7 +36,9 @@ class FakeVolumes:
         self.silent = False  # and their end is told to nobody
         self.streams_ended = 0
         self._streams = streams
+        self.instance = "first"
         handlers: Mapping[type[Body], Any] = {
+            volumes.GetVolumesService: self._service,
             volumes.CreateVolume: self._create,
             volumes.GetVolume: self._get,
             volumes.ListVolumes: self._list,
@@ -131,6 +133,10 @@ class FakeVolumes:
             if snapshot.name == name:
                 return snapshot
         raise not_found(f"no snapshot {name}", "rnx volume snapshot list shows them")
+
+    async def _service(self, request: volumes.GetVolumesService) -> Body:  # noqa: ARG002  # it has no fields
+        await self.deaf.wait()
+        return volumes.VolumesService(instance=self.instance)
 
     async def _create(self, request: volumes.CreateVolume) -> Body:
         await self._begin(request)

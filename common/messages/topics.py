@@ -80,6 +80,7 @@ VOLUME_COMMANDS: Final = (
     volumes.RestoreSnapshot,
     volumes.CloneVolume,
     volumes.OpenVolumeStream,
+    volumes.GetVolumesService,
     volumes.CheckVolumes,
     volumes.PrepareVolumes,
     volumes.ReleaseVolumes,
@@ -93,6 +94,7 @@ VOLUME_ANSWERS_TO_API: Final = (
     volumes.SnapshotList,
     volumes.SnapshotDeleted,
     volumes.VolumeStreamClosed,
+    volumes.VolumesService,
 )
 VOLUME_ANSWERS_TO_EXECUTOR: Final = (
     Failure,

@@ -253,6 +253,16 @@ class VolumeStreamClosed(Body, frozen=True, kw_only=True):
     bytes: int  # of files
 
 
+class GetVolumesService(Body, frozen=True, kw_only=True):
+    """Which process is it that answers? Answer: VolumesService."""
+
+
+class VolumesService(Body, frozen=True, kw_only=True):
+    """`instance` is another one after each start: what was asked before it is answered by nobody any more."""
+
+    instance: str
+
+
 # From the executor. Jobs use volumes of their own owner only.
 
 

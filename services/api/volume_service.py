@@ -7,13 +7,12 @@ Belongs here: one short method for each RPC. Does not belong here: checking fiel
 # ruff: noqa: N802, ARG002  # names and arguments of the methods are those of the generated classes
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Final, TypeVar
+from typing import Final
 
 from common.bus.requests import Asker
 from common.errors import invalid
 from common.identifiers import parse_name
 from common.messages import volumes
-from common.messages.envelope import Body
 from common.quantities import SIZE_BYTES_MAX
 from proto.joblet.v1 import volume_pb2, volume_pb2_grpc
 from services.api import requests
@@ -22,12 +21,7 @@ from services.api.volume_access import VolumeAccess, visible_owner
 from services.api.volume_convert import KINDS, snapshot_to_proto, volume_to_proto
 from services.api.volume_jobs import VolumeJobs
 from services.api.volume_streams import VolumeStreams
-
-Answer = TypeVar("Answer", bound=Body)
-
-WORK_S_MAX: Final = 3600.0
-"""How long the volumes service may work on one command: some copy a whole volume. The client's deadline, or that it
-leaves, ends the waiting before; what was begun the volumes service does to its end, or undoes."""
+from services.api.volume_work import VolumeWork
 
 _KINDS: Final[Mapping[int, volumes.VolumeKind]] = {
     volume_pb2.VOLUME_TYPE_UNSPECIFIED: volumes.VolumeKind.FILESYSTEM,
@@ -42,6 +36,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         self, *, service: Asker, access: VolumeAccess, volume_jobs: VolumeJobs, streams: VolumeStreams
     ) -> None:
         self._service = service
+        self._work = VolumeWork(service)
         self._access = access
         self._jobs = volume_jobs
         self._streams = streams
@@ -62,9 +57,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             advisory=request.advisory,
             encrypted=request.encrypted,
         )
-        # Nothing was looked up that would have shown that the service is there; the command itself is waited for long.
-        await self._service.request(volumes.ListVolumes(visible_owner=owner, page_size=1), volumes.VolumePage)
-        return volume_to_proto((await self._work(wanted, volumes.VolumeFound)).volume)
+        return volume_to_proto((await self._work.done(wanted, volumes.VolumeFound)).volume)
 
     async def ListVolumes(
         self, request: volume_pb2.ListVolumesRequest, context: Context
@@ -94,7 +87,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         record = await self._access.volume(request.name)
         if request.force:
             await self._jobs.take_from_all(record)
-        await self._work(volumes.DeleteVolume(volume=record.id), volumes.VolumeDeleted)
+        await self._work.done(volumes.DeleteVolume(volume=record.id), volumes.VolumeDeleted)
         return volume_pb2.DeleteVolumeResponse()
 
     async def AttachVolume(self, request: volume_pb2.AttachVolumeRequest, context: Context) -> volume_pb2.Volume:
@@ -115,13 +108,13 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         size_bytes = requests.within("size_bytes", request.size_bytes, 1, SIZE_BYTES_MAX)
         record = await self._access.volume(request.name)
         wanted = volumes.ResizeVolume(volume=record.id, size_bytes=size_bytes)
-        return volume_to_proto((await self._work(wanted, volumes.VolumeFound)).volume)
+        return volume_to_proto((await self._work.done(wanted, volumes.VolumeFound)).volume)
 
     async def CreateSnapshot(self, request: volume_pb2.CreateSnapshotRequest, context: Context) -> volume_pb2.Snapshot:
         """Keep the content as it is now."""
         name = parse_name(request.name, "snapshot") if request.name else ""
         record = await self._access.volume(request.volume)
-        found = await self._work(volumes.CreateSnapshot(volume=record.id, name=name), volumes.SnapshotFound)
+        found = await self._work.done(volumes.CreateSnapshot(volume=record.id, name=name), volumes.SnapshotFound)
         return snapshot_to_proto(found.snapshot, record.name)
 
     async def ListSnapshots(
@@ -140,14 +133,14 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         """Remove a snapshot."""
         name = parse_name(request.name, "snapshot")
         record = await self._access.volume(request.volume)
-        await self._work(volumes.DeleteSnapshot(volume=record.id, name=name), volumes.SnapshotDeleted)
+        await self._work.done(volumes.DeleteSnapshot(volume=record.id, name=name), volumes.SnapshotDeleted)
         return volume_pb2.DeleteSnapshotResponse()
 
     async def RestoreSnapshot(self, request: volume_pb2.RestoreSnapshotRequest, context: Context) -> volume_pb2.Volume:
         """The content becomes a snapshot's."""
         name = parse_name(request.name, "snapshot")
         record = await self._access.volume(request.volume)
-        restored = await self._work(volumes.RestoreSnapshot(volume=record.id, name=name), volumes.VolumeFound)
+        restored = await self._work.done(volumes.RestoreSnapshot(volume=record.id, name=name), volumes.VolumeFound)
         return volume_to_proto(restored.volume)
 
     async def CloneVolume(self, request: volume_pb2.CloneVolumeRequest, context: Context) -> volume_pb2.Volume:
@@ -157,7 +150,7 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
         labels = requests.labels("labels", request.labels)
         record = await self._access.volume(request.volume)
         wanted = volumes.CloneVolume(volume=record.id, name=name, snapshot=snapshot, labels=labels)
-        return volume_to_proto((await self._work(wanted, volumes.VolumeFound)).volume)
+        return volume_to_proto((await self._work.done(wanted, volumes.VolumeFound)).volume)
 
     async def ExportVolume(  # type: ignore[override]  # a generator, after the access check
         self, request: volume_pb2.ExportVolumeRequest, context: Context
@@ -178,9 +171,6 @@ class VolumeService(volume_pb2_grpc.VolumeServiceServicer):
             await self._streams.fill(record.id, content)
             return volume_to_proto(await self._access.again(record.id))
         raise invalid("the import is empty", "name the volume in the first message")
-
-    async def _work(self, wanted: Body, answer: type[Answer]) -> Answer:
-        return await self._service.request(wanted, answer, timeout_s=WORK_S_MAX)
 
 
 async def _content(

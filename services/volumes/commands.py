@@ -34,6 +34,7 @@ class Commands:
     uses: Uses
     copies: Copies
     transfers: Transfers
+    instance: str
 
     def handlers(self) -> Mapping[type[Body], Handler]:
         """The handler of each command."""
@@ -49,6 +50,7 @@ class Commands:
             messages.RestoreSnapshot: self.restore_snapshot,
             messages.CloneVolume: self.clone_volume,
             messages.OpenVolumeStream: self.open_volume_stream,
+            messages.GetVolumesService: self.get_service,
             messages.CheckVolumes: self.check_volumes,
             messages.PrepareVolumes: self.prepare_volumes,
             messages.ReleaseVolumes: self.release_volumes,
@@ -112,6 +114,10 @@ class Commands:
         """Export or import; answered at the end."""
         parse_volume_id(request.volume)
         return await self.transfers.stream(request)
+
+    async def get_service(self, request: messages.GetVolumesService) -> Body:  # noqa: ARG002  # it has no fields
+        """Which process this is."""
+        return messages.VolumesService(instance=self.instance)
 
     async def check_volumes(self, request: messages.CheckVolumes) -> Body:
         """Whether a job could have these."""

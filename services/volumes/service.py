@@ -5,6 +5,7 @@ Here: the order of start and end. Not here: which ports are real (`__main__.py`;
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,7 @@ class Volumes:
             life=life,
             uses=Uses(records, disk, gauges, settings=settings, clock_ns=clock_ns, reached=reached, left=left),
             copies=Copies(records, disk, works, life, settings=settings, clock_ns=clock_ns),
+            instance=uuid.uuid4().hex,
             transfers=Transfers(
                 records, disk, works, self._ports.streams, run_directory=self._run_directory, own=self._ports.own
             ),

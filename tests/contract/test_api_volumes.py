@@ -400,6 +400,23 @@ def test_snapshots_clones_and_sizes(tmp_path: Path) -> None:
     run(tmp_path, scene)
 
 
+def test_a_service_that_ends_over_a_command_is_noticed(tmp_path: Path) -> None:
+    """Nobody would answer any more: the caller is told, and not only after an hour."""
+
+    async def scene(node: Node) -> None:
+        node.volumes.add("ann", "data")
+        node.volumes.gate.clear()
+        making = node.client("ann", "user").volumes.CreateSnapshot(pb.CreateSnapshotRequest(volume="data"), timeout=60)
+        await await_for(lambda: waiting(node) == 1, what="the command to wait")
+        node.volumes.instance = "second"
+        status, words = await refused(making)
+        assert status is Code.UNAVAILABLE
+        assert "ended before this was done" in words
+        assert waiting(node) == 0
+
+    run(tmp_path, scene)
+
+
 def test_long_commands_wait_and_who_leaves_waits_no_more(tmp_path: Path) -> None:
     """A snapshot may take its time; a caller that is gone, or whose time is over, leaves no waiting answer behind."""
 

@@ -94,10 +94,8 @@ def test_inodes_are_bounded(node: Node) -> None:
 def test_what_a_volume_cannot_do(node: Node) -> None:
     """Set-user-ID means nothing, device nodes cannot be made, `:ro` is read-only, and the host cannot reach it."""
     create(node, "flags")
-    script = (
-        "cd /volumes/flags && cp /usr/bin/id s && chmod 6755 s && ./s -u; mknod n c 1 3 2>&1; mount -t tmpfs n . 2>&1; true"
-    )
-    out = run(node, "flags", script).decode()
+    tried = "cp /usr/bin/id s && chmod 6755 s && ./s -u; mknod n c 1 3 2>&1; mount -t tmpfs n . 2>&1; true"
+    out = run(node, "flags", f"cd /volumes/flags && {tried}").decode()
     assert out.startswith("1000\n")
     assert "permitted" in out
     out = run(node, "flags:/v:ro", "/v/s -u; echo x > /v/new; echo $?; grep ' /v ' /proc/self/mountinfo").decode()

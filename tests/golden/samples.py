@@ -190,6 +190,8 @@ OF_VOLUMES: Final[tuple[Body, ...]] = (
         snapshot="monday",
     ),
     volumes.VolumeStreamClosed(entries=3, bytes=4096),
+    volumes.GetVolumesService(),
+    volumes.VolumesService(instance="i"),
     volumes.CheckVolumes(owner="ann", mounts=(MOUNT,)),
     volumes.VolumesChecked(),
     volumes.PrepareVolumes(job=JOB, owner="ann", uid=101_000, gid=101_000, mounts=(MOUNT,)),

@@ -74,7 +74,7 @@ def test_leftovers(node: Node) -> None:
     free(node, "trap")
     run(node, "trap", "chmod 755 /volumes/trap")
     free(node, "trap")
-    node.ok("volume", "snapshot", "create", "trap", "bad")
+    node.ok("volume", "snapshot", "create", "trap", "--as", "bad")
     node.ok("volume", "clone", "trap@bad", "trap-copy")
     exported = node.ok("volume", "export", "trap", "-", timeout_s=120)
     assert b"root:x:0" not in exported
