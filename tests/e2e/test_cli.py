@@ -259,11 +259,3 @@ def test_processes_have_names(node: Node) -> None:
     for name in ("api", "executor", "persist", "volumes"):
         assert b"joblet-" + name.encode() in Path(f"/proc/{node.service(name)}/cmdline").read_bytes()
         assert Path(f"/proc/{node.service(name)}/comm").read_text().strip() == f"joblet-{name}"[:15]
-
-
-@pytest.mark.requirement("S1.18")
-def test_volumes_come_later(node: Node) -> None:
-    """The service is there and says so: refused, never a crash."""
-    done = node.rnx("volume", "create", "data", "--size", "1MB")
-    assert done.returncode == 4, done
-    assert b"Traceback" not in done.stderr
