@@ -126,6 +126,14 @@ class KernelLaunches:
             if network is not None:
                 os.close(network)
 
+    def limit_volume(self, record: JobRecord, prepared: PreparedVolume) -> None:
+        """See ports.Launches. Limits of other disks are not written again."""
+        disks = whole_disks([prepared.device] if prepared.device else [])
+        plan = self._driver.plan(record.id, record.spec.limits, devices=disks)
+        writes = tuple(write for write in plan.writes if write.value.split()[0] in disks)
+        if writes:
+            self._driver.create(plan._replace(directories=(), writes=writes))
+
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """See ports.Launches. An owner who was never seen gets his uid range by it."""
         grant = self._networks.preview(record.id, record.owner, record.spec.network)

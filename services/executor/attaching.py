@@ -19,7 +19,7 @@ import structlog
 
 from common.errors import JobletError, Reason, exhausted, not_found, precondition
 from common.identifiers import JobId
-from common.messages.jobs import JobRecord, State, VolumeMount
+from common.messages.jobs import TERMINAL, JobRecord, State, VolumeMount
 from common.messages.volumes import PreparedVolume
 from services.executor.events import VolumeGranted, VolumeWithdrawn
 from services.executor.identity import JobIdentity
@@ -46,6 +46,7 @@ class Attaching:
         writer: RecordWriter,
         volumes: Volumes,
         attachments: Attachments,
+        limit: Callable[[JobRecord, PreparedVolume], None],
         identities: Callable[[str], JobIdentity],
         read_only_paths: tuple[str, ...],
         clock_ns: Callable[[], int],
@@ -56,6 +57,7 @@ class Attaching:
         self._writer = writer
         self._volumes = volumes
         self._attachments = attachments
+        self._limit = limit
         self._identities = identities
         self._closed = (*CLOSED, *read_only_paths)
         self._clock_ns = clock_ns
@@ -79,6 +81,7 @@ class Attaching:
             try:
                 self._jobs.request(job, VolumeGranted(at_ns=self._clock_ns(), mount=mount))
                 await self._recorded()
+                self._limit(record, prepared)
                 await self._attachments.attach(job, record.pid, prepared, identity)
             except JobletError as error:
                 if not has_it:
@@ -152,6 +155,14 @@ class Attaching:
             self._jobs.request(job, VolumeWithdrawn(at_ns=self._clock_ns(), name=prepared.mount.name))
             await self._recorded()
         await self._volumes.release(job, prepared.id)
+        if self._has_ended(job):
+            await self._volumes.release(job)  # its end has passed already, and would not come to this again
+
+    def _has_ended(self, job: JobId) -> bool:
+        try:
+            return self._registry.load(job).record.state in TERMINAL
+        except JobletError:
+            return True  # and is deleted
 
 
 def _check_distinct(record: JobRecord, wanted: VolumeMount) -> None:

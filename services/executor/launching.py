@@ -204,7 +204,8 @@ async def _writable(loop: asyncio.AbstractEventLoop, endpoint: socket.socket) ->
     ready = asyncio.Event()
     loop.add_writer(endpoint, ready.set)
     try:
-        await asyncio.wait_for(ready.wait(), ANSWER_S_MAX)
+        async with asyncio.timeout(ANSWER_S_MAX):  # not wait_for: in Python 3.11 it can swallow a cancel
+            await ready.wait()
     except TimeoutError as cause:
         raise unavailable("the launcher does not take requests", "is it stopped?") from cause
     finally:

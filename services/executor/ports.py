@@ -29,6 +29,9 @@ class Launches(Protocol):
     async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """Make the job's monitor; `secrets` are more of its environment. Raises JobletError or OSError when none."""
 
+    def limit_volume(self, record: JobRecord, prepared: PreparedVolume) -> None:
+        """Extend the running job's limits of input and output to a volume's disk. Raises JobletError."""
+
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """The steps by which `launch` would do it."""
 

@@ -143,6 +143,7 @@ class Executor:
                 writer=self.writer,
                 volumes=ports.volumes,
                 attachments=ports.attachments,
+                limit=ports.launches.limit_volume,
                 identities=ports.identities,
                 read_only_paths=tuple(settings.joblet.jobs.read_only_paths),
                 clock_ns=clock_ns,

@@ -92,6 +92,8 @@ class VolumesOfJobs:
             raise
         if tuple(each.mount for each in answer.volumes) != mounts:
             raise JobletError(Reason.INTERNAL, "the volumes service prepared other volumes than it was asked for")
+        for volume in answer.volumes:  # a release of before would take away what the job has again
+            self._unheard.pop((job, volume.id), None)
         return answer.volumes
 
     def keep(self, job: JobId) -> None:

@@ -280,6 +280,25 @@ def test_io_limits_hold_on_the_volume(node: Node) -> None:
     remove(node, "slow")
 
 
+@pytest.mark.requirement("S1.17", "S1.37")
+@pytest.mark.skipif(not Path("/usr/bin/python3").exists(), reason="needs /usr/bin/python3 for the probe")
+def test_io_limits_hold_on_a_volume_that_came_later(node: Node) -> None:
+    """The limits that a job began with extend to the device of what is attached to it."""
+    create(node, "late", "16MB")
+    program = (
+        "import mmap, os, time\nwhile not os.path.isdir('/volumes/late'): time.sleep(0.05)\n"
+        "f = os.open('/volumes/late/f', os.O_WRONLY | os.O_CREAT | os.O_DIRECT); b = mmap.mmap(-1, 1 << 18)\n"
+        "t = time.monotonic(); [os.write(f, b) for _ in range(16)]; print(time.monotonic() - t)"
+    )
+    job = node.detached("--write-bps", "2MB", "--", "/usr/bin/python3", "-I", "-c", program)
+    node.wait_for_state(job, "running")
+    node.ok("volume", "attach", "late", job)
+    took = float(node.ok("job", "log", job))
+    assert 1.5 < took < 8, took
+    free(node, "late")
+    remove(node, "late")
+
+
 @pytest.mark.requirement("S1.49")
 def test_everything_is_restarted_under_a_job(own_node: Callable[..., Node]) -> None:
     """Kill -9 of each service: the job keeps its volume, nobody else gets it, and it is free when the job has ended."""

@@ -151,6 +151,9 @@ class FakeHost:
         (directory / "journal").touch()
         self.monitors[job.record.id] = FakeMonitor(directory)
 
+    def limit_volume(self, record: JobRecord, prepared: PreparedVolume) -> None:
+        """See ports.Launches."""
+
     def describe(self, record: JobRecord) -> tuple[str, ...]:
         """See ports.Launches."""
         return (f"run {record.spec.command}",)

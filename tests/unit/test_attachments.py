@@ -542,6 +542,7 @@ def attaching_of(node: Node, world: World, *, durable_s_max: float = 5.0) -> Att
         writer=node.executor.writer,
         volumes=world,
         attachments=world,
+        limit=lambda _, prepared: world.steps.append(f"limit {prepared.mount.name}"),
         identities=own_identity,
         read_only_paths=(),
         clock_ns=lambda: 5,

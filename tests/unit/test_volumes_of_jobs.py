@@ -353,6 +353,23 @@ def test_one_volume_of_a_job_can_be_released() -> None:
     asyncio.run(scenario())
 
 
+def test_a_release_of_before_does_not_take_what_the_job_has_again() -> None:
+    """Detached while the service did not hear it, attached again when it did: nobody repeats that release."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            job = new_job_id()
+            service.other = (as_prepared(DATA),)
+            (first,) = await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.refusals = [unavailable("starting")]
+            await volumes.release(job, first.id)
+            assert list(volumes._unheard) == [(job, first.id)]
+            await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            assert volumes._unheard == {}
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.requirement("S1.31")
 def test_the_service_learns_at_the_start_who_has_volumes() -> None:
     """Those that were kept, whose volumes stay; what others had is released."""
