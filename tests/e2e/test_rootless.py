@@ -233,6 +233,25 @@ def test_the_doctor_asks_the_node_and_clients_see_the_same(rootless: RootlessNod
     assert {"seccomp", "namespace.user", "namespace.net", "network.none", "limit.open_files"} <= enforced
 
 
+@pytest.mark.requirement("S1.15")
+def test_volumes_are_advisory(rootless: RootlessNode) -> None:
+    """A size that nobody can enforce must be asked for as that; files stay from job to job; nothing is mounted."""
+    refused = rootless.rnx("volume", "create", "data", "--size=1MB")
+    assert refused.returncode == 4
+    assert b"--advisory" in refused.stderr
+    assert rootless.rnx("volume", "create", "quick", "--size=1MB", "--type=memory").returncode == 4
+    assert rootless.rnx("volume", "create", "secret", "--size=1MB", "--advisory", "--encrypt").returncode == 4
+    rootless.ok("volume", "create", "data", "--size=1MB", "--advisory")
+    write = ("sh", "-c", "echo kept > /volumes/data/file; head -c 2000000 /dev/zero > /volumes/data/large")
+    rootless.ok("job", "run", "--volume", "data", "--", *write)
+    assert rootless.ok("job", "run", "--volume", "data:/in:ro", "--", "cat", "/in/file") == b"kept\n"
+    shown = json.loads(rootless.ok("--json", "volume", "inspect", "data"))
+    assert shown["enforcement"] == "advisory"
+    assert shown["used_bytes"] > 2_000_000
+    rootless.ok("volume", "remove", "data", "--force")
+    assert not list((rootless.base / "volumes").iterdir())
+
+
 def test_a_job_is_stopped_with_all_its_processes(rootless: RootlessNode) -> None:
     """Nobody holds its processes in a group; the end of its pid namespace takes them, those that ignore signals too."""
     mark = f"{UID}.25"

@@ -146,7 +146,7 @@ def test_removing_what_is_in_use(node: Node) -> None:
     wait_for(lambda: not any("busy" in each for each in loops_of(node)), what="the loop device to go")
 
 
-@pytest.mark.requirement("S1.34", "S1.1")
+@pytest.mark.requirement("S1.34", "S1.1", "S1.2", "S1.30", "X20")
 @pytest.mark.threat("B16")
 def test_another_owner_reaches_nothing(node: Node) -> None:
     """By name, id or path: the same words as for what does not exist. Each has names of his own."""

@@ -80,7 +80,7 @@ def is_whole(image: Path) -> bool:
     return status.st_blocks * 512 >= status.st_size
 
 
-@pytest.mark.requirement("S1.28")
+@pytest.mark.requirement("S1.28", "S1.27")
 @pytest.mark.threat("C07")
 @pytest.mark.parametrize("size", [1, MIB, 5 * MIB + 1, 17 * MIB, 40 * MIB])
 def test_the_size_is_exact(storage: ImageStorage, layout: Layout, size: int) -> None:

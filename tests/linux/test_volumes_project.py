@@ -69,6 +69,7 @@ def test_not_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.threat("C07")
+@pytest.mark.requirement("S1.44")
 def test_the_size_is_a_bound(storage: ProjectStorage) -> None:
     """EDQUOT within a block of it, in files and directories as well, and other volumes are not touched."""
     volume, other = record(4 * MIB, Enforcement.PROJECT_QUOTA), record(4 * MIB, Enforcement.PROJECT_QUOTA)

@@ -145,6 +145,14 @@ def test_the_store_is_below_the_parents_base_directory_unless_told_otherwise(tmp
     assert (layout.logs, layout.jobs) == (Path("/big/logs"), Path("/opt/joblet/jobs"))
 
 
+@pytest.mark.requirement("S1.3", "X10")
+def test_volumes_are_where_the_sources_say_unless_told_otherwise(tmp_path: Path) -> None:
+    """Below /var/lib of a node at its default place; a node elsewhere keeps to its own directory."""
+    assert layout_of(Settings()).volumes == Path("/var/lib/joblet/volumes")
+    assert layout_of(load(tmp_path, "joblet: {base_dir: /srv/node}")).volumes == Path("/srv/node/volumes")
+    assert layout_of(load(tmp_path, "joblet: {volumes: {directory: /volumes}}")).volumes == Path("/volumes")
+
+
 @pytest.mark.parametrize(
     ("text", "key", "nearest"),
     [
