@@ -37,6 +37,7 @@ class Snapshot(NamedTuple):
     mounts: frozenset[str]
     groups: frozenset[str]
     directories: frozenset[str]
+    working_directory: str
 
 
 def snapshot(base: Path) -> Snapshot:
@@ -48,6 +49,7 @@ def snapshot(base: Path) -> Snapshot:
         mounts=mounts_below(base),
         groups=frozenset(group for group in own_groups() if Path(group).name not in spares),
         directories=frozenset(each for each in _directories(base) if Path(each).name not in spares),
+        working_directory=str(Path.cwd()),
     )
 
 
@@ -59,6 +61,7 @@ def left_behind(before: Snapshot, after: Snapshot) -> list[str]:
         *(f"mount {each}" for each in sorted(after.mounts - before.mounts)),
         *(f"control group {each}" for each in sorted(after.groups - before.groups)),
         *(f"directory {each}" for each in sorted(after.directories - before.directories)),
+        *([f"working directory {moved}"] if (moved := after.working_directory) != before.working_directory else []),
     ]
 
 

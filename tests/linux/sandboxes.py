@@ -32,6 +32,7 @@ from services.executor.monitors import monitor_pid, open_monitor
 from services.executor.plan import Launch, NetworkPlan, plan_launch
 from services.executor.rootfs import Rootfs
 from services.executor.seccomp.compile import compile_filter
+from tests.leaks import OWN_MARK
 from tests.waiting import wait_for
 
 NO_GROUPS: Final = CgroupPlan((), (), (), "", (), "")
@@ -248,9 +249,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def host_mounts() -> str:
-    """The host's mounts, as this process sees them."""
-    return Path("/proc/self/mountinfo").read_text()
+def host_mounts() -> list[str]:
+    """The host's mounts, as this process sees them, but those of tests that run at the same time in other processes."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if not _is_of_another_worker(line)]
+
+
+def _is_of_another_worker(line: str) -> bool:
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    of_a_node = "/joblet-test-" in line and OWN_MARK not in line
+    return of_a_node or (bool(worker) and "/popen-" in line and f"/popen-{worker}/" not in line)
 
 
 def processes_of(job: Launched) -> set[int]:

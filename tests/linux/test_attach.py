@@ -83,7 +83,7 @@ class Attaching:
         """Where the host sees the volume's file system; others mount what they like meanwhile."""
         found = self.source.stat()
         device = f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}"
-        lines = host_mounts().splitlines()
+        lines = host_mounts()
         return [line for line in lines if line.split()[2] == device]
 
     def attach(self, job: Launched, path: str = "/volumes/data", *, read_only: bool = False, pid: int = 0) -> None:

@@ -66,7 +66,6 @@ def test_it_works_without_root(tmp_path: Path) -> None:
     volumes.mkdir()
     os.chown(volumes, *JOB)
     volume = record(MIB, Enforcement.ADVISORY)
-    os.chdir(tmp_path)
 
     def life() -> str:
         storage = DirectoryStorage(layout_at(Path("volumes")))
@@ -80,8 +79,7 @@ def test_it_works_without_root(tmp_path: Path) -> None:
         return f"{told.used_inodes if told else None} {names('volumes')}"
 
     tmp_path.chmod(0o711)
-    assert as_job(life) == "0 []"
-    os.chdir("/")
+    assert as_job(life, at=tmp_path) == "0 []"
 
 
 def test_hostile_content_is_counted_and_removed(storage: DirectoryStorage, tmp_path: Path) -> None:

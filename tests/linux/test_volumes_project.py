@@ -76,11 +76,9 @@ def test_the_size_is_a_bound(storage: ProjectStorage) -> None:
     for each in (volume, other):
         storage.create(each, b"")
     place = storage.mount(volume, b"", JOB)
-    os.chdir(place.source)
-    blocks, _, why = as_job(lambda: fill("file")).partition(" ")
+    blocks, _, why = as_job(lambda: fill("file"), at=place.source).partition(" ")
     assert 1024 - int(blocks) in {0, 1}
     assert why == os.strerror(errno.EDQUOT)
-    os.chdir("/")
     space, untouched = storage.measure(volume), storage.measure(other)
     assert space is not None
     assert untouched is not None
@@ -89,9 +87,7 @@ def test_the_size_is_a_bound(storage: ProjectStorage) -> None:
     storage.resize(volume, 6 * MIB, b"")
     volume = msgspec.structs.replace(volume, size_bytes=6 * MIB)
     assert storage.mount(volume, b"", JOB) == place
-    os.chdir(place.source)
-    assert as_job(lambda: Path("more").write_bytes(b"x" * MIB)) == str(MIB)
-    os.chdir("/")
+    assert as_job(lambda: Path("more").write_bytes(b"x" * MIB), at=place.source) == str(MIB)
     for each in (volume, other):
         storage.delete(each)
 
@@ -104,7 +100,6 @@ def test_files_have_their_own_bound(storage: ProjectStorage) -> None:
     place = storage.mount(volume, b"", JOB)
     space = storage.measure(volume)
     assert space is not None
-    os.chdir(place.source)
 
     def make() -> str:
         for number in range(space.inodes + 1):
@@ -114,8 +109,7 @@ def test_files_have_their_own_bound(storage: ProjectStorage) -> None:
                 return f"{number} {errno.errorcode[cause.errno or 0]}"
         return "all"
 
-    assert as_job(make) == f"{space.inodes} EDQUOT"
-    os.chdir("/")
+    assert as_job(make, at=place.source) == f"{space.inodes} EDQUOT"
     storage.delete(volume)
 
 
@@ -124,7 +118,6 @@ def test_nobody_leaves_the_project(storage: ProjectStorage) -> None:
     volume = record(4 * MIB, Enforcement.PROJECT_QUOTA)
     storage.create(volume, b"")
     place = storage.mount(volume, b"", JOB)
-    os.chdir(place.source)
 
     def leave() -> str:
         namespaces.unshare(namespaces.CLONE_NEWUSER)
@@ -139,8 +132,7 @@ def test_nobody_leaves_the_project(storage: ProjectStorage) -> None:
                 answers.append(errno.errorcode[cause.errno or 0])
         return " ".join(answers)
 
-    assert as_job(leave) == "EINVAL EINVAL"
-    os.chdir("/")
+    assert as_job(leave, at=place.source) == "EINVAL EINVAL"
     storage.delete(volume)
 
 

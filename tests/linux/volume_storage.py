@@ -61,10 +61,11 @@ def layout_at(volumes: Path) -> Layout:
     return layout_of(Settings())._replace(volumes=volumes)
 
 
-def as_job(action: Callable[[], object]) -> str:
-    """What `action` answers in a process of the job's user."""
+def as_job(action: Callable[[], object], *, at: str | Path = "/") -> str:
+    """What `action` answers in a process of the job's user, whose working directory is `at`."""
 
     def dropped() -> object:
+        os.chdir(at)  # before the drop: a job has no way through the host's directories either
         os.setgroups([])
         os.setresgid(JOB.gid, JOB.gid, JOB.gid)
         os.setresuid(JOB.uid, JOB.uid, JOB.uid)
