@@ -184,6 +184,7 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         for one in request_iterator:
             assert not one.volume
             received += one.data
-        self.imported = received
+        if context.is_active():  # else it was broken off, which ends the iteration as well
+            self.imported = received
         volume.used_bytes = len(received)
         return volume
