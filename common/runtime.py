@@ -215,6 +215,8 @@ async def _serve(startup: Startup, serve: Callable[[Startup], Awaitable[None]]) 
         await serve(startup)
     finally:
         startup.transport.close()
+        # The loop puts the default actions back when it closes: who is asked again meanwhile still ends by itself.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 def _unprivileged_uid(service: Service, users: ServiceUsers | None) -> int | None:

@@ -298,14 +298,14 @@ def test_it_ends_with_the_service(volume: Path) -> None:
 def test_one_that_stands_still_is_ended(volume: Path, direction: Direction) -> None:
     """DEADLINE, with words, and no process is left."""
     (volume / "large").write_bytes(os.urandom(8 * MIB))
-    done = threading.Event()
+    done, before = threading.Event(), children()  # such as the node of another file's tests
     with Api(lambda _: waited(done)) as api:
         with pytest.raises(JobletError) as stalled:
             asyncio.run(ProcessStreams(stall_s=0.2).run(str(volume), direction, api.path, IDS))
         done.set()
     assert stalled.value.reason is Reason.DEADLINE
     assert "stood still" in stalled.value.message
-    assert not children()
+    assert set(children()) <= set(before)
 
 
 @pytest.mark.parametrize(("direction", "reason"), [("export", Reason.UNAVAILABLE), ("import", Reason.INVALID)])

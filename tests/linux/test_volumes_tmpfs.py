@@ -32,9 +32,8 @@ def test_the_size_is_exact(storage: TmpfsStorage, size: int) -> None:
     place = storage.mount(volume, b"", JOB)
     pages = -(-size // BLOCK)
     assert free_bytes(place.source) == pages * BLOCK
-    os.chdir(place.source)
-    assert as_job(lambda: fill("file", synchronize=False)) == f"{pages} No space left on device"
-    os.chdir("/")
+    filled = as_job(lambda: fill("file", synchronize=False), at=place.source)
+    assert filled == f"{pages} No space left on device"
     space = storage.measure(volume)
     assert space is not None
     assert (space.used_bytes, space.used_inodes) == (pages * BLOCK, 1)
