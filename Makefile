@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 # Without the tests that move much output through the journal: they know no cgroup, and take minutes in software.
-LANE_TESTS ?= -n 2 --dist loadfile --ignore=tests/linux/test_executor_journal.py tests/linux
+LANE_TESTS ?= -n 2 --dist loadfile $(addprefix --ignore=tests/linux/,test_executor_journal.py test_volumes_copies.py test_volumes_streams.py) tests/linux
 BIN := .venv/bin
 STAMP := .venv/.set-up
 PROTOS := $(wildcard proto/joblet/v1/*.proto)
@@ -36,7 +36,7 @@ test: setup lint drift ## all checks and tests of this host (root, under 10 minu
 	$(BIN)/pytest -q -n 2 tests/unit tests/contract tests/property
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/linux tests/security tests/e2e tests/fault
 
-test-kernel: setup ## the tests of the kernel in a machine with cgroups v2 only and a slow disk (under 20 minutes)
+test-kernel: setup ## the tests of the kernel in a machine with cgroups v2 only and a slow disk (under 35 minutes)
 	@$(BIN)/python -m tools.kernel_lane -- $(LANE_TESTS)
 
 lint: setup ## format, lint, types, import contracts
