@@ -29,7 +29,6 @@ MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
 _MOUNT_ATTR_IDMAP: Final = 0x10_0000
 
-_ESCAPES: Final = (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\"))  # of mountinfo, in this order
 _CLONE_NEWNS: Final = 0x2_0000
 
 _AT_FDCWD: Final = -100
@@ -139,21 +138,3 @@ def is_mount_root(descriptor: int) -> bool:
     found = ctypes.create_string_buffer(_STATX_BYTES)
     _statx(descriptor, b"", _AT_EMPTY_PATH, 0, found)
     return bool(int.from_bytes(found.raw[_STATX_ATTRIBUTES], sys.byteorder) & _STATX_ATTR_MOUNT_ROOT)
-
-
-def mount_id(descriptor: int) -> int:
-    """The id of the mount that a descriptor is on (proc_pid_fdinfo(5)); st_dev is the same on both sides of a bind."""
-    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as info:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in info if line.startswith("mnt_id:"))
-
-
-def mount_points() -> tuple[str, ...]:
-    """Where something is mounted in this mount namespace, in the order of mounting: proc_pid_mountinfo(5)."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:  # noqa: PTH123
-        return tuple(_unescape(line.split(" ")[4]) for line in lines)
-
-
-def _unescape(word: str) -> str:
-    for escape, character in _ESCAPES:
-        word = word.replace(escape, character)
-    return word

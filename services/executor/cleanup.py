@@ -19,10 +19,9 @@ import structlog
 from common.config.layout import Layout
 from common.errors import JobletError, precondition
 from common.identifiers import JobId, parse_job_id
-from common.linux import mounts
-from services.executor.cgroups import mountinfo
+from common.linux import mountinfo, mounts
+from common.linux.mountinfo import Mount
 from services.executor.cgroups.driver import CgroupDriver
-from services.executor.cgroups.mountinfo import Mount
 from services.executor.launcher.jobfiles import JOURNAL
 from services.executor.monitors import monitor_pid
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from common.config.settings import Jobs
 from common.errors import precondition
-from services.executor.cgroups import mountinfo
+from common.linux import mountinfo
 from services.executor.launcher.operations import BindReadOnly, GiveOwnInodes, MakeDirectory, MakeSymlink, Operation
 
 CONFIGURATION: Final = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/ssl/certs")

@@ -137,17 +137,7 @@ class Executor:
             live=live,
             launches=ports.launches,
             volumes=ports.volumes,
-            attaching=Attaching(
-                jobs=self.jobs,
-                registry=registry,
-                writer=self.writer,
-                volumes=ports.volumes,
-                attachments=ports.attachments,
-                limit=ports.launches.limit_volume,
-                identities=ports.identities,
-                read_only_paths=tuple(settings.joblet.jobs.read_only_paths),
-                clock_ns=clock_ns,
-            ),
+            attaching=self._attaching(registry),
             admit=self._admit,
             check_room=self._check_room,
             node=self._node,
@@ -156,6 +146,20 @@ class Executor:
         self._acknowledgements = Receiver(transport, PERSIST_ACKS)
         self._responder = Responder(transport, EXECUTOR_COMMANDS, API_REPLIES, self.commands.handlers())
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _attaching(self, registry: Registry) -> Attaching:
+        ports = self._ports
+        return Attaching(
+            jobs=self.jobs,
+            registry=registry,
+            writer=self.writer,
+            volumes=ports.volumes,
+            attachments=ports.attachments,
+            limit=ports.launches.limit_volume,
+            identities=ports.identities,
+            read_only_paths=tuple(self.settings.joblet.jobs.read_only_paths),
+            clock_ns=self._clock_ns,
+        )
 
     async def start(self) -> None:
         """Take up the jobs of the time before; commands that arrive meanwhile wait in their queue."""

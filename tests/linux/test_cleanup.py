@@ -12,9 +12,8 @@ from common.config.layout import Layout, layout_of
 from common.config.settings import Joblet, Settings
 from common.errors import JobletError
 from common.identifiers import JobId, new_job_id
-from common.linux import mounts
+from common.linux import mountinfo, mounts
 from common.messages.jobs import Limits
-from services.executor.cgroups import mountinfo
 from services.executor.cgroups.memory import MemoryDriver
 from services.executor.cleanup import Cleanup
 from services.executor.host import probe_host

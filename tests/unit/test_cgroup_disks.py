@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from services.executor.cgroups import mountinfo
+from common.linux import mountinfo
+from common.linux.mountinfo import Mount
 from services.executor.cgroups.disks import Disk, KernelReader, disks_behind, scheduler, whole_disks
-from services.executor.cgroups.mountinfo import Mount
 
 MOUNTINFO = """\
 27 1 254:1 / / rw,relatime - ext4 /dev/vda1 rw,discard

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from services.executor.cgroups import mountinfo
-from services.executor.cgroups.mountinfo import Mount
+from common.linux import mountinfo
+from common.linux.mountinfo import Mount
 
 _ACTIVE: Final = re.compile(r"\[([^\]]*)\]")
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from common.linux import mounts
+from common.linux import mountinfo, mounts
 from services.volumes.storage import places
 
 MOUNT: Final = "mount"
@@ -23,7 +23,7 @@ def is_mounted(point: Path) -> bool:
     if not os.path.lexists(point):
         return False
     with places.opened(point.parent, _POINT) as above, places.opened(point, _POINT) as here:
-        return mounts.mount_id(above) != mounts.mount_id(here)
+        return mountinfo.mount_id(above) != mountinfo.mount_id(here)
 
 
 def mount(source: str, point: Path, kind: str, flags: int, data: str) -> None:
@@ -64,6 +64,5 @@ def detach_below(directory: Path) -> None:
 
 def below(directory: Path) -> tuple[Path, ...]:
     """Mount points below `directory`, the deepest and latest first."""
-    prefix = f"{directory.parent.resolve() / directory.name}/"
-    found = [Path(point) for point in mounts.mount_points() if point.startswith(prefix)]
-    return tuple(reversed(found))
+    found = mountinfo.below(mountinfo.present(), str(directory.parent.resolve() / directory.name))
+    return tuple(Path(mount.point) for mount in reversed(found))
