@@ -115,6 +115,15 @@ class Http2:
             return
         self._writer.write(len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload)
 
+    def put_at_once(self, kind: Type, payloads: Iterable[bytes]) -> None:
+        """Send frames as one TLS record: the server has read the last before it judges the first.
+
+        Were any of them unread when it closes the connection, the kernel would reset it (RFC 2525, 2.17), and what
+        the server said last might never be seen here.
+        """
+        frames = ((len(one).to_bytes(3, "big") + bytes((kind, 0)) + bytes(4) + one) for one in payloads)
+        self._writer.write(b"".join(frames))
+
     async def drain(self) -> bool:
         """Wait until most of it is on its way; False when the server has closed the connection."""
         try:

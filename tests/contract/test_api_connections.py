@@ -176,9 +176,7 @@ def test_who_pings_too_often_is_sent_away(tmp_path: Path) -> None:
     """Pings in the interval set are answered; a burst ends in GOAWAY, ENHANCE_YOUR_CALM, too_many_pings."""
 
     async def scenario(_: Node, client: Http2) -> None:
-        for number in range(10):
-            client.put(Type.PING, number.to_bytes(8, "big"))
-            await client.drain()
+        client.put_at_once(Type.PING, [number.to_bytes(8, "big") for number in range(10)])
         await await_for(lambda: went_away(client, Error.ENHANCE_YOUR_CALM, b"too_many_pings"), what="the GOAWAY")
         await client.ended()
 
