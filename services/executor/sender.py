@@ -204,9 +204,12 @@ class Sender:
             self._keeper.delivered(stored.job)
             return
         reached("executor.heard")
-        self._keeper.cursor_moved(outbox.cursor)
-        self._give_back(parcel)
+        self._moved(parcel)
         self._enqueue(stored.job)
+
+    def _moved(self, parcel: _Parcel) -> None:
+        self._keeper.cursor_moved(parcel.outbox.cursor)
+        self._give_back(parcel)
 
     def _give_back_where_short(self) -> None:
         """Give back every page that is acknowledged: on a full disk jobs wait for room that only we can make."""
@@ -267,9 +270,12 @@ class Sender:
 
     async def _turn(self, turn: Turn) -> None:
         parcel = self._parcels[turn.job]
+        before = parcel.outbox.acknowledged
         message = self._next(parcel, turn.bytes_max)
         if message is None:
             return
+        if parcel.outbox.acknowledged != before:  # persist has it, and has said so: no answer will say it again
+            self._moved(parcel)
         payload = codec.encode(message)
         self._unheard_bytes += len(payload)
         self._turns.on_the_way(turn.job, parcel.outbox.in_flight_bytes)

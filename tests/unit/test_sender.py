@@ -13,7 +13,7 @@ from common.config.settings import Journal as JournalSettings
 from common.identifiers import JobId, new_job_id
 from common.messages.logs import EndOfJob, PersistStarted, Resend, Stored, StoreRecords
 from common.messages.topics import PERSIST_IPC
-from common.records import RecordType, Stream, encode
+from common.records import HEADER_BYTES, RecordType, Stream, encode
 from services.executor.durable import PATIENCE_NS
 from services.executor.job_store import Cursor
 from services.executor.journal import Journal
@@ -21,7 +21,9 @@ from services.executor.sender import PROBE_NS, Sender
 from tests.waiting import await_for
 
 MIB = 2**20
-SETTINGS = JournalSettings(unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB)
+SETTINGS = JournalSettings(
+    bytes_max=4 * MIB, unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB
+)
 
 
 class Persist:
@@ -75,11 +77,11 @@ class Keeper:
 class Rig:
     """A sender on a clock that the test moves, and journals on disk."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, keeper: Keeper) -> None:
         self.persist = Persist()
         self.now_ns = 10**12
         self.turns = 0
-        self.sender = Sender(self.persist, Keeper(), SETTINGS, now_ns=self._clock, wall_ns=lambda: 0)
+        self.sender = Sender(self.persist, keeper, SETTINGS, now_ns=self._clock, wall_ns=lambda: 0)
         self._tmp_path = tmp_path
         self._journals: list[Journal] = []
 
@@ -126,9 +128,9 @@ class Rig:
 
 
 @contextmanager
-def rig(tmp_path: Path) -> Iterator[Rig]:
+def rig(tmp_path: Path, keeper: Keeper | None = None) -> Iterator[Rig]:
     """One whose journals are closed at the end."""
-    made = Rig(tmp_path)
+    made = Rig(tmp_path, keeper or Keeper())
     try:
         yield made
     finally:
@@ -266,3 +268,34 @@ def test_what_a_process_before_acknowledged_is_given_back_at_once(tmp_path: Path
         assert freed == [job]
         assert path.stat().st_blocks < blocks / 2
         assert path.stat().st_size == size
+
+
+def test_what_is_acknowledged_just_after_it_was_taken_back_is_given_back(tmp_path: Path) -> None:
+    """Persist answers what the sender is about to send again: no later answer tells anything new of it.
+
+    A job whose journal is full waits for just this space, and prints nothing that would move the cursor once more.
+    """
+    freed: list[JobId] = []
+    cursors: list[Cursor] = []
+
+    class Told(Keeper):
+        def cursor_moved(self, cursor: Cursor) -> None:
+            cursors.append(cursor)
+
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    async def scenario() -> None:
+        with rig(tmp_path, Told()) as made:
+            async with made.running():
+                job = made.job(MIB)
+                await made.at_rest()
+                sent = made.persist.messages[-1]
+                made.sender.heard(PersistStarted(instance="newer"))
+                made.sender.heard(Stored(job=job, epoch=sent.epoch, last_sequence=1))
+                await made.at_rest()
+                made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                assert freed == [job]
+                assert cursors[-1].acknowledged_offset == MIB + HEADER_BYTES
+
+    asyncio.run(scenario())
