@@ -34,6 +34,7 @@ from common.logsetup import configure_logging, escaped
 from common.messages.topics import Service
 from common.prctl import die_with, forbid_dumping, forbid_new_privileges, name_process, renounce_new_privileges
 from common.privileges import ServiceUsers, default_base_dir, drop, prepare_directories, resolve_users
+from common.signals import asked_to_end
 
 log = structlog.get_logger(__name__)
 
@@ -208,15 +209,11 @@ def _run(
 
 
 async def _serve(startup: Startup, serve: Callable[[Startup], Awaitable[None]]) -> None:
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, startup.request_stop)
-    try:
-        await serve(startup)
-    finally:
-        startup.transport.close()
-        # The loop puts the default actions back when it closes: who is asked again meanwhile still ends by itself.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    with asked_to_end(startup.request_stop):
+        try:
+            await serve(startup)
+        finally:
+            startup.transport.close()
 
 
 def _unprivileged_uid(service: Service, users: ServiceUsers | None) -> int | None:

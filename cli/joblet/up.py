@@ -33,6 +33,7 @@ from common.errors import JobletError, Reason, unavailable
 from common.prctl import name_process
 from common.privileges import default_base_dir, prepare_directories, resolve_users
 from common.runtime import Notifier
+from common.signals import asked_to_end
 
 LOG_FILE: Final = "joblet.log"
 QUESTION_TIMEOUT_S: Final = 90.0
@@ -123,9 +124,13 @@ def _plan(settings: Settings, layout: Layout, config: Path | None, printer: LogP
 
 async def _run(plan: Plan, printer: LogPrinter, manager: Notifier, *, stop_jobs: bool) -> None:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    with asked_to_end(stop.set):
+        await _supervise(plan, printer, manager, stop, stop_jobs=stop_jobs)
+
+
+async def _supervise(
+    plan: Plan, printer: LogPrinter, manager: Notifier, stop: asyncio.Event, *, stop_jobs: bool
+) -> None:
     arguments = ("--config", str(plan.config), "--base-dir", str(plan.layout.base), "--port", str(plan.port))
     notifications = NotificationSocket(plan.layout.run)
     supervisor = Supervisor(ServiceStarter(arguments, notifications.address), printer.line)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from tests.waiting import wait_for
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 SERVE = """
-import asyncio, json, os, sys
+import asyncio, json, os, sys, time
+from concurrent.futures import ThreadPoolExecutor
 import structlog
 from common.errors import precondition
 from common.messages.topics import PERSIST_IPC, Service
@@ -37,6 +39,10 @@ async def serve(startup: Startup) -> None:
         "environment": sorted(os.environ), "umask": os.umask(0o077),
         "oom": open("/proc/self/oom_score_adj").read().strip(), "port": startup.settings.server.port,
     }
+    if os.environ.get("FAIL") == "threads":
+        pool = ThreadPoolExecutor(4)
+        for _ in range(4):
+            pool.submit(time.sleep, 0.1)
     print("report " + json.dumps(report), flush=True)
     startup.ready()
     await startup.stopped()
@@ -105,6 +111,20 @@ def test_a_supervisor_that_dies_during_the_drop_is_noticed(base: Path) -> None:
     output, _ = process.communicate(timeout=20)
     assert process.returncode == 0, output
     assert "stopping" in output
+
+
+@pytest.mark.threat("F38")
+def test_a_service_that_is_asked_again_and_again_ends_by_itself(base: Path) -> None:
+    """Until it is gone, also when one of its threads takes the signal while its loop closes."""
+    process = start("executor", base, FAIL="threads")
+    assert process.stdout is not None
+    assert next(line for line in process.stdout if line.startswith("report"))
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.001)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
 
 
 @needs_root
