@@ -235,6 +235,8 @@ def test_metrics_stored_then_live_until_the_end(tmp_path: Path) -> None:
             assert await stream.read() is aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
             query = client.persist.QueryMetrics(persist_pb2.MetricQueryRequest(job_id=job))
             assert [one.timestamp async for one in query] == [1, 2, 3]
+            late = job_pb2.StreamMetricsRequest(job_id=job, start_time=10**10, end_time=10**11 - 1)
+            assert len([one async for one in client.jobs.StreamMetrics(late)]) == 3  # what to leave out persist says
             for bad in (
                 job_pb2.StreamMetricsRequest(job_id=job, aggregation="median"),
                 job_pb2.StreamMetricsRequest(job_id=job, aggregation="avg", follow=True),

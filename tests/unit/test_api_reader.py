@@ -156,11 +156,15 @@ def test_a_filtered_tail_is_asked_for_when_all_is_stored() -> None:
 def test_what_is_selected_is_asked_for() -> None:
     """Stream, times, text or expression go to persist, and no offset: that is counted where live output is, too."""
     script = Script([])
-    told(script, 3, 9, wanted=selection(stream=2, start_ns=5, end_ns=7, pattern="a|b"))
+    told(script, 3, 9, wanted=selection(stream=2, start_ns=10**18, end_ns=10**18 + 7, pattern="a|b"))
     assert script.asked == [
         persist_pb2.LogBatchQueryRequest(
             query=persist_pb2.LogQueryRequest(
-                stream=persist_pb2.STDERR, start_time=5, end_time=7, regex="a|b", job_id=script.asked[0].query.job_id
+                stream=persist_pb2.STDERR,
+                start_time=10**18,
+                end_time=10**18 + 7,
+                regex="a|b",
+                job_id=script.asked[0].query.job_id,
             ),
             from_sequence=3,
             until_sequence=9,

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from common import records
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
+from common.quantities import as_request_time
 from proto.joblet.v1 import persist_pb2
 from services.api.followers.chunks import Chunk, cut, stored_chunk
 from services.api.followers.selection import Selection
@@ -206,8 +207,8 @@ class Reader:
     def _query(self, first: int, last: int, tail: int | None, *, wait: bool) -> persist_pb2.LogBatchQueryRequest:
         wanted = self._selection
         request = self._of_range(first, last, wait=wait)
-        request.query.start_time = wanted.start_ns
-        request.query.end_time = wanted.end_ns
+        request.query.start_time = as_request_time(wanted.start_ns)
+        request.query.end_time = as_request_time(wanted.end_ns)
         request.query.filter = wanted.text
         request.query.regex = wanted.pattern
         if wanted.stream is not None:
