@@ -24,6 +24,7 @@ from services.api.quotas import Bound
 log = structlog.get_logger(__name__)
 
 UPLOADS_MAX: Final = 1000
+"""Staged at once. As many more are remembered that jobs have, for who asks for his job again."""
 OF_ONE_OWNER_MAX: Final = 100
 SWEEP_S: Final = 30.0
 ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -74,6 +75,11 @@ class Registry:
         self._clock = clock
         self._staged: dict[str, Staged] = {}
 
+    @property
+    def known(self) -> int:
+        """How many uploads are remembered: those that are staged, and those that jobs have."""
+        return len(self._staged)
+
     def adopt(self) -> None:
         """Take over what an earlier process left.
 
@@ -92,8 +98,11 @@ class Registry:
         `bound` is of the bytes of all that `owner` has staged.
         """
         self._expire()
-        if len(self._staged) >= UPLOADS_MAX or self._count(owner) >= OF_ONE_OWNER_MAX:
+        taken = [one for one, staged in self._staged.items() if staged.taken_with is not None]
+        if len(self._staged) - len(taken) >= UPLOADS_MAX or self._count(owner) >= OF_ONE_OWNER_MAX:
             raise exhausted("too many uploads are staged", "run or wait for the jobs that they are for")
+        for oldest in taken[: max(0, len(taken) - UPLOADS_MAX)]:
+            self.remove(oldest)
         upload_id = secrets.token_hex(16)
         staged = Staged(owner=owner, path=self._layout.upload(upload_id), until_s=float("inf"), bound=bound)
         self._staged[upload_id] = staged
@@ -123,8 +132,12 @@ class Registry:
     def remove(self, upload_id: str) -> None:
         """Forget an upload, and its archive unless a job has it."""
         staged = self._staged.pop(upload_id, None)
-        if staged is not None and staged.taken_with is None:
+        if staged is None or staged.taken_with is not None:
+            return
+        try:
             staged.path.unlink(missing_ok=True)
+        except OSError as cause:  # the sweep goes on for ever, and whoever it is that uploads next has no part in this
+            log.error("a staged upload cannot be removed", upload=upload_id, why=cause.strerror)
 
     def lend(self, owner: str, key: str) -> Loan:
         """Lend uploads to one RunJob with this idempotency key (empty: none)."""
