@@ -6,12 +6,12 @@ Belongs here: joining the snapshot and the events, and a bounded queue. Does not
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from common.bus.requests import Requester
-from common.errors import JobletError
+from common.errors import JobletError, Reason
 from common.messages import jobs
 from common.messages.envelope import Body
 from proto.joblet.v1 import job_pb2
@@ -40,6 +40,13 @@ def matches(wanted: jobs.ListJobs, record: jobs.JobRecord) -> bool:
         and (not wanted.owner or record.owner == wanted.owner)
         and all(record.spec.labels.get(key) == value for key, value in wanted.labels.items())
     )
+
+
+class _Missed(NamedTuple):
+    """What a silence hid: records as they are, and jobs that were removed, of which nothing but the id is left."""
+
+    records: list[jobs.JobRecord]
+    gone: list[str]
 
 
 class Watch:
@@ -92,8 +99,11 @@ class Watch:
                     async with asyncio.timeout(self._silence_s):
                         await wake.wait()
                 except TimeoutError:
-                    for record in await self._missed(wanted, alive):
-                        queue.append(jobs.JobChanged(job=record))
+                    missed = await self._missed(wanted, alive)
+                    queue.extend(jobs.JobChanged(job=record) for record in missed.records)
+                    for job in missed.gone:
+                        if alive.pop(job, None) is not None:
+                            yield job_pb2.WatchJobsResponse(job=job_pb2.Job(id=job), deleted=True)
 
     @staticmethod
     def _remember(alive: dict[str, int], record: jobs.JobRecord) -> None:
@@ -112,8 +122,9 @@ class Watch:
             if not token:
                 return
 
-    async def _missed(self, wanted: jobs.ListJobs, alive: dict[str, int]) -> list[jobs.JobRecord]:
+    async def _missed(self, wanted: jobs.ListJobs, alive: dict[str, int]) -> _Missed:
         """Living jobs that are not as they were told, and those that live no more. Nothing while nobody answers."""
+        missed = _Missed([], [])
         try:
             now = {
                 record.id: record
@@ -121,12 +132,21 @@ class Watch:
                 if record.id not in alive or age_of(record) > alive[record.id]
             }
             living = {record.id async for record in self._listed(msgspec.structs.replace(wanted, states=ALIVE))}
-            missed = list(now.values())
+            missed.records.extend(now.values())
             for job in alive.keys() - living:
-                found = await self._executor.request(
-                    jobs.GetJob(job=job, visible_owner=wanted.visible_owner), jobs.JobFound
-                )
-                missed.append(found.job)
+                await self._look(wanted, job, missed)
         except JobletError:
-            return []
+            return _Missed([], [])
         return missed
+
+    async def _look(self, wanted: jobs.ListJobs, job: str, missed: _Missed) -> None:
+        try:
+            found = await self._executor.request(
+                jobs.GetJob(job=job, visible_owner=wanted.visible_owner), jobs.JobFound
+            )
+        except JobletError as error:
+            if error.reason is not Reason.NOT_FOUND:
+                raise
+            missed.gone.append(job)
+        else:
+            missed.records.append(found.job)

@@ -16,6 +16,7 @@ from services.api.process import remove_stale_replies
 from services.api.watch import CHANGES_QUEUED_MAX, Watch
 from tests.api_executor import FakeExecutor
 from tests.api_persist import FakePersist
+from tests.waiting import SLOWNESS
 
 EVERYTHING = jobs.ListJobs(visible_owner=None, page_size=1000)
 
@@ -51,6 +52,23 @@ def test_a_change_whose_event_was_lost_is_told_after_a_silence() -> None:
                 new = executor.add("ann").id
                 told = [await anext(changes) for _ in range(2)]
                 assert {(one.job.id, one.initial) for one in told} == {(job, False), (new, False)}
+
+    asyncio.run(scenario())
+
+
+def test_a_removal_that_nobody_told_hides_nothing_else() -> None:
+    """A job is deleted while events are lost: its watchers learn it, and go on learning what else they missed."""
+
+    async def scenario() -> None:
+        async with watching(0.05) as (executor, watch):
+            gone, stays = executor.add("ann").id, executor.add("ann").id
+            async with aclosing(watch.changes(EVERYTHING)) as changes:
+                assert {(await anext(changes)).job.id for _ in range(2)} == {gone, stays}
+                del executor.jobs[gone]
+                executor.change(stays, announce=False, state=jobs.State.FAILED)
+                async with asyncio.timeout(10 * SLOWNESS):
+                    told = [await anext(changes) for _ in range(2)]
+                assert {(one.job.id, one.deleted) for one in told} == {(gone, True), (stays, False)}
 
     asyncio.run(scenario())
 
