@@ -11,6 +11,7 @@ from proto.joblet.v1 import persist_pb2
 from services.api.followers.chunks import Chunk
 from services.api.followers.reader import Reader
 from services.api.followers.selection import Selection, selection
+from tests.waiting import SLOWNESS
 
 Answer = list[persist_pb2.LogBatch] | JobletError
 SILENCE: list[persist_pb2.LogBatch] = []
@@ -85,7 +86,7 @@ def told(
     async def scenario() -> Told:
         reader = Reader(script, new_job_id(), wanted or Selection(), missing_s=missing_s, delivered=is_delivered)
         got = Told()
-        async for part in reader.read(first, last, tail=tail, final=final, complete=complete):
+        async for part in reader.read(first, last, tail=tail, ended=lambda: final, complete=complete):
             got.chunks += part.chunks
             got.through = part.through
         return got
@@ -128,6 +129,28 @@ def test_the_missing_end_of_an_ended_job_is_an_error(*, stay: bool) -> None:
     assert lost.value.reason is Reason.UNAVAILABLE
     assert lost.value.retryable
     assert "from sequence 3" in lost.value.detail
+
+
+def test_a_job_that_ends_while_its_output_is_waited_for() -> None:
+    """It ran when the read began: from its end on nobody waits for ever for what persist cannot take."""
+    script, looks = Script([lines(1, 2)], []), 0
+
+    async def scenario() -> None:
+        nonlocal looks
+
+        async def is_delivered() -> bool:
+            nonlocal looks
+            looks += 1
+            return False
+
+        reader = Reader(script, new_job_id(), Selection(), missing_s=0.05, delivered=is_delivered)
+        async with asyncio.timeout(10 * SLOWNESS):
+            async for _ in reader.read(1, 9, tail=None, ended=lambda: looks > 2, complete=False):
+                pass
+
+    with pytest.raises(JobletError, match="from entry 3 to 9") as lost:
+        asyncio.run(scenario())
+    assert lost.value.retryable
 
 
 def test_other_errors_are_not_retried() -> None:

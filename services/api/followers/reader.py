@@ -70,12 +70,13 @@ class Reader:
         self._delivered = delivered
 
     async def read(
-        self, first: int, last: int, *, tail: int | None, final: bool, complete: bool
+        self, first: int, last: int, *, tail: int | None, ended: Callable[[], bool], complete: bool
     ) -> AsyncGenerator[Part, None]:
         """Every wanted entry from `first` to `last`, in order, once. Goes on while persist is away or behind.
 
-        `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all;
-        `complete`: it has had all. Raises JobletError(UNAVAILABLE) when it takes nothing more, as with a full disk.
+        `tail`: only the last so many wanted entries. `ended`: whether the job has ended, so that persist is about to
+        have all, asked behind `delivered`; `complete`: it has had all. Raises JobletError(UNAVAILABLE) when it takes
+        nothing more of an ended job, as with a full disk.
         """
         loop = asyncio.get_running_loop()
         retry_s, heard_at, gone = RETRY_S, loop.time(), 0
@@ -102,9 +103,9 @@ class Reader:
                 heard_at = loop.time()  # it is away, or has too many to serve: that says nothing of what it has
             if first > last:
                 return
-            if final and not complete and loop.time() - heard_at >= self._missing_s:
+            if not complete and loop.time() - heard_at >= self._missing_s:
                 complete = await self._delivered()
-                if not complete and await self._lacks(first):
+                if not complete and ended() and await self._lacks(first):
                     raise _not_yet(first, last)
                 heard_at = loop.time()
                 continue
