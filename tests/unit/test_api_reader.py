@@ -7,8 +7,8 @@ import pytest
 
 from common.errors import JobletError, Reason, unavailable
 from common.identifiers import new_job_id
-from proto.joblet.v1 import persist_pb2
-from services.api.followers.chunks import Chunk
+from proto.joblet.v1 import job_pb2, persist_pb2
+from services.api.followers.chunks import Chunk, encode
 from services.api.followers.reader import Reader
 from services.api.followers.selection import Selection, selection
 from tests.waiting import SLOWNESS
@@ -215,6 +215,16 @@ def test_what_was_delivered_and_is_gone_is_a_gap_at_once(
     assert (got.gaps, got.through) == (gaps, 9)
     assert got.data == b"".join(batch.data for batch in stored)
     assert [query.wait for query in script.asked] == [False]
+
+
+def test_a_hole_of_any_size_can_be_told() -> None:
+    """A message counts entries in 32 bits, and a job that writes line ends alone has more within minutes."""
+    last = 3 * 2**32
+    got = told(Script([]), 1, last, final=True, complete=True, missing_s=60)
+    answer = job_pb2.StreamLogsResponse.FromString(encode(got.chunks))
+    assert sum(chunk.lines for chunk in answer.chunks) == last
+    assert [chunk.first_sequence for chunk in answer.chunks] == sorted({chunk.first for chunk in got.chunks})
+    assert (got.through, {reason for _, _, reason in got.gaps}) == (last, {"removed"})
 
 
 def test_removed_ends_are_told_beside_a_filter() -> None:

@@ -21,7 +21,7 @@ from common.errors import JobletError, Reason
 from common.identifiers import JobId
 from common.quantities import as_request_time
 from proto.joblet.v1 import persist_pb2
-from services.api.followers.chunks import Chunk, cut, stored_chunk
+from services.api.followers.chunks import LINES_MAX, Chunk, cut, stored_chunk
 from services.api.followers.selection import Selection
 
 RETRY_S: Final = 0.1
@@ -96,7 +96,7 @@ class Reader:
                     # somebody else has removed.
                     gone = gone + 1 if first == before else 1
                     if gone == GONE_MAX:
-                        yield Part([_gap(first, last, REMOVED)], last)
+                        yield Part(_gap(first, last, REMOVED), last)
                         return
                 elif error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED}:
                     raise
@@ -140,14 +140,14 @@ class Reader:
             low, high = await self._ends_of_what_is_stored(first, last)
         through = low - 1
         if first <= through:
-            yield Part([_gap(first, through, REMOVED)], through)
+            yield Part(_gap(first, through, REMOVED), through)
         if low <= high:
             async with aclosing(self._once(low, high, tail=tail, wait=False)) as parts:
                 async for part in parts:
                     through = part.through
                     yield part
         if through < last:
-            yield Part([_gap(through + 1, last, REMOVED)], last)
+            yield Part(_gap(through + 1, last, REMOVED), last)
 
     async def _ends_of_what_is_stored(self, first: int, last: int) -> tuple[int, int]:
         """The lowest and the highest sequence between `first` and `last` that is stored; last + 1 and last: none is."""
@@ -189,7 +189,7 @@ class Reader:
                     if everything and piece.first > through + 1:
                         # The client is told, not led to believe that it has all.
                         reason = NOT_STORED if wait else REMOVED
-                        chunks.append(_gap(through + 1, piece.first - 1, reason, piece.time_ns))
+                        chunks += _gap(through + 1, piece.first - 1, reason, piece.time_ns)
                     chunks.append(piece)
                     through = piece.last
                 if chunks:
@@ -228,16 +228,20 @@ def _not_yet(first: int, last: int) -> JobletError:
     )
 
 
-def _gap(first: int, last: int, reason: str, time_ns: int = 0) -> Chunk:
-    return Chunk(
-        stream=records.Stream.NONE,
-        first=first,
-        lines=last - first + 1,
-        time_ns=time_ns,
-        data=b"",
-        partial=False,
-        gap_reason=reason,
-    )
+def _gap(first: int, last: int, reason: str, time_ns: int = 0) -> list[Chunk]:
+    """The hole from `first` to `last`: one chunk, or as many as it takes."""
+    return [
+        Chunk(
+            stream=records.Stream.NONE,
+            first=start,
+            lines=min(last - start + 1, LINES_MAX),
+            time_ns=time_ns,
+            data=b"",
+            partial=False,
+            gap_reason=reason,
+        )
+        for start in range(first, last + 1, LINES_MAX)
+    ]
 
 
 async def _answers(answers: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncGenerator[list[Chunk], None]:
