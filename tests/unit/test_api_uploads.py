@@ -259,13 +259,37 @@ def test_an_upload_belongs_to_its_owner_and_to_one_job(tmp_path: Path) -> None:
             registry.lend(owner, "").take(upload_id)
         refusals.append((refused.value.reason, str(refused.value)))
     assert refusals[0] == refusals[1]
-    loan = registry.lend("ann", "key")
-    assert loan.take(upload.id) == upload
-    loan.keep()
-    assert registry.lend("ann", "key").take(upload.id) == upload
+    with registry.lend("ann", "key") as loan:
+        assert loan.take(upload.id) == upload
+        loan.keep()
+    with registry.lend("ann", "key") as again:
+        assert again.take(upload.id) == upload
     for key in ("", "other"):
         with pytest.raises(JobletError):
             registry.lend("ann", key).take(upload.id)
+
+
+def test_an_upload_is_one_runs_before_it_is_a_jobs(tmp_path: Path) -> None:
+    """Between the check and the executor's answer nobody else gets it, nor does its time end; refused, it is free."""
+    layout, clock = layout_at(tmp_path), Clock()
+    registry = Registry(layout, Uploads(unused_ms_max=5000), clock=clock)
+    upload = receive(layout, Uploads(), entry("a"), registry=registry)
+    with registry.lend("ann", "key") as asked:
+        asked.take(upload.id)
+        for key in ("", "other"):
+            with pytest.raises(JobletError), registry.lend("ann", key) as another:
+                another.take(upload.id)
+        with registry.lend("ann", "key") as again:
+            assert again.take(upload.id) == upload
+        clock.now_s = 5.0
+        registry.begin("bob")
+        assert layout.upload(upload.id).exists()
+    clock.now_s = 4.0
+    with registry.lend("ann", "") as free:
+        assert free.take(upload.id) == upload
+        free.keep()
+    with pytest.raises(JobletError), registry.lend("ann", "") as late:
+        late.take(upload.id)
 
 
 def test_what_nobody_took_goes_when_its_time_is_over(tmp_path: Path) -> None:
@@ -304,9 +328,9 @@ def test_uploads_that_jobs_have_are_in_nobodys_way(tmp_path: Path) -> None:
     for number in range(3 * UPLOADS_MAX):
         latest, _ = registry.begin("ann")
         registry.complete(latest, Upload(id=latest, bytes=0, entries=1))
-        loan = registry.lend("ann", str(number))
-        loan.take(latest)
-        loan.keep()
+        with registry.lend("ann", str(number)) as loan:
+            loan.take(latest)
+            loan.keep()
     registry.begin("bob")
     assert registry.lend("ann", str(3 * UPLOADS_MAX - 1)).take(latest).id == latest
     assert registry.known <= 2 * UPLOADS_MAX

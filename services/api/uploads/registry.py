@@ -41,10 +41,16 @@ class Staged:
         self.upload: Upload | None = None  # None: still being received, or left by an earlier process
         self.bytes = 0
         self.taken_with: str | None = None  # the idempotency key of the job that has it
+        self.lent_with: list[str] = []  # those of runs that ask for it and have no answer yet
+
+    def is_free(self, key: str) -> bool:
+        """Whether a run with this key may have it: nobody else does, or it is asked for again by the same key."""
+        others = (*self.lent_with, self.taken_with) if self.taken_with is not None else self.lent_with
+        return all(key and other == key for other in others)
 
 
 class Loan:
-    """Uploads lent to one RunJob: `keep` when the executor has them, else they stay staged."""
+    """Uploads lent to one RunJob inside the with-block: `keep` when the executor has them, else they stay staged."""
 
     def __init__(self, registry: "Registry", owner: str, key: str) -> None:
         self._registry = registry
@@ -56,8 +62,16 @@ class Loan:
         """The upload, when it is the owner's; JobletError(NOT_FOUND) when it is another's or none."""
         staged = self._registry.find(upload_id, self._owner, self._key)
         assert staged.upload is not None
+        staged.lent_with.append(self._key)
         self._taken.append(staged)
         return staged.upload
+
+    def __enter__(self) -> "Loan":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for staged in self._taken:
+            staged.lent_with.remove(self._key)
 
     def keep(self) -> None:
         """A job has them now; the executor removes the archives."""
@@ -148,8 +162,7 @@ class Registry:
         if not ID.fullmatch(upload_id):
             raise invalid(f"upload_ids: malformed id {upload_id[:40]!r}", "use the upload_id that UploadFiles gave")
         staged = self._staged.get(upload_id)
-        taken = staged is not None and staged.taken_with is not None and (not key or staged.taken_with != key)
-        if staged is None or staged.owner != owner or staged.upload is None or taken:
+        if staged is None or staged.owner != owner or staged.upload is None or not staged.is_free(key):
             raise not_found("no such upload", "upload the files again")
         return staged
 
@@ -161,7 +174,9 @@ class Registry:
 
     def _expire(self) -> None:
         now_s = self._clock()
-        for upload_id in [one for one, staged in self._staged.items() if staged.until_s <= now_s]:
+        for upload_id in [
+            one for one, staged in self._staged.items() if staged.until_s <= now_s and not staged.lent_with
+        ]:
             log.info("upload was not used in time", upload=upload_id)
             self.remove(upload_id)
 
