@@ -45,7 +45,7 @@ class Submission:
                 ),
                 jobs.JobAccepted,
             )
-            loan.keep()
+            loan.keep(accepted.job.spec.uploads)
         call.object = accepted.job.id
         return accepted
 

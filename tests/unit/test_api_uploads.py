@@ -261,7 +261,7 @@ def test_an_upload_belongs_to_its_owner_and_to_one_job(tmp_path: Path) -> None:
     assert refusals[0] == refusals[1]
     with registry.lend("ann", "key") as loan:
         assert loan.take(upload.id) == upload
-        loan.keep()
+        loan.keep([upload])
     with registry.lend("ann", "key") as again:
         assert again.take(upload.id) == upload
     for key in ("", "other"):
@@ -287,7 +287,7 @@ def test_an_upload_is_one_runs_before_it_is_a_jobs(tmp_path: Path) -> None:
     clock.now_s = 4.0
     with registry.lend("ann", "") as free:
         assert free.take(upload.id) == upload
-        free.keep()
+        free.keep([upload])
     with pytest.raises(JobletError), registry.lend("ann", "") as late:
         late.take(upload.id)
 
@@ -329,8 +329,7 @@ def test_uploads_that_jobs_have_are_in_nobodys_way(tmp_path: Path) -> None:
         latest, _ = registry.begin("ann")
         registry.complete(latest, Upload(id=latest, bytes=0, entries=1))
         with registry.lend("ann", str(number)) as loan:
-            loan.take(latest)
-            loan.keep()
+            loan.keep([loan.take(latest)])
     registry.begin("bob")
     assert registry.lend("ann", str(3 * UPLOADS_MAX - 1)).take(latest).id == latest
     assert registry.known <= 2 * UPLOADS_MAX

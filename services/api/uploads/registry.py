@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -73,11 +73,13 @@ class Loan:
         for staged in self._taken:
             staged.lent_with.remove(self._key)
 
-    def keep(self) -> None:
-        """A job has them now; the executor removes the archives."""
+    def keep(self, uploads: Iterable[Upload]) -> None:
+        """A job has these, and the executor removes their archives. A job that was there before may have others."""
+        kept = {upload.id for upload in uploads}
         for staged in self._taken:
-            staged.taken_with = self._key
-            staged.bytes = 0
+            if staged.upload is not None and staged.upload.id in kept:
+                staged.taken_with = self._key
+                staged.bytes = 0
 
 
 class Registry:
