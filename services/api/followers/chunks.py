@@ -152,7 +152,7 @@ def _chunk_of(record: records.Record) -> Chunk:
         )
     try:
         gap = msgspec.json.decode(data, type=_Gap)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the last two: not UTF-8, or nested deeply
         gap = _Gap()
     return Chunk(
         stream=record.stream,
