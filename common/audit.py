@@ -54,6 +54,9 @@ class _Tried(NamedTuple):
     settles: int
 
 
+_NOTHING: Final = _Tried("", 0)
+
+
 class AuditFile:
     """The files in `directory`. Use from any thread; nobody else may write them meanwhile (a lock says so)."""
 
@@ -71,7 +74,7 @@ class AuditFile:
         self._descriptor: int | None = None
         self._size_bytes = 0
         self._number, self._previous = 0, GENESIS
-        self._tried = _Tried("", 0)
+        self._tried = _NOTHING
         self._lost: _Lost | None = None
         self._retired: list[int] = []
         self._unsynced = threading.Event()
@@ -122,6 +125,7 @@ class AuditFile:
         self._tried = _Tried(auditchain.digest(line), settles)
         self._put(line + b"\n")
         self._number, self._previous = self._number + 1, self._tried.digest
+        self._tried = _NOTHING  # it stands there, and settles nothing of what fails from now on
 
     def _put(self, data: bytes) -> None:
         assert self._descriptor is not None
@@ -171,7 +175,7 @@ class AuditFile:
             # Of the line that failed, only the newline had no room.
             left = self._lost.lines - self._tried.settles
             self._lost = self._lost._replace(lines=left) if left else None
-        self._tried = _Tried("", 0)
+        self._tried = _NOTHING
         if tail.torn:
             body = msgspec.json.encode(auditchain.torn(tail.torn, time_ns=time.time_ns()))
             line = auditchain.chained(self._number + 1, self._previous, body)

@@ -14,6 +14,8 @@ SIZE_BYTES_MAX: Final = 2**63 - 1
 DURATION_MS_MAX: Final = 10 * 365 * 24 * 3600 * 1000
 SECONDS_BELOW: Final = 10**11
 """A time in a request below this is Unix seconds, else Unix nanoseconds (requirement X14)."""
+TIME_NS_MAX: Final = 2**63 - 1
+"""The last time that a message has room for, in the year 2262; seconds in a request reach beyond."""
 
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d{1,19})(?:(B?)|([KMGT])(B|i|iB))", re.ASCII)
@@ -111,3 +113,11 @@ def request_time_ns(value: int) -> int:
     if value < 0:
         raise invalid(f"time {value} is negative", "use Unix nanoseconds or seconds")
     return value * 1_000_000_000 if value < SECONDS_BELOW else value
+
+
+def as_request_time(time_ns: int) -> int:
+    """What `request_time_ns` gave, for a request of our own: it means the same there, and fits into 64 bits.
+
+    Nanoseconds of the first 100 s of 1970 would be taken for seconds there, so they go as seconds, which they came as.
+    """
+    return time_ns // 1_000_000_000 if time_ns < SECONDS_BELOW else min(time_ns, TIME_NS_MAX)

@@ -15,7 +15,7 @@ from common.errors import JobletError, invalid
 from common.messages import jobs, topics
 from common.messages.envelope import Body
 from common.messages.logs import StoreMetric
-from common.quantities import request_time_ns
+from common.quantities import as_request_time, request_time_ns
 from proto.joblet.v1 import job_pb2, persist_pb2
 from services.api.access import no_such_job
 from services.api.convert import metric_to_proto
@@ -44,10 +44,11 @@ class MetricStreams:
             raise invalid(f"aggregation: no such one {request.aggregation[:40]!r}", "use avg, min, max or sum")
         if request.aggregation and request.follow:
             raise invalid("an aggregation cannot be followed", "leave out aggregation or follow")
+        start_ns, end_ns = request_time_ns(request.start_time), request_time_ns(request.end_time)
         query = persist_pb2.MetricQueryRequest(
             job_id=record.id,
-            start_time=request_time_ns(request.start_time),
-            end_time=request_time_ns(request.end_time),
+            start_time=as_request_time(start_ns),
+            end_time=as_request_time(end_ns),
             aggregation=request.aggregation,
         )
         follow = request.follow and record.state not in jobs.TERMINAL
@@ -70,7 +71,7 @@ class MetricStreams:
             if follow:
                 listening.enter_context(self._hub.listening(topics.job_topic(record.id), changed))
                 listening.enter_context(self._hub.listening(topics.metrics_topic(record.id), sampled))
-            last_ns = query.start_time - 1
+            last_ns = start_ns - 1
             async with aclosing(self._history.raw("QueryMetrics", query, untaken_s=UNTAKEN_S_MAX)) as stored:
                 async for message in stored:
                     last_ns = persist_pb2.Metric.FromString(message).timestamp
@@ -78,7 +79,7 @@ class MetricStreams:
             while follow:
                 while queue:
                     sample = queue.popleft()
-                    if query.end_time and sample.time_ns >= query.end_time:
+                    if end_ns and sample.time_ns >= end_ns:
                         return
                     if sample.time_ns > last_ns:
                         last_ns = sample.time_ns

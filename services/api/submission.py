@@ -33,27 +33,27 @@ class Submission:
         call = current()
         owner = call.principal.name
         key = parse_key(idempotency_key, "idempotency key") if idempotency_key else ""
-        loan = self._uploads.lend(owner, key)
-        spec = self._spec(message, loan.take)
-        accepted = await self._executor.request(
-            jobs.RunJob(
-                owner=owner,
-                spec=spec,
-                idempotency_key=key,
-                secrets=requests.secrets(message),
-                running_max=self._quotas.most(Quota.RUNNING_JOBS, call.principal.roles),
-                queued_max=self._quotas.most(Quota.QUEUED_JOBS, call.principal.roles),
-            ),
-            jobs.JobAccepted,
-        )
-        loan.keep()
+        with self._uploads.lend(owner, key) as loan:
+            accepted = await self._executor.request(
+                jobs.RunJob(
+                    owner=owner,
+                    spec=self._spec(message, loan.take),
+                    idempotency_key=key,
+                    secrets=requests.secrets(message),
+                    running_max=self._quotas.most(Quota.RUNNING_JOBS, call.principal.roles),
+                    queued_max=self._quotas.most(Quota.QUEUED_JOBS, call.principal.roles),
+                ),
+                jobs.JobAccepted,
+            )
+            loan.keep(accepted.job.spec.uploads)
         call.object = accepted.job.id
         return accepted
 
     async def plan(self, message: job_pb2.JobSpec) -> jobs.JobPlan:
         """Tell how a job would be launched. Uploads stay where they are."""
         owner = current().principal.name
-        spec = self._spec(message, self._uploads.lend(owner, "").take)
+        with self._uploads.lend(owner, "") as loan:
+            spec = self._spec(message, loan.take)
         return await self._executor.request(jobs.PlanJob(owner=owner, spec=spec), jobs.JobPlan)
 
     def _spec(self, message: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:

@@ -6,12 +6,13 @@ Belongs here: joining the snapshot and the events, and a bounded queue. Does not
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Final
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 import msgspec
 
 from common.bus.requests import Requester
-from common.errors import JobletError
+from common.errors import JobletError, Reason
 from common.messages import jobs
 from common.messages.envelope import Body
 from proto.joblet.v1 import job_pb2
@@ -42,8 +43,15 @@ def matches(wanted: jobs.ListJobs, record: jobs.JobRecord) -> bool:
     )
 
 
+class _Missed(NamedTuple):
+    """What a silence hid: records as they are, and jobs that were removed, of which nothing but the id is left."""
+
+    records: list[jobs.JobRecord]
+    gone: list[str]
+
+
 class Watch:
-    """Opens watches. `silence_s`: after so long without a change, living jobs are looked at (an event may be lost)."""
+    """Opens watches. `silence_s`: how often living jobs are looked at, since an event may be lost."""
 
     def __init__(self, hub: Hub, executor: Requester, *, silence_s: float = SILENCE_S) -> None:
         self._hub = hub
@@ -52,10 +60,12 @@ class Watch:
 
     async def changes(self, wanted: jobs.ListJobs) -> AsyncGenerator[job_pb2.WatchJobsResponse, None]:
         """What matches now, marked initial, then changes for ever. A client too slow for its queue begins anew."""
+        loop = asyncio.get_running_loop()
         queue: deque[jobs.JobChanged] = deque()
         wake = asyncio.Event()
         alive: dict[str, int] = {}
         lost = False
+        heard: set[str] | None = None
 
         def changed(body: Body) -> None:
             nonlocal lost
@@ -68,12 +78,16 @@ class Watch:
                     lost = True
                 queue.append(body)
                 wake.set()
+                if heard is not None:
+                    heard.add(body.job.id)
 
         with self._hub.listening(ALL_JOBS, changed):
             lost = True
+            look_at = 0.0
             while True:
                 if lost:
                     lost = False
+                    look_at = loop.time() + self._silence_s
                     alive.clear()
                     async for record in self._listed(wanted):
                         self._remember(alive, record)
@@ -85,15 +99,22 @@ class Watch:
                     self._remember(alive, change.job)
                     if matches(wanted, change.job):
                         yield job_pb2.WatchJobsResponse(job=job_to_proto(change.job), deleted=change.deleted)
+                if loop.time() >= look_at and not lost:
+                    # Not in a silence only: on a busy node there is none, and an event that was lost was one of many.
+                    heard = set()
+                    missed = await self._missed(wanted, alive)
+                    news, heard = heard, None  # of these jobs the events tell, in their order
+                    look_at = loop.time() + self._silence_s
+                    queue.extend(jobs.JobChanged(job=record) for record in missed.records if record.id not in news)
+                    for job in missed.gone:
+                        if job not in news and alive.pop(job, None) is not None:
+                            yield job_pb2.WatchJobsResponse(job=job_pb2.Job(id=job), deleted=True)
                 wake.clear()
                 if queue or lost:
                     continue
-                try:
-                    async with asyncio.timeout(self._silence_s):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(look_at):
                         await wake.wait()
-                except TimeoutError:
-                    for record in await self._missed(wanted, alive):
-                        queue.append(jobs.JobChanged(job=record))
 
     @staticmethod
     def _remember(alive: dict[str, int], record: jobs.JobRecord) -> None:
@@ -112,8 +133,9 @@ class Watch:
             if not token:
                 return
 
-    async def _missed(self, wanted: jobs.ListJobs, alive: dict[str, int]) -> list[jobs.JobRecord]:
+    async def _missed(self, wanted: jobs.ListJobs, alive: dict[str, int]) -> _Missed:
         """Living jobs that are not as they were told, and those that live no more. Nothing while nobody answers."""
+        missed = _Missed([], [])
         try:
             now = {
                 record.id: record
@@ -121,12 +143,21 @@ class Watch:
                 if record.id not in alive or age_of(record) > alive[record.id]
             }
             living = {record.id async for record in self._listed(msgspec.structs.replace(wanted, states=ALIVE))}
-            missed = list(now.values())
+            missed.records.extend(now.values())
             for job in alive.keys() - living:
-                found = await self._executor.request(
-                    jobs.GetJob(job=job, visible_owner=wanted.visible_owner), jobs.JobFound
-                )
-                missed.append(found.job)
+                await self._look(wanted, job, missed)
         except JobletError:
-            return []
+            return _Missed([], [])
         return missed
+
+    async def _look(self, wanted: jobs.ListJobs, job: str, missed: _Missed) -> None:
+        try:
+            found = await self._executor.request(
+                jobs.GetJob(job=job, visible_owner=wanted.visible_owner), jobs.JobFound
+            )
+        except JobletError as error:
+            if error.reason is not Reason.NOT_FOUND:
+                raise
+            missed.gone.append(job)
+        else:
+            missed.records.append(found.job)

@@ -69,6 +69,29 @@ def test_an_upload_is_taken_by_one_job_of_its_owner(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.threat("D23")
+def test_files_sent_again_for_a_job_that_is_there_stay_staged(tmp_path: Path) -> None:
+    """A retry that uploads once more gets its job, which has the first files: the second ones count as before."""
+
+    async def scenario() -> None:
+        bounds = Uploads(staged_bytes_max=40_000)
+        async with running_node(tmp_path, uploads=bounds) as node:
+            ann = node.client("ann", "user")
+            answers, ids = [], []
+            for _ in range(2):
+                upload = await ann.jobs.UploadFiles(parts(b"x" * 20_000))
+                ids.append(upload.upload_id)
+                spec = job_pb2.JobSpec(command="true", upload_ids=[upload.upload_id])
+                answers.append(await ann.jobs.RunJob(job_pb2.RunJobRequest(spec=spec, idempotency_key="key-1")))
+            first, again = answers
+            assert (again.job.id, again.existing, list(again.job.spec.upload_ids)) == (first.job.id, True, ids[:1])
+            assert await status(ann.jobs.UploadFiles(parts(b"x" * 20_000))) is grpc.StatusCode.RESOURCE_EXHAUSTED
+            spec = job_pb2.JobSpec(command="true", upload_ids=ids[1:])
+            assert not (await ann.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))).existing
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.threat("D22")
 def test_a_broken_upload_leaves_nothing(tmp_path: Path) -> None:
     """When the client goes, or sends too much, the staged file is gone within two seconds."""
@@ -235,6 +258,8 @@ def test_metrics_stored_then_live_until_the_end(tmp_path: Path) -> None:
             assert await stream.read() is aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
             query = client.persist.QueryMetrics(persist_pb2.MetricQueryRequest(job_id=job))
             assert [one.timestamp async for one in query] == [1, 2, 3]
+            late = job_pb2.StreamMetricsRequest(job_id=job, start_time=10**10, end_time=10**11 - 1)
+            assert len([one async for one in client.jobs.StreamMetrics(late)]) == 3  # what to leave out persist says
             for bad in (
                 job_pb2.StreamMetricsRequest(job_id=job, aggregation="median"),
                 job_pb2.StreamMetricsRequest(job_id=job, aggregation="avg", follow=True),

@@ -155,6 +155,8 @@ def test_filters_mean_the_same_for_stored_and_live_output(tmp_path: Path, *, liv
         ({"limit": 2}, b"alpha\nbeta\n"),
         ({"limit": 2, "filter": "alpha"}, b"alpha\nalpha beta\n"),
         ({"start_time": 1001 * second, "limit": 4}, b"beta\nalpha beta\ngamma\nalpha 3\n"),
+        ({"start_time": 10**10}, b""),  # the year 2286, as seconds: more nanoseconds than 64 bits hold
+        ({"end_time": 10**11 - 1, "limit": 1}, b"alpha\n"),
         ({"regex": "^alpha .*[0-9]$"}, b"alpha 3\n"),
         ({"regex": "^alpha( beta| .{0,300}3)$"}, b"alpha beta\nalpha 3\n"),  # a heavy one, tried in a thread
         ({"filter": "nothing has this"}, b""),

@@ -11,11 +11,13 @@ from common.bus.memory import Memory
 from common.bus.requests import Requester
 from common.bus.zeromq import ZeroMQ
 from common.messages import jobs, topics
+from proto.joblet.v1 import job_pb2
 from services.api.followers.hub import Hub
 from services.api.process import remove_stale_replies
 from services.api.watch import CHANGES_QUEUED_MAX, Watch
 from tests.api_executor import FakeExecutor
 from tests.api_persist import FakePersist
+from tests.waiting import SLOWNESS
 
 EVERYTHING = jobs.ListJobs(visible_owner=None, page_size=1000)
 
@@ -51,6 +53,52 @@ def test_a_change_whose_event_was_lost_is_told_after_a_silence() -> None:
                 new = executor.add("ann").id
                 told = [await anext(changes) for _ in range(2)]
                 assert {(one.job.id, one.initial) for one in told} == {(job, False), (new, False)}
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_change_is_told_while_others_go_on_changing() -> None:
+    """A busy node is never silent: what was lost is looked for all the same, and nothing is told twice for it."""
+
+    async def scenario() -> None:
+        async with watching(0.5) as (executor, watch):
+            lost, busy = executor.add("ann").id, executor.add("ann").id
+
+            async def go_on() -> None:
+                for number in range(10**6):
+                    executor.change(busy, pid=number)
+                    await asyncio.sleep(0.005)
+
+            changing = asyncio.create_task(go_on())
+            try:
+                async with aclosing(watch.changes(EVERYTHING)) as changes:
+                    assert {(await anext(changes)).job.id for _ in range(2)} == {lost, busy}
+                    executor.change(lost, announce=False, state=jobs.State.FAILED)
+                    pids = []
+                    async with asyncio.timeout(10 * SLOWNESS):
+                        while (told := (await anext(changes)).job).id != lost:
+                            pids.append(told.pid)
+                    assert told.state == job_pb2.FAILED
+                    assert pids == sorted(set(pids))
+            finally:
+                changing.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_removal_that_nobody_told_hides_nothing_else() -> None:
+    """A job is deleted while events are lost: its watchers learn it, and go on learning what else they missed."""
+
+    async def scenario() -> None:
+        async with watching(0.05) as (executor, watch):
+            gone, stays = executor.add("ann").id, executor.add("ann").id
+            async with aclosing(watch.changes(EVERYTHING)) as changes:
+                assert {(await anext(changes)).job.id for _ in range(2)} == {gone, stays}
+                del executor.jobs[gone]
+                executor.change(stays, announce=False, state=jobs.State.FAILED)
+                async with asyncio.timeout(10 * SLOWNESS):
+                    told = [await anext(changes) for _ in range(2)]
+                assert {(one.job.id, one.deleted) for one in told} == {(gone, True), (stays, False)}
 
     asyncio.run(scenario())
 

@@ -126,6 +126,16 @@ def test_stored_and_live_chunks_look_the_same() -> None:
 sizes = st.sampled_from([0, 1, 127, 128, LARGE_DATA_BYTES - 1, LARGE_DATA_BYTES, 2**21 - 30, 2**21])
 
 
+@pytest.mark.parametrize(
+    "detail", [b"", b"no JSON", b"[]", b'{"reason":"\xff"}', b'{"x":' + b"[" * 9999 + b"]" * 9999 + b"}"]
+)
+def test_a_gap_whose_detail_cannot_be_read_is_a_gap(detail: bytes) -> None:
+    """Not JSON, not UTF-8, nested without end: how much is missing the header says, and why nobody knows."""
+    gap = records.encode(records.RecordType.GAP, detail, time_ns=1, sequence=4, lines=2)
+    (batch,) = batches_of(gap)
+    assert [(one.first, one.last, one.gap_reason, one.gap_bytes) for one in batch.chunks] == [(4, 5, "unknown", 0)]
+
+
 @given(sizes=st.lists(sizes, max_size=6), gap_at=st.none() | st.integers(0, 6), partial=st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_what_is_encoded_by_hand_is_what_protobuf_encodes(sizes: list[int], gap_at: int | None, partial: bool) -> None:  # noqa: FBT001  # drawn

@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import records
+from common.errors import JobletError
 from common.identifiers import JobId, new_job_id
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, persist_pb2
@@ -19,6 +21,7 @@ from services.api.followers.chunks import batches_of
 from services.api.followers.follower import LogFollower
 from services.api.followers.output import Output
 from services.api.followers.wanted import wanted_of
+from tests.waiting import SLOWNESS
 
 JOB = new_job_id()
 
@@ -312,3 +315,52 @@ def test_history_and_live_give_what_a_plain_filter_gives(
     assert got == expected
     if not request.limit and not request.end_time:
         assert ended
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_job_that_ends_while_its_output_is_waited_for(*, follow: bool) -> None:
+    """It ran when its stored output was asked for, and the disk of the logs is full: an error, and no wait for ever."""
+    entries = [Entry(number, records.Stream.STDOUT, 1, b"a\n") for number in range(1, 4)]
+    running = jobs.JobRecord(
+        id=JOB,
+        owner="ann",
+        node_id="n",
+        state=jobs.State.RUNNING,
+        spec=jobs.JobSpec(command="x"),
+        created_at_ns=1,
+        last_sequence=3,
+    )
+    ended = msgspec.structs.replace(running, state=jobs.State.COMPLETED)
+
+    async def scenario() -> None:
+        history, feed, is_over = PlainHistory(entries), FakeFeed(), False
+
+        async def look(job: JobId) -> jobs.JobFound:
+            assert job == JOB
+            return jobs.JobFound(job=ended if is_over else running)
+
+        follower = LogFollower(
+            jobs.JobFound(job=running),
+            wanted_of(job_pb2.StreamLogsRequest(follow=follow), now_ns=1),
+            feeds=feed,
+            queries=history,
+            look=look,
+            missing_s=0.05,
+        )
+
+        async def take() -> list[bytes]:
+            return [message async for message in follower.messages()]
+
+        taking = asyncio.create_task(take())
+        await asyncio.sleep(0)
+        feed.output.marked(3)
+        await asyncio.sleep(0.12)
+        assert not taking.done()  # while it runs what is missing is on its way
+        is_over = True
+        feed.output.ended(ended)
+        async with asyncio.timeout(10 * SLOWNESS):
+            await taking
+
+    with pytest.raises(JobletError, match="cannot be stored now") as lost:
+        asyncio.run(scenario())
+    assert lost.value.retryable

@@ -7,10 +7,11 @@ import pytest
 
 from common.errors import JobletError, Reason, unavailable
 from common.identifiers import new_job_id
-from proto.joblet.v1 import persist_pb2
-from services.api.followers.chunks import Chunk
+from proto.joblet.v1 import job_pb2, persist_pb2
+from services.api.followers.chunks import Chunk, encode
 from services.api.followers.reader import Reader
 from services.api.followers.selection import Selection, selection
+from tests.waiting import SLOWNESS
 
 Answer = list[persist_pb2.LogBatch] | JobletError
 SILENCE: list[persist_pb2.LogBatch] = []
@@ -85,7 +86,7 @@ def told(
     async def scenario() -> Told:
         reader = Reader(script, new_job_id(), wanted or Selection(), missing_s=missing_s, delivered=is_delivered)
         got = Told()
-        async for part in reader.read(first, last, tail=tail, final=final, complete=complete):
+        async for part in reader.read(first, last, tail=tail, ended=lambda: final, complete=complete):
             got.chunks += part.chunks
             got.through = part.through
         return got
@@ -130,6 +131,28 @@ def test_the_missing_end_of_an_ended_job_is_an_error(*, stay: bool) -> None:
     assert "from sequence 3" in lost.value.detail
 
 
+def test_a_job_that_ends_while_its_output_is_waited_for() -> None:
+    """It ran when the read began: from its end on nobody waits for ever for what persist cannot take."""
+    script, looks = Script([lines(1, 2)], []), 0
+
+    async def scenario() -> None:
+        nonlocal looks
+
+        async def is_delivered() -> bool:
+            nonlocal looks
+            looks += 1
+            return False
+
+        reader = Reader(script, new_job_id(), Selection(), missing_s=0.05, delivered=is_delivered)
+        async with asyncio.timeout(10 * SLOWNESS):
+            async for _ in reader.read(1, 9, tail=None, ended=lambda: looks > 2, complete=False):
+                pass
+
+    with pytest.raises(JobletError, match="from entry 3 to 9") as lost:
+        asyncio.run(scenario())
+    assert lost.value.retryable
+
+
 def test_other_errors_are_not_retried() -> None:
     """What will not go away by waiting reaches the client."""
     with pytest.raises(JobletError) as gone:
@@ -156,11 +179,15 @@ def test_a_filtered_tail_is_asked_for_when_all_is_stored() -> None:
 def test_what_is_selected_is_asked_for() -> None:
     """Stream, times, text or expression go to persist, and no offset: that is counted where live output is, too."""
     script = Script([])
-    told(script, 3, 9, wanted=selection(stream=2, start_ns=5, end_ns=7, pattern="a|b"))
+    told(script, 3, 9, wanted=selection(stream=2, start_ns=10**18, end_ns=10**18 + 7, pattern="a|b"))
     assert script.asked == [
         persist_pb2.LogBatchQueryRequest(
             query=persist_pb2.LogQueryRequest(
-                stream=persist_pb2.STDERR, start_time=5, end_time=7, regex="a|b", job_id=script.asked[0].query.job_id
+                stream=persist_pb2.STDERR,
+                start_time=10**18,
+                end_time=10**18 + 7,
+                regex="a|b",
+                job_id=script.asked[0].query.job_id,
             ),
             from_sequence=3,
             until_sequence=9,
@@ -188,6 +215,16 @@ def test_what_was_delivered_and_is_gone_is_a_gap_at_once(
     assert (got.gaps, got.through) == (gaps, 9)
     assert got.data == b"".join(batch.data for batch in stored)
     assert [query.wait for query in script.asked] == [False]
+
+
+def test_a_hole_of_any_size_can_be_told() -> None:
+    """A message counts entries in 32 bits, and a job that writes line ends alone has more within minutes."""
+    last = 3 * 2**32
+    got = told(Script([]), 1, last, final=True, complete=True, missing_s=60)
+    answer = job_pb2.StreamLogsResponse.FromString(encode(got.chunks))
+    assert sum(chunk.lines for chunk in answer.chunks) == last
+    assert [chunk.first_sequence for chunk in answer.chunks] == sorted({chunk.first for chunk in got.chunks})
+    assert (got.through, {reason for _, _, reason in got.gaps}) == (last, {"removed"})
 
 
 def test_removed_ends_are_told_beside_a_filter() -> None:

@@ -2,9 +2,13 @@
 
 import asyncio
 import io
+import os
 import tarfile
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +18,9 @@ from common.errors import JobletError, Reason
 from common.messages.jobs import Upload
 from proto.joblet.v1 import job_pb2
 from services.api.uploads.entries import END, Tree, padding
-from services.api.uploads.registry import Registry
+from services.api.uploads.registry import UPLOADS_MAX, Registry
 from services.api.uploads.staging import Staging
+from tests.waiting import await_for
 
 FILE, DIRECTORY, SYMLINK = job_pb2.UploadEntry.FILE, job_pb2.UploadEntry.DIRECTORY, job_pb2.UploadEntry.SYMLINK
 
@@ -159,6 +164,79 @@ def test_a_slow_upload_ends(tmp_path: Path) -> None:
     assert list(layout.uploads.iterdir()) == []
 
 
+class Held(ThreadPoolExecutor):
+    """Threads that wait at the beginning of their work, as on a slow disk, from `hold` until `let_go`."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.entered = threading.Event()
+        self._may_go = threading.Event()
+        self._may_go.set()
+
+    def hold(self) -> None:
+        """What begins from now on waits."""
+        self.entered.clear()
+        self._may_go.clear()
+
+    def let_go(self) -> None:
+        """Go on."""
+        self._may_go.set()
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """See ThreadPoolExecutor."""
+
+        def held() -> Any:
+            self.entered.set()
+            assert self._may_go.wait(30)
+            return work(*arguments, **named)
+
+        return super().submit(held)
+
+
+def open_files() -> int:
+    """How many descriptors this process has."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("during", ["open", "write"])
+def test_a_client_that_leaves_while_the_disk_is_slow(tmp_path: Path, during: str) -> None:
+    """Cancelled, and cancelled again: no file or descriptor stays, and nothing is written to who has that next."""
+    layout = layout_at(tmp_path)
+    at_disk, go_on = asyncio.Event(), asyncio.Event()
+
+    async def parts() -> AsyncIterator[job_pb2.UploadFilesRequest]:
+        yield job_pb2.UploadFilesRequest(entry=entry("a", size_bytes=2**21))
+        at_disk.set()
+        await go_on.wait()
+        yield job_pb2.UploadFilesRequest(data=b"x" * 2**21)
+
+    async def scenario() -> None:
+        threads = Held()
+        asyncio.get_running_loop().set_default_executor(threads)
+        before = open_files()
+        if during == "open":
+            threads.hold()
+        receiving = asyncio.create_task(Staging(Registry(layout, Uploads()), Uploads()).receive("ann", parts()))
+        if during == "write":
+            await at_disk.wait()
+            threads.hold()
+            go_on.set()
+        await await_for(threads.entered.is_set, what="the disk to be slow")
+        for _ in range(3):
+            receiving.cancel()
+            await asyncio.sleep(0.01)
+        with (tmp_path / "other").open("wb") as other:  # has the descriptor's number, if that was given back
+            threads.let_go()
+            await asyncio.wait({receiving})
+            await asyncio.to_thread(os.fsync, other.fileno())  # behind what the one thread had to do
+        assert receiving.cancelled()
+        assert (tmp_path / "other").read_bytes() == b""
+        assert list(layout.uploads.iterdir()) == []
+        assert open_files() == before
+
+    asyncio.run(scenario())
+
+
 class Clock:
     """A clock that the test moves."""
 
@@ -181,13 +259,37 @@ def test_an_upload_belongs_to_its_owner_and_to_one_job(tmp_path: Path) -> None:
             registry.lend(owner, "").take(upload_id)
         refusals.append((refused.value.reason, str(refused.value)))
     assert refusals[0] == refusals[1]
-    loan = registry.lend("ann", "key")
-    assert loan.take(upload.id) == upload
-    loan.keep()
-    assert registry.lend("ann", "key").take(upload.id) == upload
+    with registry.lend("ann", "key") as loan:
+        assert loan.take(upload.id) == upload
+        loan.keep([upload])
+    with registry.lend("ann", "key") as again:
+        assert again.take(upload.id) == upload
     for key in ("", "other"):
         with pytest.raises(JobletError):
             registry.lend("ann", key).take(upload.id)
+
+
+def test_an_upload_is_one_runs_before_it_is_a_jobs(tmp_path: Path) -> None:
+    """Between the check and the executor's answer nobody else gets it, nor does its time end; refused, it is free."""
+    layout, clock = layout_at(tmp_path), Clock()
+    registry = Registry(layout, Uploads(unused_ms_max=5000), clock=clock)
+    upload = receive(layout, Uploads(), entry("a"), registry=registry)
+    with registry.lend("ann", "key") as asked:
+        asked.take(upload.id)
+        for key in ("", "other"):
+            with pytest.raises(JobletError), registry.lend("ann", key) as another:
+                another.take(upload.id)
+        with registry.lend("ann", "key") as again:
+            assert again.take(upload.id) == upload
+        clock.now_s = 5.0
+        registry.begin("bob")
+        assert layout.upload(upload.id).exists()
+    clock.now_s = 4.0
+    with registry.lend("ann", "") as free:
+        assert free.take(upload.id) == upload
+        free.keep([upload])
+    with pytest.raises(JobletError), registry.lend("ann", "") as late:
+        late.take(upload.id)
 
 
 def test_what_nobody_took_goes_when_its_time_is_over(tmp_path: Path) -> None:
@@ -217,3 +319,29 @@ def test_one_owner_cannot_fill_the_registry(tmp_path: Path) -> None:
         registry.begin("ann")
     assert refused.value.reason is Reason.EXHAUSTED
     registry.begin("bob")
+
+
+def test_uploads_that_jobs_have_are_in_nobodys_way(tmp_path: Path) -> None:
+    """They are remembered for who asks again by his key, and are none of those that wait: others may stage more."""
+    registry = Registry(layout_at(tmp_path), Uploads())
+    latest = ""
+    for number in range(3 * UPLOADS_MAX):
+        latest, _ = registry.begin("ann")
+        registry.complete(latest, Upload(id=latest, bytes=0, entries=1))
+        with registry.lend("ann", str(number)) as loan:
+            loan.keep([loan.take(latest)])
+    registry.begin("bob")
+    assert registry.lend("ann", str(3 * UPLOADS_MAX - 1)).take(latest).id == latest
+    assert registry.known <= 2 * UPLOADS_MAX
+
+
+def test_what_cannot_be_removed_stops_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that went read-only, or something else of that name: it is told once, and uploads go on."""
+    layout, clock = layout_at(tmp_path), Clock()
+    layout.upload("f" * 32).mkdir()
+    registry = Registry(layout, Uploads(), clock=clock)
+    registry.adopt()
+    clock.now_s = 10**6
+    for _ in range(2):
+        registry.begin("bob")
+    assert capsys.readouterr().out.count("cannot be removed") == 1

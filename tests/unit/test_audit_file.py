@@ -189,6 +189,38 @@ def test_a_line_that_is_too_long_is_told_as_missing(tmp_path: Path) -> None:
     assert findings(tmp_path) == []
 
 
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_line_that_was_never_tried_is_told_as_missing(tmp_path: Path, before: int) -> None:
+    """It failed before its first byte: behind a line that was written well, or behind one that told of others."""
+    disk = Disk()
+    with writing(tmp_path, disk=disk) as audit:
+        audit.record(Line(object="first"))
+        disk.room_bytes = 0
+        for _ in range(before):
+            audit.record(Line())
+        disk.room_bytes = 2**40
+        audit.record(Line(object="good"))
+        audit.record(Line(why="x" * LINE_BYTES_MAX))
+        audit.record(Line(object="later"))
+    told = [line["lines"] for line in lines(tmp_path) if line.get("kind") == "missing"]
+    assert told == ([before, 1] if before else [1])
+    assert findings(tmp_path) == []
+
+
+def test_a_rotation_that_fails_costs_no_line_in_silence(tmp_path: Path) -> None:
+    """What stands in the way is taken away later: the lines that were lost over it are told."""
+    with writing(tmp_path, bytes_max=600, kept=1) as audit:
+        audit.record(Line(object="good"))
+        obstacle = tmp_path / f"{FILE_NAME}.1"
+        obstacle.mkdir()
+        for _ in range(2):
+            audit.record(Line(object="lost", why="x" * 400))
+        obstacle.rmdir()
+        audit.record(Line(object="later"))
+    assert [line["lines"] for line in lines(tmp_path) if line.get("kind") == "missing"] == [2]
+    assert findings(tmp_path) == []
+
+
 def test_a_log_that_is_removed_under_the_service_is_begun_anew(tmp_path: Path) -> None:
     """Within a second or so a new file is begun, with the next number: the hole shows."""
     with writing(tmp_path) as audit:

@@ -6,6 +6,7 @@ from common.errors import JobletError, Reason
 from common.quantities import (
     DURATION_MS_MAX,
     SIZE_BYTES_MAX,
+    as_request_time,
     format_duration_ms,
     format_size,
     format_time_ns,
@@ -230,6 +231,14 @@ def test_time_for_people() -> None:
 def test_request_times(value: int, time_ns: int) -> None:
     """Below 10^11 a request's time is Unix seconds, from there on nanoseconds; 0 stays "not bounded"."""
     assert request_time_ns(value) == time_ns
+
+
+@pytest.mark.parametrize("value", [0, 1, 2, 99, 100, 10**10, 10**11 - 1, 10**11, NOW_NS, 2**63 - 1])
+def test_a_request_handed_on_means_the_same(value: int) -> None:
+    """A time that was read is asked for again in 64 bits: the first seconds of 1970 are no seconds of another year."""
+    time_ns = request_time_ns(value)
+    assert request_time_ns(as_request_time(time_ns)) == min(time_ns, 2**63 - 1)
+    assert as_request_time(time_ns) < 2**63
 
 
 def test_negative_request_time_is_refused() -> None:

@@ -21,6 +21,8 @@ CHUNK_OVERHEAD_BYTES: Final = 64
 LARGE_DATA_BYTES: Final = 16 * 1024
 INTEGER_MAX: Final = 2**63 - 1
 """Of sequences and times: what clients are told of them has 64 bits with a sign."""
+LINES_MAX: Final = 2**32 - 1
+"""Entries of one chunk, as a message counts them."""
 _LENGTH_DELIMITED: Final = 2
 _CHUNKS_TAG: Final = bytes([job_pb2.StreamLogsResponse.CHUNKS_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
 _DATA_TAG: Final = bytes([job_pb2.LogChunk.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED])
@@ -150,7 +152,7 @@ def _chunk_of(record: records.Record) -> Chunk:
         )
     try:
         gap = msgspec.json.decode(data, type=_Gap)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the last two: not UTF-8, or nested deeply
         gap = _Gap()
     return Chunk(
         stream=record.stream,

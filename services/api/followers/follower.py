@@ -59,6 +59,7 @@ class LogFollower:
         record = found.job
         self._record = record
         self._delivered = found.delivered
+        self._is_over = record.state in jobs.TERMINAL
         self._look = look
         self._wanted = wanted
         self._feeds = feeds
@@ -156,8 +157,7 @@ class LogFollower:
                     raise AssertionError(unexpected)
 
     async def _read(self, first: int, last: int, tail: int | None = None) -> AsyncGenerator[bytes, None]:
-        final = self._output.end is not None
-        parts = self._reader.read(first, last, tail=tail, final=final, complete=self._delivered)
+        parts = self._reader.read(first, last, tail=tail, ended=self._has_ended, complete=self._delivered)
         async with aclosing(parts):
             async for part in parts:
                 chunks = self._page.of(part.chunks)
@@ -191,14 +191,20 @@ class LogFollower:
     def _cut(batch: Batch, first: int) -> list[Chunk]:
         return [piece for chunk in batch.chunks if (piece := cut(chunk, first, batch.last)) is not None]
 
+    def _has_ended(self) -> bool:
+        """As far as is known here: who reads for long learns it in the middle, and without `follow` by looking only."""
+        return self._is_over or self._output.end is not None
+
     async def _is_delivered(self) -> bool:
         """Whether persist has had all output of the ended job, as the executor knows now."""
         if not self._delivered:
             try:
-                self._delivered = (await self._look(self._record.id)).delivered
+                found = await self._look(self._record.id)
             except JobletError as error:
                 if error.reason is not Reason.UNAVAILABLE:
                     raise
+            else:
+                self._delivered, self._is_over = found.delivered, found.job.state in jobs.TERMINAL
         return self._delivered
 
 

@@ -19,8 +19,9 @@ from google.protobuf.message import Message
 from common import records
 from common.errors import JobletError, Reason
 from common.identifiers import JobId
+from common.quantities import as_request_time
 from proto.joblet.v1 import persist_pb2
-from services.api.followers.chunks import Chunk, cut, stored_chunk
+from services.api.followers.chunks import LINES_MAX, Chunk, cut, stored_chunk
 from services.api.followers.selection import Selection
 
 RETRY_S: Final = 0.1
@@ -69,12 +70,13 @@ class Reader:
         self._delivered = delivered
 
     async def read(
-        self, first: int, last: int, *, tail: int | None, final: bool, complete: bool
+        self, first: int, last: int, *, tail: int | None, ended: Callable[[], bool], complete: bool
     ) -> AsyncGenerator[Part, None]:
         """Every wanted entry from `first` to `last`, in order, once. Goes on while persist is away or behind.
 
-        `tail`: only the last so many wanted entries. `final`: the job has ended, so persist is about to have all;
-        `complete`: it has had all. Raises JobletError(UNAVAILABLE) when it takes nothing more, as with a full disk.
+        `tail`: only the last so many wanted entries. `ended`: whether the job has ended, so that persist is about to
+        have all, asked behind `delivered`; `complete`: it has had all. Raises JobletError(UNAVAILABLE) when it takes
+        nothing more of an ended job, as with a full disk.
         """
         loop = asyncio.get_running_loop()
         retry_s, heard_at, gone = RETRY_S, loop.time(), 0
@@ -94,16 +96,16 @@ class Reader:
                     # somebody else has removed.
                     gone = gone + 1 if first == before else 1
                     if gone == GONE_MAX:
-                        yield Part([_gap(first, last, REMOVED)], last)
+                        yield Part(_gap(first, last, REMOVED), last)
                         return
                 elif error.reason not in {Reason.UNAVAILABLE, Reason.EXHAUSTED}:
                     raise
                 heard_at = loop.time()  # it is away, or has too many to serve: that says nothing of what it has
             if first > last:
                 return
-            if final and not complete and loop.time() - heard_at >= self._missing_s:
+            if not complete and loop.time() - heard_at >= self._missing_s:
                 complete = await self._delivered()
-                if not complete and await self._lacks(first):
+                if not complete and ended() and await self._lacks(first):
                     raise _not_yet(first, last)
                 heard_at = loop.time()
                 continue
@@ -138,14 +140,14 @@ class Reader:
             low, high = await self._ends_of_what_is_stored(first, last)
         through = low - 1
         if first <= through:
-            yield Part([_gap(first, through, REMOVED)], through)
+            yield Part(_gap(first, through, REMOVED), through)
         if low <= high:
             async with aclosing(self._once(low, high, tail=tail, wait=False)) as parts:
                 async for part in parts:
                     through = part.through
                     yield part
         if through < last:
-            yield Part([_gap(through + 1, last, REMOVED)], last)
+            yield Part(_gap(through + 1, last, REMOVED), last)
 
     async def _ends_of_what_is_stored(self, first: int, last: int) -> tuple[int, int]:
         """The lowest and the highest sequence between `first` and `last` that is stored; last + 1 and last: none is."""
@@ -187,7 +189,7 @@ class Reader:
                     if everything and piece.first > through + 1:
                         # The client is told, not led to believe that it has all.
                         reason = NOT_STORED if wait else REMOVED
-                        chunks.append(_gap(through + 1, piece.first - 1, reason, piece.time_ns))
+                        chunks += _gap(through + 1, piece.first - 1, reason, piece.time_ns)
                     chunks.append(piece)
                     through = piece.last
                 if chunks:
@@ -206,8 +208,8 @@ class Reader:
     def _query(self, first: int, last: int, tail: int | None, *, wait: bool) -> persist_pb2.LogBatchQueryRequest:
         wanted = self._selection
         request = self._of_range(first, last, wait=wait)
-        request.query.start_time = wanted.start_ns
-        request.query.end_time = wanted.end_ns
+        request.query.start_time = as_request_time(wanted.start_ns)
+        request.query.end_time = as_request_time(wanted.end_ns)
         request.query.filter = wanted.text
         request.query.regex = wanted.pattern
         if wanted.stream is not None:
@@ -226,16 +228,20 @@ def _not_yet(first: int, last: int) -> JobletError:
     )
 
 
-def _gap(first: int, last: int, reason: str, time_ns: int = 0) -> Chunk:
-    return Chunk(
-        stream=records.Stream.NONE,
-        first=first,
-        lines=last - first + 1,
-        time_ns=time_ns,
-        data=b"",
-        partial=False,
-        gap_reason=reason,
-    )
+def _gap(first: int, last: int, reason: str, time_ns: int = 0) -> list[Chunk]:
+    """The hole from `first` to `last`: one chunk, or as many as it takes."""
+    return [
+        Chunk(
+            stream=records.Stream.NONE,
+            first=start,
+            lines=min(last - start + 1, LINES_MAX),
+            time_ns=time_ns,
+            data=b"",
+            partial=False,
+            gap_reason=reason,
+        )
+        for start in range(first, last + 1, LINES_MAX)
+    ]
 
 
 async def _answers(answers: AsyncGenerator[bytes, None], quiet_s: float) -> AsyncGenerator[list[Chunk], None]:

@@ -8,7 +8,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from services.api.quotas import Bound
 log = structlog.get_logger(__name__)
 
 UPLOADS_MAX: Final = 1000
+"""Staged at once. As many more are remembered that jobs have, for who asks for his job again."""
 OF_ONE_OWNER_MAX: Final = 100
 SWEEP_S: Final = 30.0
 ID: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -40,10 +41,16 @@ class Staged:
         self.upload: Upload | None = None  # None: still being received, or left by an earlier process
         self.bytes = 0
         self.taken_with: str | None = None  # the idempotency key of the job that has it
+        self.lent_with: list[str] = []  # those of runs that ask for it and have no answer yet
+
+    def is_free(self, key: str) -> bool:
+        """Whether a run with this key may have it: nobody else does, or it is asked for again by the same key."""
+        others = (*self.lent_with, self.taken_with) if self.taken_with is not None else self.lent_with
+        return all(key and other == key for other in others)
 
 
 class Loan:
-    """Uploads lent to one RunJob: `keep` when the executor has them, else they stay staged."""
+    """Uploads lent to one RunJob inside the with-block: `keep` when the executor has them, else they stay staged."""
 
     def __init__(self, registry: "Registry", owner: str, key: str) -> None:
         self._registry = registry
@@ -55,14 +62,24 @@ class Loan:
         """The upload, when it is the owner's; JobletError(NOT_FOUND) when it is another's or none."""
         staged = self._registry.find(upload_id, self._owner, self._key)
         assert staged.upload is not None
+        staged.lent_with.append(self._key)
         self._taken.append(staged)
         return staged.upload
 
-    def keep(self) -> None:
-        """A job has them now; the executor removes the archives."""
+    def __enter__(self) -> "Loan":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for staged in self._taken:
-            staged.taken_with = self._key
-            staged.bytes = 0
+            staged.lent_with.remove(self._key)
+
+    def keep(self, uploads: Iterable[Upload]) -> None:
+        """A job has these, and the executor removes their archives. A job that was there before may have others."""
+        kept = {upload.id for upload in uploads}
+        for staged in self._taken:
+            if staged.upload is not None and staged.upload.id in kept:
+                staged.taken_with = self._key
+                staged.bytes = 0
 
 
 class Registry:
@@ -73,6 +90,11 @@ class Registry:
         self._bounds = bounds
         self._clock = clock
         self._staged: dict[str, Staged] = {}
+
+    @property
+    def known(self) -> int:
+        """How many uploads are remembered: those that are staged, and those that jobs have."""
+        return len(self._staged)
 
     def adopt(self) -> None:
         """Take over what an earlier process left.
@@ -92,8 +114,11 @@ class Registry:
         `bound` is of the bytes of all that `owner` has staged.
         """
         self._expire()
-        if len(self._staged) >= UPLOADS_MAX or self._count(owner) >= OF_ONE_OWNER_MAX:
+        taken = [one for one, staged in self._staged.items() if staged.taken_with is not None]
+        if len(self._staged) - len(taken) >= UPLOADS_MAX or self._count(owner) >= OF_ONE_OWNER_MAX:
             raise exhausted("too many uploads are staged", "run or wait for the jobs that they are for")
+        for oldest in taken[: max(0, len(taken) - UPLOADS_MAX)]:
+            self.remove(oldest)
         upload_id = secrets.token_hex(16)
         staged = Staged(owner=owner, path=self._layout.upload(upload_id), until_s=float("inf"), bound=bound)
         self._staged[upload_id] = staged
@@ -123,8 +148,12 @@ class Registry:
     def remove(self, upload_id: str) -> None:
         """Forget an upload, and its archive unless a job has it."""
         staged = self._staged.pop(upload_id, None)
-        if staged is not None and staged.taken_with is None:
+        if staged is None or staged.taken_with is not None:
+            return
+        try:
             staged.path.unlink(missing_ok=True)
+        except OSError as cause:  # the sweep goes on for ever, and whoever it is that uploads next has no part in this
+            log.error("a staged upload cannot be removed", upload=upload_id, why=cause.strerror)
 
     def lend(self, owner: str, key: str) -> Loan:
         """Lend uploads to one RunJob with this idempotency key (empty: none)."""
@@ -135,8 +164,7 @@ class Registry:
         if not ID.fullmatch(upload_id):
             raise invalid(f"upload_ids: malformed id {upload_id[:40]!r}", "use the upload_id that UploadFiles gave")
         staged = self._staged.get(upload_id)
-        taken = staged is not None and staged.taken_with is not None and (not key or staged.taken_with != key)
-        if staged is None or staged.owner != owner or staged.upload is None or taken:
+        if staged is None or staged.owner != owner or staged.upload is None or not staged.is_free(key):
             raise not_found("no such upload", "upload the files again")
         return staged
 
@@ -148,7 +176,9 @@ class Registry:
 
     def _expire(self) -> None:
         now_s = self._clock()
-        for upload_id in [one for one, staged in self._staged.items() if staged.until_s <= now_s]:
+        for upload_id in [
+            one for one, staged in self._staged.items() if staged.until_s <= now_s and not staged.lent_with
+        ]:
             log.info("upload was not used in time", upload=upload_id)
             self.remove(upload_id)
 

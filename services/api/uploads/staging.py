@@ -7,7 +7,7 @@ slow disk delays nobody else. Does not belong here: what an entry may be (`entri
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from common.config.settings import Uploads
@@ -46,7 +46,7 @@ class Staging:
                         await archive.add(part)
                     await archive.finish()
                 finally:
-                    await archive.close()
+                    archive.close()
         except TimeoutError as cause:
             self._registry.remove(upload_id)
             raise JobletError(
@@ -82,8 +82,11 @@ class _Archive:
         self._file_bytes = 0  # size of the present file
 
     async def open(self) -> None:
+        await _in_thread(self._open)
+
+    def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = await asyncio.to_thread(os.open, self._staged.path, flags, 0o600)
+        self._descriptor = os.open(self._staged.path, flags, 0o600)
 
     async def add(self, part: job_pb2.UploadFilesRequest) -> None:
         match part.WhichOneof("part"):
@@ -105,7 +108,7 @@ class _Archive:
         await self._write(END)
         await self._flush()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
@@ -133,13 +136,27 @@ class _Archive:
     async def _flush(self) -> None:
         pending, self._pending = self._pending, bytearray()
         self._registry.grow(self._staged, len(pending))
-        # Shielded: a write that was begun must be over before the descriptor is closed under it.
-        writing = asyncio.ensure_future(asyncio.to_thread(_write_all, self._descriptor, pending))
+        await _in_thread(_write_all, self._descriptor, pending)
+
+
+async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
+    """Work on the file, which is over when this returns or raises.
+
+    Who is cancelled waits for it, however often he is: else the descriptor would be closed under the thread, which
+    would go on in whatever file has the number next; and a file made late would stay.
+    """
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    while not working.done():
         try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
+            await asyncio.wait({working})
+        except asyncio.CancelledError as cause:
+            cancelled = cause
+    error = working.exception()
+    if cancelled is not None:
+        raise cancelled
+    if error is not None:
+        raise error
 
 
 def _write_all(descriptor: int, data: bytearray) -> None:
