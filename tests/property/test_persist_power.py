@@ -169,7 +169,7 @@ def _base(parent: Path, number: int) -> Path:
 
 
 def _check(store: Store, encoded: list[bytes], *, at_least: int) -> None:
-    """All up to `at_least` is there, what is beyond is a beginning of each stream; once, in order, as it was written."""
+    """All up to `at_least` is there, and of each stream a beginning of what was written; once and in order."""
     runs = query(store, JOB)
     firsts = [run.first for run in runs]
     assert firsts == sorted(set(firsts))
