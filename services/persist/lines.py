@@ -309,7 +309,7 @@ def _piece(payload: bytes, time_ns: int, sequence: int, name: str) -> bytes:
 def _gap_chunk(record: Record, name: str, skip: int) -> Chunk:
     try:
         detail = _gap_decoder.decode(record.payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         detail = _GapDetail(reason="unknown")
     return gap_chunk(
         name,
