@@ -193,7 +193,7 @@ class _File:
         self._number += 1
         try:
             line = _decoder.decode(text)
-        except (msgspec.DecodeError, msgspec.ValidationError) as cause:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as cause:
             self._find(f"line {self._number}: {cause}")
             return None
         unknown = line.stream == NO_STREAM and bool(line.gap) and self._stream == STREAMS[0]

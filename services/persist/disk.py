@@ -15,7 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from common.identifiers import JobId
 
@@ -38,6 +38,13 @@ class Disk(Protocol):
 
     def sync(self, descriptor: int) -> None:
         """fdatasync(2) of a file, fsync(2) of a directory: after this a power cut takes nothing."""
+
+
+class Made(NamedTuple):
+    """The directory of a job. `is_new`: it was made just now, and its entry in the root is not synchronized."""
+
+    descriptor: int
+    is_new: bool
 
 
 class HostDisk:
@@ -81,18 +88,16 @@ def job_directory(root: Path, job: JobId) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def made_job_directory(root: Path, job: JobId, disk: Disk, *, durable: bool) -> Iterator[int]:
-    """The same, made where it is missing; `durable`: its entry in `root` survives a power cut, then."""
+def made_job_directory(root: Path, job: JobId) -> Iterator[Made]:
+    """The same, made where it is missing."""
     with directory_of(root) as parent:
+        is_new = True
         try:
             os.mkdir(job, DIRECTORY_MODE, dir_fd=parent)
         except FileExistsError:
-            pass
-        else:
-            if durable:
-                disk.sync(parent)
+            is_new = False
         with directory_in(parent, job) as descriptor:
-            yield descriptor
+            yield Made(descriptor, is_new)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ class Holding:
         self.metrics: Segment | None = None
         self.settled = 0
         self.live = False
+        self.entry_durable = False
+        """This process has synchronized the entry of the directory of logs: one before may have died on the way."""
         self.trimming = False
 
     @property
@@ -39,7 +41,7 @@ class Holding:
     def forget(self) -> None:
         """The files must be loaded again."""
         self.logs = self.metrics = None
-        self.settled, self.live = 0, False
+        self.settled, self.live, self.entry_durable = 0, False, False
 
 
 class Holdings:

@@ -150,14 +150,29 @@ class Keeper:
         self._stopped.set()
 
     async def apply(self, *, dry_run: bool) -> AsyncGenerator[Told, None]:
-        """Remove what the rules say, now, and tell each removal; with `dry_run` only tell. Raises OSError."""
+        """Remove what the rules say, now, and tell each removal; with `dry_run` only tell. Raises OSError.
+
+        Whoever is told may take all the time it wants: the round does not wait for it. It ends when that one leaves.
+        """
+        told: asyncio.Queue[Told | None] = asyncio.Queue()
+        applying = asyncio.create_task(self._apply(told.put_nowait, dry_run=dry_run))
+        applying.add_done_callback(lambda _: told.put_nowait(None))
+        try:
+            while (one := await told.get()) is not None:
+                yield one
+            await applying
+        finally:
+            applying.cancel()
+            await asyncio.gather(applying, return_exceptions=True)
+
+    async def _apply(self, tell: Callable[[Told], None], *, dry_run: bool) -> None:
         self._loop = asyncio.get_running_loop()
         async with self._one_round:
             found = await self._in_thread(self._plan, dry_run)
             for removal in found.removals:
                 cut = found.cuts[removal.job] if removal.trims else None
                 if dry_run or await self._in_thread(self._carry_out, removal, cut):
-                    yield Told(removal, cut.through if cut else 0)
+                    tell(Told(removal, cut.through if cut else 0))
 
     @property
     def note(self) -> str:

@@ -30,6 +30,8 @@ BINARY_MARK: Final = '_b64":'
 GAP_MARK: Final = '"gap":'
 """Likewise, only in the line of a gap."""
 _REASON_CHARACTERS: Final = 200
+GAP_TEXT_BYTES_MAX: Final = 1536
+"""The line of a gap is no longer: a character is at most six bytes, and the rest has fewer than 200."""
 _SOME: Final = 4
 """Of so many lines one or more: all are decoded, which is no slower than decoding some and joining them before."""
 
@@ -309,7 +311,7 @@ def _piece(payload: bytes, time_ns: int, sequence: int, name: str) -> bytes:
 def _gap_chunk(record: Record, name: str, skip: int) -> Chunk:
     try:
         detail = _gap_decoder.decode(record.payload)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         detail = _GapDetail(reason="unknown")
     return gap_chunk(
         name,

@@ -83,6 +83,11 @@ class _Job:
         self.resend_at_ms: int | None = None
         self.abandoned = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is lost when it is forgotten. Whoever is owed a Resend waits for that."""
+        return not (self.waiting or self.flushing or self.abandoned) and self.resend_at_ms is None
+
 
 class Machine:
     """The state of all jobs on their way into the store."""
@@ -243,8 +248,7 @@ class Machine:
 
     def _add(self, job_id: JobId) -> _Job:
         if len(self._jobs) >= JOBS_MAX:
-            idle = (known for known, job in self._jobs.items() if not (job.waiting or job.flushing or job.abandoned))
-            oldest = next(idle, None)
+            oldest = next((known for known, job in self._jobs.items() if job.is_idle), None)
             if oldest is not None:
                 self._forget(oldest)
         job = self._jobs[job_id] = _Job()

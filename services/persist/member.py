@@ -46,6 +46,8 @@ _PREFIX: Final = _HEADER.pack(_MAGIC, 0, 0, 255, _EXTRA_BYTES, _SUBFIELD, _SUBFI
 _MEMBER_BYTES_MIN: Final = HEADER_BYTES + 2 + TRAILER.size  # an empty deflate stream has two bytes
 _RAW_DEFLATE: Final = -15
 _LINES_MAX: Final = 2**32 - 1
+_SEQUENCE_MAX: Final = 2**63 - 1
+"""Of what index.py can count; ingest takes no more (lines.py, INTEGER_MAX)."""
 
 
 class DamagedMember(Exception):
@@ -97,6 +99,8 @@ def parse_header(buffer: bytes | memoryview, offset: int = 0) -> Header | None:
     if prefix != _PREFIX or zlib.crc32(buffer[offset : offset + HEADER_BYTES - 4]) != crc:
         return None
     if not _MEMBER_BYTES_MIN <= member_bytes <= MEMBER_BYTES_MAX or inflated_bytes > INFLATED_BYTES_MAX:
+        return None
+    if first > _SEQUENCE_MAX or last > _SEQUENCE_MAX:
         return None
     return Header(member_bytes, inflated_bytes, Span(lines, first, last, first_ns, last_ns))
 

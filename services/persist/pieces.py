@@ -11,7 +11,7 @@ import structlog
 
 from common.identifiers import JobId
 from common.records import Stream
-from services.persist import damage, runs
+from services.persist import damage, lines, runs
 from services.persist.blocks import Blocks, Source
 from services.persist.index import Bounds, Hole, Member, Piece
 from services.persist.member import DamagedMember
@@ -71,9 +71,23 @@ class Pieces:
         read = self._read(stream, piece, bounds, self._search)
         return self._missing(stream, piece, bounds) if read is None else read
 
+    def gaps_of_no_stream(self, piece: Piece, bounds: Bounds) -> list[Run]:
+        """The wanted ones in a piece of stdout's file, where they stand, as far as it holds little else.
+
+        What is missing may have been of stderr. That of retention has a member of its own; to find one among much
+        output, all of it had to be inflated. Raises `StaleSegment`, OSError.
+        """
+        if not isinstance(piece, Member) or piece.header.inflated_bytes > lines.GAP_TEXT_BYTES_MAX:
+            return []
+        return [run for run in self._read(Stream.STDOUT, piece, bounds, None) or () if run.stream is Stream.NONE]
+
     def counts(self, run: Run) -> bool:
-        """Whether its entries are among those that are counted: a gap is told to who searches, and not counted."""
-        return self._search is None or not run.gap_reason
+        """Whether its entries are among those that are counted: a gap is told to who searches, and not counted.
+
+        Nor is one of no stream to who reads stderr.
+        """
+        told = run.stream is not Stream.NONE or Stream.STDOUT in self._streams
+        return not run.gap_reason or (self._search is None and told)
 
     def count(self, stream: Stream, piece: Piece, bounds: Bounds) -> tuple[int, int]:
         """How many wanted entries a piece has, and what it cost to know it. Raises as `runs` does."""

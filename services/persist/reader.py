@@ -18,7 +18,7 @@ from common.records import Stream
 from services.persist import tail
 from services.persist.blocks import Source
 from services.persist.index import Bounds, Piece
-from services.persist.pieces import DamagedMembers, Pieces
+from services.persist.pieces import PIECE_COST_BYTES, DamagedMembers, Pieces
 from services.persist.runs import Run
 from services.persist.search import Search
 from services.persist.segment import StaleSegment
@@ -79,6 +79,8 @@ class LogReader:
             first, self._skip = yield from self._start_of_tail(pieces, bounds, self._tail)
             bounds = bounds._replace(first_sequence=first)
         cursors = [_Cursor(pieces, stream, bounds) for stream in selection.streams]
+        if Stream.STDOUT not in selection.streams:
+            cursors.append(_Cursor(pieces, Stream.STDOUT, bounds, gaps_only=True))
         step: list[Run] = []
         size = work = 0
         try:
@@ -164,10 +166,11 @@ class LogReader:
 
 
 class _Cursor:
-    """Where a reader is in one stream."""
+    """Where a reader is in one stream. `gaps_only`: of stdout's file only what is missing of no stream is wanted."""
 
-    def __init__(self, pieces: Pieces, stream: Stream, bounds: Bounds) -> None:
+    def __init__(self, pieces: Pieces, stream: Stream, bounds: Bounds, *, gaps_only: bool = False) -> None:
         self._pieces, self._stream, self._bounds = pieces, stream, bounds
+        self._gaps_only = gaps_only
         self._left: Iterator[Piece] = pieces.of(stream, bounds)
         self.read_to = bounds.first_sequence
         """What lies before was read."""
@@ -188,10 +191,14 @@ class _Cursor:
             piece = next(self._left, None)
             if piece is None:
                 self.is_done = True
+                break
+            if self._gaps_only:
+                self.runs.extend(self._pieces.gaps_of_no_stream(piece, self._bounds))
+                cost += PIECE_COST_BYTES
             else:
                 self.runs.extend(self._pieces.runs(self._stream, piece, self._bounds))
-                self.read_to = piece.span.last_sequence + 1
                 cost += self._pieces.cost(piece)
+            self.read_to = piece.span.last_sequence + 1
         return cost
 
 

@@ -6,6 +6,7 @@ What is known of a job is kept in memory by holding.py. Not here: when to write 
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -117,7 +118,7 @@ class Store:
         with (
             self._jobs.using(job) as stored,
             stored.lock,
-            made_job_directory(self._metrics, job, self._disk, durable=False) as directory,
+            made_job_directory(self._metrics, job) as (directory, _),
         ):
             segment = stored.metrics
             if segment is None or not segment.is_in(directory):
@@ -261,7 +262,10 @@ class Store:
         logs = self._loaded(job, stored)
         positions = {stream: segment.last_sequence for stream, segment in logs.items()}
         planned = planning.plan(batch, positions, level_with=end or 0)
-        with made_job_directory(self._logs, job, self._disk, durable=self._durable) as directory:
+        with made_job_directory(self._logs, job) as (directory, is_new):
+            if self._durable and (is_new or not stored.entry_durable):
+                self._sync_entry(job)
+                stored.entry_durable = True
             for stream, segment in reversed(logs.items()):  # stdout last: its end mark speaks for both
                 members = self._members(planned.chunks[stream])
                 if end is not None and segment.ended_at is None and _wants_mark(stream, segment, members):
@@ -281,6 +285,14 @@ class Store:
         stored.settled = max(stored.settled, through)
         stored.live = True
         return Written(planned.repeats, planned.missing)
+
+    def _sync_entry(self, job: JobId) -> None:
+        try:
+            with files.directory_of(self._logs) as root:
+                self._disk.sync(root)
+        except OSError as cause:  # never tried again: see Segment
+            log.critical("synchronizing failed, the job is abandoned", job=job, why=os.strerror(cause.errno or 0))
+            raise AbandonedSegment(job) from cause
 
     @contextlib.contextmanager
     def _telling(self, size_bytes: int) -> Iterator[None]:

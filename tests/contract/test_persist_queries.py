@@ -11,6 +11,8 @@ from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]  # ship
 from common.messages.logs import StoreMetric
 from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
+from services.persist import member
+from services.persist.member import Span
 from tests.contract.test_persist_service import JOB, Rig, batches, each, run, store_records, stored
 from tests.unit.test_persist_journal import TIME_NS, output
 
@@ -60,6 +62,22 @@ def test_metrics_are_stored_and_aggregated(tmp_path: Path) -> None:
             assert (one.job_id, one.timestamp, one.cpu_percent) == (JOB, 30 * 10**12, cpu_percent)
             assert one.memory_bytes == memory_bytes
         assert await ask(aggregation="max", start_time=10**15) == []
+
+    run(tmp_path, scenario)
+
+
+def test_a_file_of_samples_that_lies_ends_nothing(tmp_path: Path) -> None:
+    """Its header counts further than there are numbers: it is as good as torn, and samples are stored behind it."""
+    (tmp_path / "metrics" / JOB).mkdir(parents=True)
+    lie = member.build(b"{}\n", Span(1, 2**64 - 1, 2**64 - 1, 1, 1), level=1)
+    (tmp_path / "metrics" / JOB / "metrics.jsonl.gz").write_bytes(lie)
+
+    async def scenario(rig: Rig) -> None:
+        await rig.send(*(StoreMetric(job=JOB, time_ns=n, cpu_percent=1.0, memory_bytes=n) for n in range(1, 13)))
+        await rig.send(store_records(output(b"a\n", 1)))
+        await rig.answered(stored(1))
+        request = pb.MetricQueryRequest(job_id=JOB)
+        assert [metric.memory_bytes async for metric in rig.stub.QueryMetrics(request)] == list(range(1, 13))
 
     run(tmp_path, scenario)
 

@@ -99,6 +99,22 @@ def test_a_dry_run_tells_what_the_run_then_does(tmp_path: Path) -> None:
     run_settled(tmp_path, scenario, age_days=7)
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_who_does_not_read_on_holds_up_nothing(tmp_path: Path, dry_run: bool) -> None:  # noqa: FBT001
+    """An operator with a pager has seen the first removal of many: the rules are applied meanwhile."""
+
+    async def scenario(rig: Rig) -> None:
+        for days in (8, 9, 10):
+            await finished(rig, days=days)
+        async with contextlib.aclosing(rig.keeper.apply(dry_run=dry_run)) as told:
+            await anext(told)
+            assert len(await apply(rig)) == (3 if dry_run else 0)
+            assert directories(tmp_path) == set()
+            assert len([one async for one in told]) == 2, "it is told the rest when it reads on"
+
+    run_settled(tmp_path, scenario, age_days=7)
+
+
 @pytest.mark.requirement("S0.73")
 def test_without_rules_nothing_is_removed(tmp_path: Path) -> None:
     """That is the default."""

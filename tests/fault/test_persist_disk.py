@@ -138,9 +138,33 @@ def test_a_file_found_at_the_start_is_synchronized_before_its_repeats_are_acknow
     disk = FaultyDisk()
     store = make_store(tmp_path, disk=disk, durability="fsync")
     write(store, JOB, output(b"a\n", 1))
-    assert disk.diary == ["sync", "sync"]
+    assert disk.diary == ["sync"] * 3, "logs directory, the file's data, job directory"
     write(store, JOB, output(b"a\n", 1))
-    assert disk.diary == ["sync", "sync"], "once is enough"
+    assert disk.diary == ["sync"] * 3, "once is enough"
+
+
+def test_a_directory_that_a_killed_process_made_is_synchronized(tmp_path: Path) -> None:
+    """It may have died between making the directory of a job and synchronizing its entry."""
+    disk = FaultyDisk()
+    store = make_store(tmp_path, disk=disk, durability="fsync")
+    (tmp_path / "logs" / JOB).mkdir()
+    write(store, JOB, output(b"a\n", 1))
+    assert disk.diary == ["sync", "write", "sync", "sync"], "logs directory, file, file's data, job directory"
+
+
+@pytest.mark.threat("F16")
+def test_the_entry_of_a_job_that_cannot_be_synchronized_is_not_tried_again(tmp_path: Path) -> None:
+    """A second fsync would succeed, whatever the first has lost: nothing of the job is acknowledged."""
+    disk = FaultyDisk()
+    disk.sync_error = errno.EIO
+    store = make_store(tmp_path, disk=disk, durability="fsync")
+    for error in (errno.EIO, None):
+        disk.sync_error = error
+        with pytest.raises(AbandonedSegment):
+            write(store, JOB, output(b"a\n", 1))
+    other = new_job_id()
+    write(store, other, output(b"x\n", 1))
+    assert joined(query(store, other), Stream.STDOUT) == b"x\n"
 
 
 @pytest.mark.threat("F13")

@@ -34,7 +34,7 @@ def member(*lines: bytes, **said: int) -> bytes:
     for text in lines:
         try:
             decoded.append(json.loads(text))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     sequences = [(one.get("sequence", 1), one.get("gap", 1)) for one in decoded] or [(1, 0)]
     times = [one["timestamp"] for one in decoded if "timestamp" in one] or [1]
@@ -86,6 +86,23 @@ def test_findings_cannot_drive_the_terminal(job: Path, capsys: pytest.CaptureFix
         shown = capsys.readouterr().out
         assert r"[2J" in shown
         assert shown.replace("\n", "").isprintable()
+
+
+@pytest.mark.threat("F11")
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"timestamp":1,"sequence":1,"stream":"\xff"}\n',
+        b'{"timestamp":1,"sequence":1,"else":' + b"[" * 100_000 + b"\n",
+    ],
+    ids=["not UTF-8", "deep"],
+)
+def test_a_line_that_no_decoder_can_take_is_a_finding(job: Path, text: bytes) -> None:
+    """Its checksum holds all the same: somebody wrote it so. The lines behind it are looked at."""
+    (job / "stdout.log.gz").write_bytes(member(text, line(1), lines=1) + member(line(2)))
+    report = verify_job(job)
+    assert [finding for finding in report.findings if finding.startswith("stdout.log.gz: line 1: ")]
+    assert report.lines == 4, "lines 1 and 2 of stdout, two of stderr"
 
 
 @pytest.mark.requirement("S0.10")

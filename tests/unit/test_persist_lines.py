@@ -139,7 +139,16 @@ def test_a_record_that_cannot_be_meant_is_refused(record: Record) -> None:
 
 
 @pytest.mark.parametrize(
-    "payload", [b"", b"not json", b'{"bytes":-5,"reason":7}', b'{"bytes":99999999999999999999}', b"\xff"]
+    "payload",
+    [
+        b"",
+        b"not json",
+        b'{"bytes":-5,"reason":7}',
+        b'{"bytes":99999999999999999999}',
+        b"\xff",
+        b'{"reason":"\xff"}',
+        b'{"else":' + b"[" * 100_000,
+    ],
 )
 def test_a_gap_whose_detail_is_unreadable_is_still_a_gap(payload: bytes) -> None:
     """How many entries are missing is in the header; the rest is courtesy."""

@@ -166,6 +166,16 @@ def test_the_number_of_jobs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.handle(batch(1)) == []
 
 
+def test_who_is_owed_a_resend_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has nothing to send until it hears that; on a full disk all jobs are owed one, and a new one comes."""
+    monkeypatch.setattr(machine_module, "JOBS_MAX", 1)
+    machine = Machine(LIMITS)
+    machine.handle(batch(0, size=100))
+    machine.handle(FlushFailed(JOB, abandoned=False, now_ms=0))
+    machine.handle(batch(0, job=OTHER))
+    assert machine.handle(Tick(1000))[0] == AskResend(JOB, 1)
+
+
 def test_a_small_flush_does_not_wait_for_large_ones() -> None:
     """Both places for large ones are taken and more wait: what is small begins at once."""
     machine = Machine(LIMITS)

@@ -76,6 +76,14 @@ def test_a_bomb_is_not_inflated_beyond_what_it_declares() -> None:
     assert member.parse_header(_with_length(honest[:64], len(honest), inflated=member.INFLATED_BYTES_MAX + 1)) is None
 
 
+@pytest.mark.parametrize("at", [28, 36])
+def test_a_header_with_a_sequence_that_cannot_be_is_none(at: int) -> None:
+    """Nothing that counts in 63 bits has to be afraid of what a file says, checksum or not."""
+    honest = member.build(TEXT, SPAN, level=1)
+    assert member.parse_header(_changed(honest[:64], at, (2**63 - 1).to_bytes(8, "little"))) is not None
+    assert member.parse_header(_changed(honest[:64], at, (2**63).to_bytes(8, "little"))) is None
+
+
 def test_find_header_skips_what_only_looks_like_one() -> None:
     """The magic alone is no header: its checksum must hold."""
     content = member.build(TEXT, SPAN, level=1)
@@ -93,9 +101,13 @@ def test_a_gap_of_more_lines_than_the_field_holds_is_clamped() -> None:
 
 
 def _with_length(header: bytes, member_bytes: int, *, inflated: int | None = None) -> bytes:
+    changed = _changed(header, 16, member_bytes.to_bytes(4, "little"))
+    return changed if inflated is None else _changed(changed, 20, inflated.to_bytes(4, "little"))
+
+
+def _changed(header: bytes, at: int, field: bytes) -> bytes:
+    """`header` with another field, and the checksum that goes with it."""
     changed = bytearray(header)
-    changed[16:20] = member_bytes.to_bytes(4, "little")
-    if inflated is not None:
-        changed[20:24] = inflated.to_bytes(4, "little")
+    changed[at : at + len(field)] = field
     changed[60:64] = zlib.crc32(bytes(changed[:60])).to_bytes(4, "little")
     return bytes(changed)

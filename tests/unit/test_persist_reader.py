@@ -141,6 +141,33 @@ def test_gaps_are_entries(tmp_path: Path) -> None:
 
 
 @pytest.mark.threat("F12")
+@pytest.mark.requirement("S0.73")
+@pytest.mark.parametrize("wait", [False, True])
+def test_what_was_trimmed_is_told_to_who_reads_stderr_alone(tmp_path: Path, *, wait: bool) -> None:
+    """The gap stands in stdout's file, and some of it was of stderr. It is told, cut by bounds, and not counted."""
+    store = make_store(tmp_path)
+    for n in range(1, 40):
+        write(store, JOB, output(b"%d %d\n" % (n, n % 10), n, stream=Stream.STDERR if n % 10 == 4 else Stream.STDOUT))
+    write(store, JOB, end=39)
+    size = sum(path.stat().st_size for path in (tmp_path / "logs" / JOB).iterdir())
+    cut = store.find_cut(JOB, size, size // 2)
+    assert cut is not None
+    store.trim(JOB, cut, stopped=lambda: False)
+
+    def told(**fields: object) -> list[tuple[int, int, str]]:
+        runs = query(store, JOB, stream=int(Stream.STDERR), wait=wait, **fields)
+        return [(run.first, run.lines, run.gap_reason) for run in runs]
+
+    missing, lines = (1, cut.through, "retention"), [(24, 1, ""), (34, 1, "")]
+    assert 14 <= cut.through < 24
+    assert told() == [missing, *lines]
+    assert told(from_sequence=5, until_sequence=24) == [(5, cut.through - 4, "retention"), lines[0]]
+    assert told(limit=1) == [missing, lines[0]]
+    assert told(offset=1) == [missing, lines[1]]
+    assert told(filter="34") == [missing, lines[1]]
+    assert told(tail=1) == [lines[1]]
+
+
 def test_a_damaged_member_is_named_and_the_rest_is_given(tmp_path: Path) -> None:
     """A flipped byte in the middle costs one member, which shows as a gap."""
     store = make_store(tmp_path)
