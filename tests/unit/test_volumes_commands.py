@@ -174,6 +174,7 @@ def test_memory_volumes_share_a_part_of_the_machines_memory(tmp_path: Path) -> N
     serve(scenario, tmp_path, memory_share_percent=50)
 
 
+@pytest.mark.threat("C09")
 @pytest.mark.threat("F15")
 def test_a_reserve_stays_free_on_the_disk(tmp_path: Path) -> None:
     """Also while others are being made, whose space may not be taken yet."""
