@@ -27,7 +27,8 @@ from common.allocator import keep_large_buffers
 from common.bus.transport import Transport
 from common.bus.zeromq import SocketOwners, ZeroMQ
 from common.config.layout import Layout, layout_of
-from common.config.load import PORT_MAX, load_settings, notices
+from common.config.load import load_settings, notices
+from common.config.ranges import PORT_MAX
 from common.config.settings import Settings
 from common.errors import JobletError
 from common.logsetup import configure_logging, escaped

@@ -25,6 +25,11 @@ class Collector:
         self.lines_of_test: dict[str, tuple[str, ...]] = {}
         self.outcomes: dict[str, str] = {}
 
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Refuse other processes: their collection, and so every mark, would pass this plugin by."""
+        if config.getoption("dist", "no") != "no":
+            raise pytest.UsageError("the report is made in one process: leave -n out")
+
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Keep the marked tests only: the others prove no line."""
         marked = []

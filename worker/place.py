@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from common.config.layout import Layout, layout_of
+from common.config.ranges import range_of
 from common.config.settings import Joblet, Jobs, Journal, Persist, Settings
 from common.errors import invalid, precondition
 from common.messages.jobs import OnFull
@@ -44,9 +45,12 @@ class Options:
         """Raise INVALID for what cannot be meant."""
         if self.keep_jobs and self.directory is None:
             raise invalid("keep_jobs without a directory", "name the directory in which they are found again")
-        for name in ("journal_bytes_max", "running_max", "uid_first"):
+        for name in ("journal_bytes_max", "running_max"):
             if getattr(self, name) < 1:
                 raise invalid(f"{name} is {getattr(self, name)}", "use at least 1")
+        least, most = range_of("joblet.jobs.uid_first")
+        if not least <= self.uid_first <= most:
+            raise invalid(f"uid_first is {self.uid_first}", f"use {least} to {most}")
 
     def settings(self, base: Path) -> Settings:
         """An executor's, on `base`: without persist, and without spare sandboxes, which would outlive a pause."""

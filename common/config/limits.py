@@ -19,6 +19,8 @@ PAGE_BYTES: Final = 4096
 """The least that is read or written."""
 IO_OPS_PER_S_MAX: Final = 2**32 - 2
 """The kernel keeps 32 bits, all of them set for "no limit", and drops the others in silence (block/blk-throttle.c)."""
+GRACE_MS_MAX: Final = 24 * 3600 * 1000
+"""From the stop signal to SIGKILL: a day."""
 
 LIMIT_RANGES: Final[dict[str, tuple[int, int]]] = {
     "cpu_percent": (1, 100 * 4096),

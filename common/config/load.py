@@ -20,36 +20,17 @@ from common.config.layout import layout_of
 from common.config.limits import check_limits
 from common.config.networks import check_networks
 from common.config.quotas import check_quotas
-from common.config.settings import DEFAULT_BASE_DIR, VERSION, Section, Settings
+from common.config.ranges import check_numbers
+from common.config.settings import DEFAULT_BASE_DIR, VERSION, PersistIpc, Section, Settings
 from common.config.yamltext import parse_yaml
 from common.errors import JobletError, invalid, not_found
-from common.identifiers import parse_node_id
+from common.identifiers import parse_name, parse_node_id
 
 CONFIG_FILE: Final = "joblet-config.yml"
 CONFIG_BYTES_MAX: Final = 1024 * 1024
-LOG_BATCH_EVENTS_MAX: Final = 10_000
-METRIC_BATCH_POINTS_MAX: Final = 1_000
-COMPRESSION_LEVEL_MAX: Final = 3
-PORT_MAX: Final = 65_535
-PERCENT_MAX: Final = 100
-UID_MAX: Final = 2**32 - 2
 
 PEM_MARK: Final = "-----BEGIN"
 HIDDEN: Final = "(PEM text, hidden)"
-
-_RETENTION: Final = "persist.storage.local.retention."
-_ZERO_ALLOWED: Final = frozenset(
-    {
-        "server.port",
-        "joblet.jobs.spares",
-        "joblet.journal.reserve_bytes",
-        "joblet.volumes.idle_mounts_max",
-        "joblet.volumes.reserve_bytes",
-        "joblet.volumes.snapshots_max",
-        "persist.storage.local.compression_level",
-        *(_RETENTION + rule for rule in ("age_days", "job_bytes", "owner_bytes", "total_bytes", "free_bytes")),
-    }
-)
 
 
 def load_settings(path: Path | None, *, base_dir: Path | None = None, port: int | None = None) -> Settings:
@@ -98,6 +79,11 @@ def notices(settings: Settings) -> tuple[str, ...]:
             "persist.storage.cloudwatch.log_stream_prefix is deprecated and ignored: streams are named "
             "{jobId}-stdout and {jobId}-stderr"
         )
+    ipc, usual = settings.persist.ipc, PersistIpc()
+    if ipc.max_connections != usual.max_connections:
+        found.append("persist.ipc.max_connections has no effect: the executor is the one writer")
+    if ipc.max_message_size != usual.max_message_size:
+        found.append("persist.ipc.max_message_size has no effect: the protocol's own bound is 134217728")
     return tuple(found)
 
 
@@ -116,7 +102,8 @@ def effective(settings: Settings) -> dict[str, Any]:
     persist["storage"]["base_dir"] = settings.persist.storage.base_dir or settings.joblet.base_dir
     persist["storage"]["local"]["logs"]["directory"] = str(layout.logs)
     persist["storage"]["local"]["metrics"]["directory"] = str(layout.metrics)
-    for section in ("limits", "quotas"):
+    shown["joblet"]["volumes"]["directory"] = str(layout.volumes)
+    for section in ("limits", "quotas", "volumes"):
         shown["joblet"][section] = _what_is_set(shown["joblet"][section])
     return shown
 
@@ -176,19 +163,8 @@ def _check_leaf(value: Any, expected: Any, name: str) -> None:
 def _check_values(settings: Settings) -> None:
     if settings.version != VERSION:
         raise invalid(f"version is {settings.version[:20]!r}", f'expected: "{VERSION}"')
-    node_id(settings)
-    _check_numbers(msgspec.to_builtins(settings), "")
-    cloudwatch = settings.persist.storage.cloudwatch
-    _at_most("server.port", settings.server.port, PORT_MAX)
-    _at_most("persist.storage.cloudwatch.log_batch_size", cloudwatch.log_batch_size, LOG_BATCH_EVENTS_MAX)
-    _at_most("persist.storage.cloudwatch.metric_batch_size", cloudwatch.metric_batch_size, METRIC_BATCH_POINTS_MAX)
-    _at_most(
-        "persist.storage.local.compression_level",
-        settings.persist.storage.local.compression_level,
-        COMPRESSION_LEVEL_MAX,
-    )
-    _at_most("joblet.volumes.memory_share_percent", settings.joblet.volumes.memory_share_percent, PERCENT_MAX)
-    _at_most("joblet.jobs.uid_first", settings.joblet.jobs.uid_first, UID_MAX - 65_536)
+    _check_words(settings)
+    check_numbers(msgspec.to_builtins(settings))
     if settings.persist.storage.type == "cloudwatch" and not settings.server.node_id:
         raise invalid("server.nodeId is not set", "CloudWatch storage needs one, unique among the nodes")
     check_identity(settings.security.identity)
@@ -196,6 +172,22 @@ def _check_values(settings: Settings) -> None:
     check_quotas(settings.joblet.quotas)
     check_networks(settings.joblet.networks)
     _check_paths(settings)
+
+
+def _check_words(settings: Settings) -> None:
+    """Names and addresses that no service could start with."""
+    key = "server.nodeId"
+    try:
+        node_id(settings)
+        key = "joblet.cgroup_parent"
+        parse_name(settings.joblet.cgroup_parent, "control group")
+    except JobletError as error:
+        raise invalid(f"{key}: {error.message}", error.detail) from error
+    if not settings.server.address:
+        raise invalid("server.address is empty", "expected: 0.0.0.0 for all addresses, or one of this host")
+    output = settings.logging.output
+    if output not in ("stdout", "stderr") and not output.startswith("/"):
+        raise invalid(f"logging.output is {output[:200]!r}", "expected: stdout, stderr or an absolute path")
 
 
 def _check_paths(settings: Settings) -> None:
@@ -210,6 +202,9 @@ def _check_paths(settings: Settings) -> None:
     ):
         if path and (not path.startswith("/") or "\0" in path or ".." in Path(path).parts):
             raise invalid(f"{name} is {path[:200]!r}", "expected: an absolute path without ..")
+    for path in settings.joblet.jobs.read_only_paths:
+        if not path.startswith("/") or ".." in Path(path).parts:
+            raise invalid(f"joblet.jobs.read_only_paths has {path[:200]!r}", "expected: absolute paths without ..")
     if not settings.joblet.base_dir:
         raise invalid("joblet.base_dir is empty", "expected: an absolute path")
     rootfs = settings.joblet.jobs.rootfs
@@ -221,21 +216,6 @@ def _check_paths(settings: Settings) -> None:
             f"persist.ipc.socket is {ipc.socket[:200]!r}",
             f"the socket follows the base directory: leave it out, or write {run / 'persist-ipc.sock'}",
         )
-
-
-def _check_numbers(section: dict[str, Any], prefix: str) -> None:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            _check_numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool):
-            least = 0 if prefix + key in _ZERO_ALLOWED else 1
-            if value < least or value >= 2**63:
-                raise invalid(f"{prefix}{key} is {value}", f"expected: {least} or more")
-
-
-def _at_most(name: str, value: int, most: int) -> None:
-    if value > most:
-        raise invalid(f"{name} is {value}", f"expected: at most {most}")
 
 
 def _what_is_set(section: dict[str, Any]) -> dict[str, Any]:

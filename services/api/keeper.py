@@ -27,8 +27,6 @@ from services.api.looks import FRAME_BYTES_MAX, LENGTH, Look, unpacked
 
 log = structlog.get_logger(__name__)
 
-INTERVAL_MS_MIN: Final = 10
-INTERVAL_MS_MAX: Final = 86_400_000
 _SOURCE_ROOT: Final = Path(__file__).resolve().parents[2]
 _PROGRAM: Final = (
     f"import sys; sys.path.insert(0, {str(_SOURCE_ROOT)!r}); from services.api.keeper_program import main; main()"
@@ -55,8 +53,7 @@ class Keeper:
         ours, theirs = socket.socketpair()
         ours.settimeout(0)
         uid, gid = (users.api_uid, users.gid) if users else (0, 0)
-        interval_ms = min(max(settings.security.reload_ms, INTERVAL_MS_MIN), INTERVAL_MS_MAX)
-        numbers = (theirs.fileno(), os.getpid(), uid, gid, interval_ms)
+        numbers = (theirs.fileno(), os.getpid(), uid, gid, settings.security.reload_ms)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, numbers), *paths],

@@ -1,4 +1,4 @@
-"""What the operator's configuration makes of a job's limits, network and output, by the roles of its owner. Pure.
+"""What the operator's configuration makes of a job's limits, network, output and end, by its owner's roles. Pure.
 
 Belongs here: the rules over `joblet.limits`, and defaults. Does not belong here: ranges (`common/config/limits.py`),
 and whether this host can enforce what comes out (the executor, which refuses what it cannot).
@@ -35,12 +35,13 @@ RUNNERS: Final = tuple(roles_with(Permission.RUN))
 
 
 class Policy(NamedTuple):
-    """What the operator decided. `unset`: what holds for a limit that nobody sets; `network`, `on_full`: likewise."""
+    """What the operator decided. `unset`: what holds for a limit that nobody sets; what is below it: likewise."""
 
     limits: LimitPolicy
     unset: Mapping[str, int]
     network: Network
     on_full: OnFull
+    grace_ms: int
 
 
 class Bound(NamedTuple):
@@ -53,7 +54,13 @@ class Bound(NamedTuple):
 def policy_of(settings: Joblet) -> Policy:
     """The policy that `settings` mean."""
     unset = {"cpu_weight": NORMAL_WEIGHT, "io_weight": NORMAL_WEIGHT, "pids": settings.jobs.pids}
-    return Policy(settings.limits, unset, Network(settings.jobs.network), OnFull(settings.journal.on_full))
+    return Policy(
+        settings.limits,
+        unset,
+        Network(settings.jobs.network),
+        OnFull(settings.journal.on_full),
+        settings.jobs.grace_ms,
+    )
 
 
 def applied(limits: Limits, roles: Collection[Role], policy: Policy) -> Limits:

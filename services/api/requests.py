@@ -13,7 +13,7 @@ from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from common.config.limits import LIMIT_RANGES, checked_cpu_list
+from common.config.limits import GRACE_MS_MAX, LIMIT_RANGES, checked_cpu_list
 from common.errors import invalid
 from common.identifiers import parse_name
 from common.messages import jobs
@@ -36,7 +36,6 @@ PAGE_SIZE_MAX: Final = 1000
 PAGE_TOKEN_CHARACTERS_MAX: Final = 512
 PRIORITY_MAX: Final = 100
 AHEAD_S_MAX: Final = 365 * 24 * 3600
-GRACE_MS_MAX: Final = 24 * 3600 * 1000
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,254}", re.ASCII)
 _PAGE_TOKEN = re.compile(rf"[A-Za-z0-9_.:=+/-]{{0,{PAGE_TOKEN_CHARACTERS_MAX}}}", re.ASCII)
@@ -53,11 +52,12 @@ def job_spec(
     *,
     network: jobs.Network = jobs.Network.NONE,
     on_full: jobs.OnFull = jobs.OnFull.BLOCK,
+    grace_ms: int = 10_000,
     clock_ns: Callable[[], int] = time.time_ns,
 ) -> jobs.JobSpec:
     """The spec in a request. `upload` finds a staged upload of the caller by its id, or raises.
 
-    `network` and `on_full`: what the node does for jobs that do not say. The record has what holds.
+    `network`, `on_full` and `grace_ms`: what the node does for jobs that do not say. The record has what holds.
     Raises JobletError: INVALID naming the field.
     """
     arguments = _arguments(spec)
@@ -78,7 +78,7 @@ def job_spec(
         limits=_limits(spec.limits),
         volumes=_volumes(spec.volumes),
         network=_network(spec.network, network),
-        grace_ms=within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else 10_000,
+        grace_ms=within("grace_ms", spec.grace_ms, 0, GRACE_MS_MAX) if spec.HasField("grace_ms") else grace_ms,
         stop_signal=signal_number("stop_signal", spec.stop_signal) or int(signal.SIGTERM),
         uploads=tuple(upload(one) for one in spec.upload_ids),
         on_full=_on_full(spec.on_full, on_full),

@@ -58,7 +58,10 @@ class Submission:
 
     def _spec(self, message: job_pb2.JobSpec, upload: Callable[[str], jobs.Upload]) -> jobs.JobSpec:
         """What the caller asks for, as far as his roles may."""
-        spec = requests.job_spec(message, upload, network=self._policy.network, on_full=self._policy.on_full)
+        policy = self._policy
+        spec = requests.job_spec(
+            message, upload, network=policy.network, on_full=policy.on_full, grace_ms=policy.grace_ms
+        )
         roles = current().principal.roles
         check_network(spec.network, roles)
-        return msgspec.structs.replace(spec, limits=applied(spec.limits, roles, self._policy))
+        return msgspec.structs.replace(spec, limits=applied(spec.limits, roles, policy))

@@ -41,12 +41,6 @@ READERS: Final = 4
 COMPRESSORS: Final = 2
 """More would wait: encoding, which feeds them, is not parallel."""
 STOP_GRACE_S: Final = 1.0
-LEVELS: Final = (0, 3)
-FLUSH_BYTES: Final = (4096, 8 * 2**20)
-FLUSH_MS: Final = (1, 10_000)
-JOB_BYTES_MIN: Final = 4096
-"""Of retention: a gap, two end marks and the summary fit into it."""
-INTERVAL_MS: Final = (100, 24 * 3600 * 1000)
 
 
 async def serve(startup: Startup) -> None:
@@ -152,20 +146,6 @@ def _check(settings: Settings, layout: Layout) -> None:
     if kind != "local":
         raise precondition(
             f"persist.storage.type is {kind!r}, which this release does not have", "set it to local and start again"
-        )
-    local = settings.persist.storage.local
-    for name, value, (low, high) in (
-        ("compression_level", local.compression_level, LEVELS),
-        ("flush_bytes", local.flush_bytes, FLUSH_BYTES),
-        ("flush_ms", local.flush_ms, FLUSH_MS),
-        ("retention.interval_ms", local.retention.interval_ms, INTERVAL_MS),
-    ):
-        if not low <= value <= high:
-            raise invalid(f"persist.storage.local.{name} is {value}", f"use {low} to {high}")
-    if 0 < local.retention.job_bytes < JOB_BYTES_MIN:
-        raise invalid(
-            f"persist.storage.local.retention.job_bytes is {local.retention.job_bytes}",
-            f"use 0 for no such rule, or at least {JOB_BYTES_MIN}",
         )
     socket = settings.persist.ipc.socket
     if socket and not _is_ours(Path(socket), layout):

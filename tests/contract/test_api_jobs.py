@@ -9,10 +9,10 @@ import grpc
 import pytest
 from grpc import aio
 
-from common.config.settings import Journal, Uploads
+from common.config.settings import Jobs, Journal, Uploads
 from common.identifiers import JobId
 from common.messages import jobs, logs
-from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
+from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, worker_pb2
 from tests.api_node import Client, running_node
 from tests.waiting import await_for
 
@@ -375,5 +375,26 @@ def test_a_job_has_the_policy_of_the_node_or_its_own(tmp_path: Path) -> None:
                 planned = node.executor.requests[-1]
                 assert isinstance(planned, jobs.PlanJob)
                 assert planned.spec == node.executor.jobs[ran.job.id].spec
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.requirement("X18")
+def test_a_job_has_the_grace_of_the_node_or_its_own(tmp_path: Path) -> None:
+    """Who does not say how long it takes from the stop signal to SIGKILL gets the node's default, `jobs.grace_ms`."""
+
+    async def scenario() -> None:
+        async with running_node(tmp_path, job_defaults=Jobs(grace_ms=700)) as node:
+            client = node.client("ann", "user")
+            for spec, held in (
+                (job_pb2.JobSpec(command="true"), 700),
+                (job_pb2.JobSpec(command="true", grace_ms=0), 0),
+                (job_pb2.JobSpec(command="true", grace_ms=30_000), 30_000),
+            ):
+                ran = await client.jobs.RunJob(job_pb2.RunJobRequest(spec=spec))
+                assert ran.job.spec.grace_ms == held
+                assert node.executor.jobs[ran.job.id].spec.grace_ms == held
+            started = await client.worker.Start(worker_pb2.StartRequest(name="true"))
+            assert node.executor.jobs[started.jobID].spec.grace_ms == 700
 
     asyncio.run(scenario())

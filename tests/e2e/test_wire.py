@@ -1,5 +1,6 @@
 """Bad input on every way in: the services say no, count it, and go on."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -108,6 +109,27 @@ def test_no_abstract_sockets(node: Node) -> None:
         fields for fields in listening if len(fields) == 8 and fields[7].startswith("@") and fields[6] in inodes
     ]
     assert not abstract
+
+
+@pytest.mark.threat("E07")
+def test_the_api_alone_is_on_the_network(node: Node) -> None:
+    """Of all processes of a node one listens on TCP, on one port, and none on UDP: the bus has no way from outside."""
+    listening: dict[str, tuple[bool, int]] = {}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if table.startswith("udp") or fields[3] == "0A":  # TCP_LISTEN, include/net/tcp_states.h
+                listening[f"socket:[{fields[9]}]"] = (
+                    table.startswith("tcp"),  # whichever: gRPC's IPv4 may be a mapped one
+                    int(fields[1].rpartition(":")[2], 16),
+                )
+    name_of = {pid: name for name, pid in pids(node).items()}
+    found: set[tuple[str, bool, int]] = set()
+    for pid in node.processes():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            names = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+            found |= {(name_of.get(pid, "another"), *listening[name]) for name in names & listening.keys()}
+    assert found == {("api", True, node.port)}
 
 
 @pytest.mark.threat("D16")

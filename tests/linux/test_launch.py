@@ -149,6 +149,7 @@ def test_a_false_device_is_refused(sandboxes: Sandboxes) -> None:
     assert "not the character device 1:5" in result.exit["failure"]["message"]
 
 
+@pytest.mark.requirement("S2.32", "S3.19", "X6")
 def test_a_group_that_is_not_there_fails_the_launch(sandboxes: Sandboxes) -> None:
     """A job that cannot be placed in its group does not run, and the step is named."""
     launch = sandboxes.plan("true")

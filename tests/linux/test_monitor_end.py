@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.config.limits import LIMIT_RANGES
 from common.records import RecordType
 from services.executor.control import send_stop
 from services.executor.linux.processes import pidfd_send_signal
@@ -87,6 +88,13 @@ def test_the_run_time_is_limited(sandboxes: Sandboxes) -> None:
     assert (gentle.exit["signal"], gentle.exit["ended_by"]) == (signal.SIGTERM, "timeout")
     stubborn = sandboxes.shell("trap '' TERM; while :; do sleep 0.05; done", timeout_ms=limit_ms, grace_ms=150)
     assert (stubborn.exit["signal"], stubborn.exit["ended_by"]) == (9, "timeout")
+
+
+def test_the_longest_time_limit_is_one(sandboxes: Sandboxes) -> None:
+    """A job that may run for ten years runs and ends as any other: epoll_wait(2) takes 25 days at most."""
+    job = sandboxes.start("sh", "-c", "echo up; sleep 0.2; exit 3", timeout_ms=LIMIT_RANGES["timeout_ms"][1])
+    result = job.result()
+    assert (result.stdout, result.exit["exit_code"], result.exit["ended_by"]) == (b"up\n", 3, "")
 
 
 def test_a_stop_before_the_start_is_kept(sandboxes: Sandboxes) -> None:

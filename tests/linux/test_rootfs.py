@@ -19,6 +19,10 @@ STATIC = (
     "#include <stdio.h>\n#include <sys/stat.h>\nint main(int c, char **v) { struct stat s; for (int i = 1; i < c; i++)"
     ' printf("%s %s\\n", v[i], stat(v[i], &s) ? "missing" : s.st_uid ? "other" : "root"); return 0; }\n'
 )
+WRITER = (
+    "#include <errno.h>\n#include <fcntl.h>\n#include <stdio.h>\n#include <string.h>\nint main(int c, char **v) {"
+    ' for (int i = 1; i < c; i++) puts(open(v[i], O_WRONLY | O_CREAT, 0600) < 0 ? strerror(errno) : "wrote"); }\n'
+)
 
 
 def run(base: Path, rootfs: str, *argv: str) -> Result:
@@ -64,6 +68,31 @@ def test_a_directory_is_the_root(directory: Path, tmp_path: Path) -> None:
         "/sys": "missing",
         "/out": "missing",  # the link is a link of the job's root: it leads to no file of the host
     }
+
+
+@pytest.mark.threat("E09")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_a_directory_that_everybody_may_write_is_not_written(directory: Path, tmp_path: Path) -> None:
+    """What the host's modes would allow a job, its mounts do not: no file of its root is changed, made or removed."""
+    writer = directory / "bin" / "writer"
+    source = tmp_path / "writer.c"
+    source.write_text(WRITER)
+    subprocess.run(["gcc", "-static", "-o", writer, source], check=True, timeout=60)
+    content = writer.read_bytes()
+    for path in (directory, *directory.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o777)
+    before = sorted(str(path) for path in directory.rglob("*"))
+    base = tmp_path / "base"
+    base.mkdir()
+    control = subprocess.run([writer, tmp_path / "open"], capture_output=True, check=True, timeout=60)
+    assert control.stdout == b"wrote\n", "unprotected it can"
+    places = ("/bin/new", "/bin/probe", "/bin/writer", "/sbin/new", "/secret/new", "/etc/ssl/certs/ca.pem", "/new")
+    lines = run(base, str(directory), "/bin/writer", *places).stdout.decode().splitlines()
+    assert len(lines) == len(places)
+    assert set(lines) <= {"Read-only file system", "Permission denied", "Text file busy"}, lines
+    assert lines.count("Read-only file system") >= 5, lines
+    assert (writer.read_bytes(), sorted(str(path) for path in directory.rglob("*"))) == (content, before)
 
 
 @pytest.mark.skipif(shutil.which("busybox") is None, reason="needs busybox")

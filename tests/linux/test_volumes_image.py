@@ -130,6 +130,7 @@ def test_what_the_job_gets(storage: ImageStorage) -> None:
 
 
 @pytest.mark.threat("C07")
+@pytest.mark.threat("C09")
 def test_a_job_cannot_make_holes(storage: ImageStorage, layout: Layout) -> None:
     """Writing here and there into allocated space, giving space back, trimming as root: every block stays."""
     fresh_loop_device()
@@ -188,6 +189,7 @@ def test_the_estimate_holds(tmp_path: Path, size: int) -> None:
     assert not (tmp_path / "template").exists()
 
 
+@pytest.mark.threat("F33")
 def test_mounted_twice_is_mounted_once(storage: ImageStorage, layout: Layout) -> None:
     """One loop device, also while the namespace of a job that ended has the file system still."""
     volume = record(2 * MIB)
@@ -304,6 +306,7 @@ def test_killed_while_it_copies(storage: ImageStorage, layout: Layout, tmp_path:
 
 
 @pytest.mark.threat("C07")
+@pytest.mark.threat("C09")
 def test_a_full_disk_below(tmp_path: Path) -> None:
     """Nothing is made there, nothing of it is left, and no write into a volume that is there is lost."""
     with small_disk(tmp_path, 48) as disk:

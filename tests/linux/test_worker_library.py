@@ -359,3 +359,6 @@ def test_a_worker_is_made_of_sense() -> None:
         Worker(keep_jobs=True)
     with pytest.raises(JobletError, match="journal_bytes_max"):
         Worker(journal_bytes_max=0)
+    for first in (1000, 2**32):
+        with pytest.raises(JobletError, match=f"uid_first is {first}: use 65536 to"):
+            Worker(uid_first=first)

@@ -128,6 +128,7 @@ def until_nothing(node: Node, before: Occupied, special: list[str]) -> None:
 @pytest.mark.timeout(JOBS * SECONDS_PER_JOB_MAX * 2 + 900)
 @pytest.mark.threat("C01")
 @pytest.mark.threat("C26")
+@pytest.mark.threat("F37")
 def test_nothing_is_left_of_ten_thousand_jobs(node: Node) -> None:
     """Plain ones, failing ones, fork bombs, double forks, stubborn ones, files, networks: each ends right, all goes."""
     seed = int(os.environ.get("JOBLET_TEST_SEED", random.SystemRandom().randrange(10**6)))

@@ -2,9 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
 from common.config.layout import layout_of
 from common.config.load import (
@@ -201,7 +205,55 @@ def test_an_unknown_key_is_named_in_full_with_the_nearest_known_one(
         ("persist: [1]", "persist", "[1]", "a section"),
         ("persist: {storage: {type: tape}}", "persist.storage.type", "tape", "'local'"),
         ("joblet: {base_dir: relative}", "joblet.base_dir", "relative", "absolute path"),
-        ("joblet: {jobs: {pids: 0}}", "joblet.jobs.pids", "0", "1 or more"),
+        ("joblet: {jobs: {pids: 1}}", "joblet.jobs.pids", "1", "2 or more"),
+        ("joblet: {jobs: {pids: 4194305}}", "joblet.jobs.pids", "4194305", "at most 4194304"),
+        ("joblet: {jobs: {grace_ms: 86400001}}", "joblet.jobs.grace_ms", "86400001", "at most 86400000"),
+        ("joblet: {jobs: {uid_first: 1000}}", "joblet.jobs.uid_first", "1000", "65536 or more"),
+        ("joblet: {jobs: {work_bytes: 4095}}", "joblet.jobs.work_bytes", "4095", "4096 or more"),
+        (
+            "joblet: {jobs: {work_bytes: 8193, work_bytes_max: 8192}}",
+            "joblet.jobs.work_bytes",
+            "8193",
+            "at most joblet.jobs.work_bytes_max, 8192",
+        ),
+        ("joblet: {jobs: {read_only_paths: [usr]}}", "joblet.jobs.read_only_paths", "usr", "absolute paths"),
+        ("joblet: {cgroup_parent: a/b}", "joblet.cgroup_parent", "a/b", "letters, digits"),
+        ("server: {nodeId: a b}", "server.nodeId", "a b", "letters, digits"),
+        ('server: {address: ""}', "server.address", "empty", "of this host"),
+        ("logging: {output: joblet.log}", "logging.output", "joblet.log", "an absolute path"),
+        ("security: {reload_ms: 9}", "security.reload_ms", "9", "10 or more"),
+        (
+            "joblet: {grpc: {keepalive_time_ms: 2147483648}}",
+            "joblet.grpc.keepalive_time_ms",
+            "2147483648",
+            "at most 2147483647",
+        ),
+        (
+            "persist: {server: {max_connections: 2147483648}}",
+            "persist.server.max_connections",
+            "2147483648",
+            "at most 2147483647",
+        ),
+        (
+            "persist: {storage: {local: {compression_level: 4}}}",
+            "persist.storage.local.compression_level",
+            "4",
+            "at most 3",
+        ),
+        ("persist: {storage: {local: {flush_ms: 10001}}}", "local.flush_ms", "10001", "at most 10000"),
+        ("persist: {storage: {local: {flush_bytes: 1}}}", "local.flush_bytes", "1", "4096 or more"),
+        (
+            "persist: {storage: {local: {retention: {interval_ms: 99}}}}",
+            "retention.interval_ms",
+            "99",
+            "100 or more",
+        ),
+        (
+            "persist: {storage: {local: {retention: {job_bytes: 4095}}}}",
+            "retention.job_bytes",
+            "4095",
+            "4096 or more",
+        ),
         ("joblet: {jobs: {read_only_paths: /usr}}", "joblet.jobs.read_only_paths", "/usr", "a list"),
         (
             "persist: {storage: {cloudwatch: {metric_dimensions: {A: 1}}}}",
@@ -299,6 +351,16 @@ def test_the_deprecated_stream_prefix_is_accepted_and_noted(tmp_path: Path) -> N
     assert notices(Settings()) == ()
 
 
+def test_what_has_no_effect_is_noted(tmp_path: Path) -> None:
+    """Two keys of the sources are for a server of connections; nobody is to believe that they change anything."""
+    settings = load(tmp_path, "persist: {ipc: {max_connections: 20, max_message_size: 4096}}")
+    assert ["has no effect" in notice for notice in notices(settings)] == [True, True]
+    assert [notice.split()[0] for notice in notices(settings)] == [
+        "persist.ipc.max_connections",
+        "persist.ipc.max_message_size",
+    ]
+
+
 @pytest.mark.threat("D28")
 @pytest.mark.parametrize(
     "text",
@@ -346,6 +408,8 @@ def test_effective_fills_in_what_follows_and_hides_keys() -> None:
     assert shown["security"]["serverKey"] == HIDDEN
     assert shown["security"]["caCert"] == "/opt/joblet/certs/ca.crt"
     assert shown["persist"]["storage"]["local"]["logs"]["directory"] == "/opt/joblet/logs"
+    assert shown["joblet"]["volumes"]["directory"] == "/var/lib/joblet/volumes"
+    assert "owner_bytes_max" not in shown["joblet"]["volumes"], "nobody set it"
     assert shown["server"]["nodeId"] == node_id(settings)
     assert "abc" not in str(shown)
 
@@ -375,13 +439,52 @@ joblet:
     assert effective(Settings())["joblet"]["limits"] == {}
 
 
+def test_what_is_shown_can_be_loaded(tmp_path: Path) -> None:
+    """`joblet config show` prints a file that means the same."""
+    settings = load(tmp_path, "joblet: {base_dir: /srv/node, volumes: {owner_bytes_max: 5}, quotas: {streams: 3}}")
+    again = load(tmp_path, json.dumps(effective(settings)))
+    assert effective(again) == effective(settings)
+    assert layout_of(again) == layout_of(settings)
+    assert again.joblet.volumes.owner_bytes_max == 5
+
+
 def test_examples_of_the_documentation_load(tmp_path: Path) -> None:
-    """Whatever docs/configuration.md shows as a file is one."""
-    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
-    examples = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(examples) >= 4
+    """Whatever a chapter shows as a file of the node is one; a client's has `nodes`."""
+    chapters = (Path(__file__).parents[2] / "docs").glob("*.md")
+    examples = [
+        example
+        for chapter in chapters
+        for example in re.findall(r"^```yaml\n(.*?)^```", chapter.read_text(), re.MULTILINE | re.DOTALL)
+        if "\nnodes:" not in example
+    ]
+    assert len(examples) >= 9
     for example in examples:
         load(tmp_path, example)
+
+
+def test_every_default_is_documented_as_it_is() -> None:
+    """The second column of docs/configuration.md is what holds when nothing is said."""
+    text = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    documented = dict(re.findall(r"^\| `([\w.]+)` \| (.+?) \| .+ \|$", text, re.MULTILINE))
+    wrong = {}
+    for key, default in defaults(msgspec.to_builtins(Settings()), ""):
+        told = documented.get(key, "").strip("`")
+        value = None if told == "not set" else yaml.safe_load(re.sub(r"(?<=\d),(?=\d{3})", "", told))
+        if (list(default) if isinstance(default, tuple) else default) != value:
+            wrong[key] = (default, told)
+    assert wrong == {}
+
+
+def defaults(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every key with its default, but for limits and quotas of roles, which have none."""
+    for key, value in section.items():
+        name = prefix + key
+        if name in {"joblet.limits", "joblet.quotas.roles"}:
+            continue
+        if isinstance(value, dict) and value and not name.endswith(".marks"):
+            yield from defaults(value, f"{name}.")
+        else:
+            yield name, value
 
 
 def test_every_setting_is_documented() -> None:

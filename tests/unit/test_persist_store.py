@@ -155,7 +155,7 @@ def test_a_file_that_shrank_is_loaded_again(tmp_path: Path) -> None:
     run_program("gzip", "-t", str(log_file(tmp_path)))
 
 
-@pytest.mark.requirement("S0.44")
+@pytest.mark.requirement("S0.12", "S0.44")
 def test_delete_removes_everything_and_tells_how_much(tmp_path: Path) -> None:
     """Both directories go; the job may begin anew; a job of which there is nothing is fine."""
     store = make_store(tmp_path)

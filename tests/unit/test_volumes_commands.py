@@ -1,8 +1,10 @@
 """The volumes service as its askers see it: what is made, found, listed, refused and removed."""
 
 import asyncio
+import contextlib
 import errno
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from common.messages.volumes import (
     VolumeFound,
     VolumeKind,
     VolumePage,
+    VolumeRecord,
     VolumeStatus,
 )
 from services.volumes.disk import LONG_THREADS
@@ -61,6 +64,41 @@ def test_names_are_unique_among_one_owners_volumes(tmp_path: Path) -> None:
         assert (await node.create(owner="bob")).id != own.id
         assert (await refusal(node.create())).reason is Reason.EXISTS
         assert len(node.disk.volumes) == 2
+
+    serve(scenario, tmp_path)
+
+
+@pytest.mark.threat("D24")
+def test_of_fifty_at_once_exactly_one_gets_the_name(tmp_path: Path) -> None:
+    """The others are told so; when it is made, used and removed by many at once, records and disk agree after it."""
+
+    async def scenario(node: Node) -> None:
+        answers = await asyncio.gather(*(node.create() for _ in range(50)), return_exceptions=True)
+        refusals = [each for each in answers if isinstance(each, JobletError)]
+        (made,) = (each for each in answers if isinstance(each, VolumeRecord))
+        assert [each.reason for each in refusals] == [Reason.EXISTS] * 49
+        assert list(node.disk.volumes) == [made.id]
+
+        async def create() -> None:
+            await node.create()
+
+        async def delete() -> None:
+            found = await node.get("data")
+            await node.api.request(DeleteVolume(volume=found.id), VolumeDeleted)
+
+        async def use() -> None:
+            await node.release(await node.use("data"))
+
+        async def until_it_was_done(change: Callable[[], Awaitable[None]], times: int) -> None:
+            while times:
+                with contextlib.suppress(JobletError):
+                    await change()
+                    times -= 1
+
+        await asyncio.gather(*(until_it_was_done(change, 5) for change in (create, delete, use) * 3))
+        (left,) = (await page(node)).volumes  # as often made as removed, and one was there
+        assert (left.status, left.uses) == (VolumeStatus.AVAILABLE, ())
+        assert list(node.disk.volumes) == [left.id]
 
     serve(scenario, tmp_path)
 
@@ -174,6 +212,7 @@ def test_memory_volumes_share_a_part_of_the_machines_memory(tmp_path: Path) -> N
     serve(scenario, tmp_path, memory_share_percent=50)
 
 
+@pytest.mark.threat("C09")
 @pytest.mark.threat("F15")
 def test_a_reserve_stays_free_on_the_disk(tmp_path: Path) -> None:
     """Also while others are being made, whose space may not be taken yet."""

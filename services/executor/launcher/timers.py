@@ -2,6 +2,10 @@
 
 import time
 from collections.abc import Callable
+from typing import Final
+
+WAIT_S_MAX: Final = 86_400
+"""epoll_wait(2) takes milliseconds in an int, 25 days; a job may run for ten years. So the loop looks once a day."""
 
 
 class Timers:
@@ -31,10 +35,10 @@ class Timers:
         self._timers.clear()
 
     def wait_s(self) -> float:
-        """Seconds until the next one is due; -1: none is set."""
+        """Seconds until the next one is due, WAIT_S_MAX at most; -1: none is set."""
         if not self._timers:
             return -1
-        return max(0, min(due for due, _ in self._timers.values()) - _now_ms()) / 1000
+        return min(WAIT_S_MAX, max(0, min(due for due, _ in self._timers.values()) - _now_ms()) / 1000)
 
     def run_due(self) -> None:
         """Call what is due."""
