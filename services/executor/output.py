@@ -122,6 +122,7 @@ class Output:
         journal = self._journals.get(job)
         if journal is not None:
             journal.sealed = True
+            self.sender.sealed(job)
         await self.follower.caught_up(job)
         tail = self.follower.tail(job)
         if tail is None:

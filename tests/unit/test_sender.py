@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,9 +23,7 @@ from services.executor.sender import PROBE_NS, Sender
 from tests.waiting import await_for
 
 MIB = 2**20
-SETTINGS = JournalSettings(
-    bytes_max=4 * MIB, unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB
-)
+SETTINGS = JournalSettings(bytes_max=4 * MIB, unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB)
 
 
 class Persist:
@@ -89,7 +89,7 @@ class Rig:
         self.turns += 1
         return self.now_ns
 
-    def job(self, *sizes: int) -> JobId:
+    def job(self, *sizes: int, journal: type[Journal] = Journal) -> JobId:
         """A job whose journal has one record of each size."""
         job = new_job_id()
         content = b"".join(
@@ -98,7 +98,7 @@ class Rig:
         )
         path = self._tmp_path / job
         path.write_bytes(content)
-        self._journals.append(Journal(path))
+        self._journals.append(journal(path))
         self.sender.add(Cursor(job=job), self._journals[-1])
         self.sender.grown(job, len(content))
         return job
@@ -297,5 +297,92 @@ def test_what_is_acknowledged_just_after_it_was_taken_back_is_given_back(tmp_pat
                 made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
                 assert freed == [job]
                 assert cursors[-1].acknowledged_offset == MIB + HEADER_BYTES
+
+    asyncio.run(scenario())
+
+
+def test_space_that_could_not_be_given_back_is_given_back_later(tmp_path: Path) -> None:
+    """The cursor could not be saved when persist had it all. A job whose journal is full brings no second occasion."""
+    freed: list[JobId] = []
+    takes = False
+
+    class Full(Keeper):
+        def save_cursors(self) -> bool:
+            return takes
+
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    async def scenario() -> None:
+        nonlocal takes
+        with rig(tmp_path, Full()) as made:
+            async with made.running():
+                job = made.job(MIB)
+                await made.at_rest()
+                made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                made.sender.look_for_overdue()
+                assert freed == []
+                takes = True
+                made.sender.look_for_overdue()
+                assert freed == [job]
+                made.sender.look_for_overdue()
+                assert freed == [job]
+
+    asyncio.run(scenario())
+
+
+def test_space_that_the_file_system_did_not_take_back_is_offered_again(tmp_path: Path) -> None:
+    """To punch a hole can itself need a block, of a disk that is full: ENOSPC, and later there is one."""
+    freed: list[JobId] = []
+    full = True
+
+    class Told(Keeper):
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    class OnFullDisk(Journal):
+        def give_back(self, end: int) -> None:
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().give_back(end)
+
+    async def scenario() -> None:
+        nonlocal full
+        with rig(tmp_path, Told()) as made:
+            async with made.running():
+                job = made.job(MIB, journal=OnFullDisk)
+                await made.at_rest()
+                made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                made.sender.look_for_overdue()
+                assert freed == []
+                full = False
+                made.sender.look_for_overdue()
+                assert freed == [job]
+                assert (tmp_path / job).stat().st_blocks * 512 < MIB
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_takes_no_cursor_is_asked_once_a_round(tmp_path: Path) -> None:
+    """However many jobs wait for their space: each try may take as long as a disk that is not well likes."""
+    tries = 0
+
+    class Full(Keeper):
+        def save_cursors(self) -> bool:
+            nonlocal tries
+            tries += 1
+            return False
+
+    async def scenario() -> None:
+        nonlocal tries
+        with rig(tmp_path, Full()) as made:
+            async with made.running():
+                jobs = [made.job(MIB) for _ in range(5)]
+                await made.at_rest()
+                for job in jobs:
+                    made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                tries = 0
+                made.sender.look_for_overdue()
+                assert tries == 1
 
     asyncio.run(scenario())
