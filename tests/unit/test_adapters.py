@@ -1,4 +1,4 @@
-"""What the real launches and traces give back when a step of theirs fails: nothing may be kept by a job that is gone."""
+"""What the real launches and traces give back when a step of theirs fails: a job that is gone keeps nothing."""
 
 import asyncio
 import functools
