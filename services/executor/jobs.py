@@ -55,7 +55,7 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.registry import Registry
 from services.executor.secret_values import SecretValues
-from services.executor.tasks import Tasks
+from services.executor.tasks import Tasks, when_possible
 from services.executor.waiting import Place, Waiting, WaitingLimits
 from services.executor.writer import RecordWriter
 
@@ -206,9 +206,21 @@ class Jobs:
         if job in self._active:
             self._apply(job, event)
 
-    def watch(self, job: JobId) -> bool:
-        """Notice the end of the job's monitor. False: there is no monitor."""
-        return self._monitors.watch(job, functools.partial(self._monitor_gone, job))
+    def follow(self, cursor: Cursor) -> bool:
+        """Follow the job's journal and notice the end of its monitor. False: there is no monitor.
+
+        Raises OSError, and can be tried again: see Output.begin.
+        """
+        self.output.begin(cursor)
+        return self._monitors.watch(cursor.job, functools.partial(self._monitor_gone, cursor.job))
+
+    async def follow_later(self, cursor: Cursor, *, otherwise: str) -> None:
+        """As soon as it is possible; see settle_without_monitor."""
+        job = cursor.job
+        if await when_possible(functools.partial(self.follow, cursor), job=job):
+            self.happened(job, Launched(at_ns=self._clock_ns()))
+        else:
+            await self.settle_without_monitor(job, otherwise=otherwise)
 
     def noted(self, job: JobId, note: Note) -> None:
         """See output.Listener."""
@@ -359,9 +371,7 @@ class Jobs:
         except Exception:  # the boundary of this task: without an end the job would stay STARTING for ever
             problem = "could not be started: internal error"
             log.exception("launch failed", job=job_id)
-        alive = self.watch(job_id)  # before its journal is opened: what it wrote until then is read below
-        self.output.begin(Cursor(job=job_id))
-        if alive:
+        if await when_possible(functools.partial(self.follow, Cursor(job=job_id)), job=job_id):
             self.happened(job_id, Launched(at_ns=self._clock_ns()))
         elif problem:
             self.happened(job_id, LaunchFailed(at_ns=self._clock_ns(), reason=problem))
