@@ -7,6 +7,7 @@ whether it lives (it announces itself when it starts, so this matters only when 
 
 import asyncio
 import mmap
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 GIVE_BACK_BYTES: Final = 4 * 2**20
 TICK_S: Final = 0.5
 """How often outboxes are looked at for being overdue."""
+LEAP_MAX: Final = 2**40
+"""Epochs that a new process may pass over. Enough that no two of a node's life begin with the same one."""
 PROBE_NS: Final = 10_000_000_000
 """How often a batch goes to a persist that is silent."""
 
@@ -78,13 +81,18 @@ class Sender:
         *,
         now_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
+        leap: Callable[[], int] = lambda: secrets.randbelow(LEAP_MAX),
     ) -> None:
-        """`now_ns` measures patience, so it must not jump; `wall_ns` only makes epochs higher than a process before."""
+        """`now_ns` measures patience, so it must not jump; `wall_ns` only makes epochs higher than a process before.
+
+        `leap` makes them others than its, should the wall clock have been set back.
+        """
         self._push = push
         self._keeper = keeper
         self._settings = settings
         self._now_ns = now_ns
         self._wall_ns = wall_ns
+        self._leap = leap
         self._parcels: dict[JobId, _Parcel] = {}
         self._given_back: dict[JobId, int] = {}
         self._refused: set[JobId] = set()  # whose space the file system did not take back the last time
@@ -101,7 +109,8 @@ class Sender:
 
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
-        outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=self._wall_ns())
+        floor = max(self._wall_ns(), cursor.epoch) + self._leap()
+        outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=floor)
         self._parcels[cursor.job] = parcel = _Parcel(outbox, journal)
         self._given_back[cursor.job] = 0
         if cursor.acknowledged_offset:  # a process before may have died between saving this and giving it back

@@ -386,3 +386,25 @@ def test_a_disk_that_takes_no_cursor_is_asked_once_a_round(tmp_path: Path) -> No
                 assert tries == 1
 
     asyncio.run(scenario())
+
+
+@pytest.mark.threat("F29")
+def test_no_epoch_of_a_process_before_is_used_again(tmp_path: Path) -> None:
+    """It could not save its epoch, and the clock was set back: persist would join what both of them send."""
+
+    async def scenario() -> None:
+        epochs = set()
+        cursor = Cursor(job=new_job_id(), epoch=7)
+        path = tmp_path / "journal"
+        path.write_bytes(encode(RecordType.OUTPUT, b"x\n", time_ns=1, sequence=1, lines=1, stream=Stream.STDOUT))
+        for _ in range(3):
+            with rig(tmp_path) as made, contextlib.closing(Journal(path)) as journal:
+                async with made.running():
+                    made.sender.add(cursor, journal)
+                    made.sender.grown(cursor.job, path.stat().st_size)
+                    await made.at_rest()
+                    epochs.add(made.persist.messages[0].epoch)
+        assert len(epochs) == 3
+        assert min(epochs) > 7
+
+    asyncio.run(scenario())
