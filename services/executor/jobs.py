@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from common.errors import JobletError
+from common.errors import JobletError, unavailable
 from common.failpoints import reached
 from common.identifiers import JobId, new_job_id
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
@@ -67,6 +67,9 @@ LAUNCHES_AT_ONCE_MAX: Final = 16
 PLACED_OWNERS_MAX: Final = 100
 """With more owners a new job's place is told to who asks for it: finding it takes time for each, a submission must not.
 """
+
+DELETE_S_MAX: Final = 5.0
+"""How long a client waits for it."""
 
 NEVER_BEGUN: Final = "its monitor ended, or the executor did, before its command ran"
 
@@ -177,9 +180,19 @@ class Jobs:
         return self.view(self._registry.load(job).record)
 
     async def delete(self, job: JobId) -> None:
-        """Forget an ended job. Raises NOT_FOUND; PRECONDITION when it has not ended."""
-        for task in self._apply(job, DeleteRequested(at_ns=self._clock_ns())):
-            await task
+        """Forget an ended job. Raises NOT_FOUND; PRECONDITION when it has not ended.
+
+        UNAVAILABLE when it takes long, as on a full disk: it goes on, and nobody waits for it, or all the requests that
+        there may be at once would be such.
+        """
+        tasks = self._apply(job, DeleteRequested(at_ns=self._clock_ns()))
+        try:
+            async with asyncio.timeout(DELETE_S_MAX):
+                for task in tasks:
+                    await asyncio.shield(task)
+        except TimeoutError as cause:
+            what = f"job {job} is not deleted yet: the disk does not take it, or something of the job is still in use"
+            raise unavailable(what, "it is done as soon as it can be; see the node's log") from cause
 
     def adopt(self, job: Job) -> None:
         """Take a job that was launched over from the database, after a restart."""
