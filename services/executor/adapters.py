@@ -93,13 +93,13 @@ class KernelLaunches:
     async def launch(self, job: Job, secrets: Mapping[str, str]) -> None:
         """See ports.Launches."""
         record = job.record
-        grant = self._networks.reserve(record.id, record.owner, record.spec.network)
-        identity = self._identities(record.owner)
-        volumes = await self._volumes.prepare(record.id, record.owner, identity, record.spec.volumes)
-        launch = self._plan(record, grant, identity, volumes).with_environment(secrets)
-        if log.is_enabled_for(logging.DEBUG):
-            log.debug("launch plan", job=record.id, steps=launch.describe())
         try:
+            grant = self._networks.reserve(record.id, record.owner, record.spec.network)
+            identity = self._identities(record.owner)
+            volumes = await self._volumes.prepare(record.id, record.owner, identity, record.spec.volumes)
+            launch = self._plan(record, grant, identity, volumes).with_environment(secrets)
+            if log.is_enabled_for(logging.DEBUG):
+                log.debug("launch plan", job=record.id, steps=launch.describe())
             begun = await self.spares.claim(record.id, encode_beginning(launch.task))
             if begun is None:
                 self._driver.create(launch.cgroup)
@@ -108,6 +108,7 @@ class KernelLaunches:
                 self._limit(begun, launch)
             await self._launcher.finish(begun, launch.task)
         finally:
+            await self.spares.drop(record.id)
             self.spares.refill()
 
     def _limit(self, begun: Begun, launch: Launch) -> None:
@@ -190,7 +191,10 @@ class KernelTraces:
         """See ports.Cleans."""
         self._volumes.leaving(job)
         removed = await self._cleanup.end(job)
-        await self._networks.release(job)
+        try:
+            await self._networks.release(job)
+        except OSError as cause:  # its volumes must not wait for that; what is left goes at the next start
+            log.error("a job's network cannot be removed", job=job, why=str(cause))
         if removed:
             await self._volumes.release(job)
         else:

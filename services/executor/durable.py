@@ -51,7 +51,8 @@ class Outbox:
     def __init__(self, cursor: Cursor, *, now_ns: int, epoch_floor: int = 0) -> None:
         """`now_ns` is of a clock that never goes back.
 
-        `epoch_floor` is above any epoch of an earlier process that could not save its last one: the wall clock does.
+        `epoch_floor` is none that an earlier process has used and could not save: persist would join what that sent to
+        what this one sends.
         """
         self.job: JobId = cursor.job
         self.acknowledged = Position(cursor.acknowledged_offset, cursor.acknowledged_sequence)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from common.errors import JobletError
+from common.errors import JobletError, unavailable
 from common.failpoints import reached
 from common.identifiers import JobId, new_job_id
 from common.messages.jobs import TERMINAL, JobRecord, JobSpec, State
@@ -55,7 +55,7 @@ from services.executor.output import Output
 from services.executor.ports import Cleans, Launches, Monitors, Samples
 from services.executor.registry import Registry
 from services.executor.secret_values import SecretValues
-from services.executor.tasks import Tasks
+from services.executor.tasks import Tasks, when_possible
 from services.executor.waiting import Place, Waiting, WaitingLimits
 from services.executor.writer import RecordWriter
 
@@ -67,6 +67,9 @@ LAUNCHES_AT_ONCE_MAX: Final = 16
 PLACED_OWNERS_MAX: Final = 100
 """With more owners a new job's place is told to who asks for it: finding it takes time for each, a submission must not.
 """
+
+DELETE_S_MAX: Final = 5.0
+"""How long a client waits for it."""
 
 NEVER_BEGUN: Final = "its monitor ended, or the executor did, before its command ran"
 
@@ -177,9 +180,19 @@ class Jobs:
         return self.view(self._registry.load(job).record)
 
     async def delete(self, job: JobId) -> None:
-        """Forget an ended job. Raises NOT_FOUND; PRECONDITION when it has not ended."""
-        for task in self._apply(job, DeleteRequested(at_ns=self._clock_ns())):
-            await task
+        """Forget an ended job. Raises NOT_FOUND; PRECONDITION when it has not ended.
+
+        UNAVAILABLE when it takes long, as on a full disk: it goes on, and nobody waits for it, or all the requests that
+        there may be at once would be such.
+        """
+        tasks = self._apply(job, DeleteRequested(at_ns=self._clock_ns()))
+        try:
+            async with asyncio.timeout(DELETE_S_MAX):
+                for task in tasks:
+                    await asyncio.shield(task)
+        except TimeoutError as cause:
+            what = f"job {job} is not deleted yet: the disk does not take it, or something of the job is still in use"
+            raise unavailable(what, "it is done as soon as it can be; see the node's log") from cause
 
     def adopt(self, job: Job) -> None:
         """Take a job that was launched over from the database, after a restart."""
@@ -206,9 +219,21 @@ class Jobs:
         if job in self._active:
             self._apply(job, event)
 
-    def watch(self, job: JobId) -> bool:
-        """Notice the end of the job's monitor. False: there is no monitor."""
-        return self._monitors.watch(job, functools.partial(self._monitor_gone, job))
+    def follow(self, cursor: Cursor) -> bool:
+        """Follow the job's journal and notice the end of its monitor. False: there is no monitor.
+
+        Raises OSError, and can be tried again: see Output.begin.
+        """
+        self.output.begin(cursor)
+        return self._monitors.watch(cursor.job, functools.partial(self._monitor_gone, cursor.job))
+
+    async def follow_later(self, cursor: Cursor, *, otherwise: str) -> None:
+        """As soon as it is possible; see settle_without_monitor."""
+        job = cursor.job
+        if await when_possible(functools.partial(self.follow, cursor), job=job):
+            self.happened(job, Launched(at_ns=self._clock_ns()))
+        else:
+            await self.settle_without_monitor(job, otherwise=otherwise)
 
     def noted(self, job: JobId, note: Note) -> None:
         """See output.Listener."""
@@ -359,9 +384,7 @@ class Jobs:
         except Exception:  # the boundary of this task: without an end the job would stay STARTING for ever
             problem = "could not be started: internal error"
             log.exception("launch failed", job=job_id)
-        alive = self.watch(job_id)  # before its journal is opened: what it wrote until then is read below
-        self.output.begin(Cursor(job=job_id))
-        if alive:
+        if await when_possible(functools.partial(self.follow, Cursor(job=job_id)), job=job_id):
             self.happened(job_id, Launched(at_ns=self._clock_ns()))
         elif problem:
             self.happened(job_id, LaunchFailed(at_ns=self._clock_ns(), reason=problem))

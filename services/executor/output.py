@@ -4,6 +4,7 @@ Joins `follower.py`, `live.py` and `sender.py`, owns the open journals and keeps
 is decided elsewhere: they are handed to `listener`.
 """
 
+import errno
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
@@ -25,6 +26,8 @@ from services.executor.writer import RecordWriter
 log = structlog.get_logger(__name__)
 
 JOURNAL_FILE: Final = "journal"
+LACKING: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC))
+"""What says that a file could be opened, or watched, if there were room for that. ENOSPC: inotify_add_watch(2)."""
 
 
 class Listener(Protocol):
@@ -74,6 +77,7 @@ class Output:
         self.sender = Sender(push, self, settings.joblet.journal)
         self._begun: set[JobId] = set()
         self._damaged: set[JobId] = set()
+        self._unreadable: dict[JobId, ReadSoFar] = {}
         self._journals_damaged = self._journals_torn = 0
 
     @property
@@ -86,23 +90,28 @@ class Output:
         }
 
     def begin(self, cursor: Cursor) -> bool:
-        """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered."""
-        self._begun.add(cursor.job)
-        journal: Journal | None = None
-        path = self._layout.job_dir(cursor.job) / JOURNAL_FILE
-        try:
-            journal = Journal(path, partial(self._damage_found, cursor.job, str(path)))
-        except FileNotFoundError:
-            log.info("a job has no journal", job=cursor.job)
+        """Follow and deliver a job from `cursor` on. False: it has no journal; its end can still be delivered.
+
+        A journal that cannot be opened is as one that is damaged from the cursor on. Raises OSError when it could be,
+        but this process lacks a descriptor, memory or a watch for it: then nothing was begun. Can be done twice.
+        """
+        job = cursor.job
+        if job in self._begun:
+            return job in self._journals
+        journal = self._open(cursor)
+        if journal is not None:
+            try:
+                self.follower.follow(
+                    job, journal, offset=cursor.acknowledged_offset, last_sequence=cursor.acknowledged_sequence
+                )
+            except OSError:
+                journal.close()
+                raise
+            self._journals[job] = journal
+        self._begun.add(job)
         if self._persists:
             self.sender.add(cursor, journal)
-        if journal is None:
-            return False
-        self._journals[cursor.job] = journal
-        self.follower.follow(
-            cursor.job, journal, offset=cursor.acknowledged_offset, last_sequence=cursor.acknowledged_sequence
-        )
-        return True
+        return journal is not None
 
     def begun(self, job: JobId) -> bool:
         """Whether the job is followed or delivered."""
@@ -122,10 +131,11 @@ class Output:
         journal = self._journals.get(job)
         if journal is not None:
             journal.sealed = True
+            self.sender.sealed(job)
         await self.follower.caught_up(job)
         tail = self.follower.tail(job)
         if tail is None:
-            return ReadSoFar(0, "", 0)
+            return self._unreadable.get(job, ReadSoFar(0, "", 0))
         return ReadSoFar(tail.last_sequence, tail.corrupt, tail.journal.size() - tail.offset)
 
     def finish(self, record: JobRecord) -> None:
@@ -188,6 +198,23 @@ class Output:
         self._close_journal(job)
         self._listener.delivered(job)
 
+    def _open(self, cursor: Cursor) -> Journal | None:
+        job = cursor.job
+        path = self._layout.job_dir(job) / JOURNAL_FILE
+        try:
+            return Journal(path, partial(self._damage_found, job, str(path)))
+        except FileNotFoundError:
+            log.info("a job has no journal", job=job)
+        except OSError as cause:
+            if cause.errno in LACKING:
+                raise
+            problem = f"it cannot be opened: {cause.strerror}"
+            self._unreadable[job] = ReadSoFar(cursor.acknowledged_sequence, f"its journal is damaged: {problem}", 0)
+            self._count_damaged(job)
+            log.error("journal damaged", job=job, path=str(path), problem=problem, readable=False)
+            self._listener.damaged(job, problem)
+        return None
+
     def _damage_found(self, job: JobId, path: str, damage: Damage) -> None:
         """Part of a journal is passed over, by the live cursor or, when it was damaged since, by the durable one."""
         self._count_damaged(job)
@@ -211,6 +238,7 @@ class Output:
     def _close_journal(self, job: JobId) -> None:
         self._begun.discard(job)
         self._damaged.discard(job)
+        self._unreadable.pop(job, None)
         journal = self._journals.pop(job, None)
         if journal is not None:
             journal.close()

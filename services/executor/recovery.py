@@ -11,6 +11,7 @@ that will ever come to something has its journal. Where that witness may be gone
 been launched is FAILED and not launched again.
 """
 
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -23,6 +24,7 @@ from services.executor.events import Job, Launched
 from services.executor.job_store import Cursor, JobStore
 from services.executor.jobs import NEVER_BEGUN, Jobs
 from services.executor.output import Output
+from services.executor.tasks import when_possible
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +63,7 @@ async def recover(
             jobs.adopt_waiting(job)
             waiting.append(job_id)
             held.update(upload.id for upload in job.record.spec.uploads)
-        elif _take_up(jobs, output, job, cursors, now_ns):
+        elif _take_up(jobs, job, cursors, now_ns, otherwise=doubt or NEVER_BEGUN):
             alive.add(job_id)
         else:
             ended[job_id] = doubt or NEVER_BEGUN
@@ -94,12 +96,17 @@ def _doubt(job: Job, boot_id: str, *, salvaged: bool) -> str:
     return ""
 
 
-def _take_up(jobs: Jobs, output: Output, job: Job, cursors: dict[JobId, Cursor], now_ns: int) -> bool:
-    """True: the job's monitor lives and is watched."""
+def _take_up(jobs: Jobs, job: Job, cursors: dict[JobId, Cursor], now_ns: int, *, otherwise: str) -> bool:
+    """True: the job's monitor lives and is watched, or nobody can tell yet."""
     job_id = job.record.id
+    cursor = cursors.setdefault(job_id, Cursor(job=job_id))
     jobs.adopt(job)
-    alive = jobs.watch(job_id)
-    output.begin(cursors.setdefault(job_id, Cursor(job=job_id)))
+    try:
+        alive = jobs.follow(cursor)
+    except OSError as cause:
+        log.error("a job cannot be taken up now: it is taken for one that runs", job=job_id, problem=str(cause))
+        jobs.in_background(jobs.follow_later(cursor, otherwise=otherwise))
+        return True
     if alive:
         jobs.happened(job_id, Launched(at_ns=now_ns))
     reached("executor.taken_up")
@@ -111,7 +118,7 @@ async def _deliver_rest(output: Output, store: JobStore, cursor: Cursor) -> None
     job = store.get(cursor.job)
     if job is None:
         return
-    has_journal = output.begin(cursor)
+    has_journal = await when_possible(partial(output.begin, cursor), job=cursor.job)
     read = await output.read_all(cursor.job)
     last = read.last_sequence if has_journal else job.record.last_sequence
     output.finish(job.with_record(last_sequence=last).record)

@@ -7,6 +7,7 @@ whether it lives (it announces itself when it starts, so this matters only when 
 
 import asyncio
 import mmap
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 GIVE_BACK_BYTES: Final = 4 * 2**20
 TICK_S: Final = 0.5
 """How often outboxes are looked at for being overdue."""
+LEAP_MAX: Final = 2**40
+"""Epochs that a new process may pass over. Enough that no two of a node's life begin with the same one."""
 PROBE_NS: Final = 10_000_000_000
 """How often a batch goes to a persist that is silent."""
 
@@ -78,15 +81,21 @@ class Sender:
         *,
         now_ns: Callable[[], int] = time.monotonic_ns,
         wall_ns: Callable[[], int] = time.time_ns,
+        leap: Callable[[], int] = lambda: secrets.randbelow(LEAP_MAX),
     ) -> None:
-        """`now_ns` measures patience, so it must not jump; `wall_ns` only makes epochs higher than a process before."""
+        """`now_ns` measures patience, so it must not jump; `wall_ns` only makes epochs higher than a process before.
+
+        `leap` makes them others than its, should the wall clock have been set back.
+        """
         self._push = push
         self._keeper = keeper
         self._settings = settings
         self._now_ns = now_ns
         self._wall_ns = wall_ns
+        self._leap = leap
         self._parcels: dict[JobId, _Parcel] = {}
         self._given_back: dict[JobId, int] = {}
+        self._refused: set[JobId] = set()  # whose space the file system did not take back the last time
         self._turns = Turns(
             job_bytes_max=settings.unacknowledged_bytes_max, total_bytes_max=settings.unacknowledged_total_bytes_max
         )
@@ -100,7 +109,8 @@ class Sender:
 
     def add(self, cursor: Cursor, journal: Journal | None) -> None:
         """Deliver a job from `cursor` on."""
-        outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=self._wall_ns())
+        floor = max(self._wall_ns(), cursor.epoch) + self._leap()
+        outbox = Outbox(cursor, now_ns=self._now_ns(), epoch_floor=floor)
         self._parcels[cursor.job] = parcel = _Parcel(outbox, journal)
         self._given_back[cursor.job] = 0
         if cursor.acknowledged_offset:  # a process before may have died between saving this and giving it back
@@ -114,6 +124,10 @@ class Sender:
             parcel.outbox.grown(readable)
             self._enqueue(job)
 
+    def sealed(self, job: JobId) -> None:
+        """Nobody writes the job's journal any more: what waited to become a whole record is damage, and passed over."""
+        self._enqueue(job)
+
     def ended(self, record: JobRecord) -> None:
         """The job has ended; its `last_sequence` was its last entry that can be read."""
         parcel = self._parcels.get(record.id)
@@ -126,6 +140,7 @@ class Sender:
         self._parcels.pop(job, None)
         self._turns.forget(job)
         self._given_back.pop(job, None)
+        self._refused.discard(job)
 
     @property
     def unacknowledged_bytes(self) -> int:
@@ -161,7 +176,7 @@ class Sender:
             outbox.give_up_waiting(now_ns=now_ns)
             self.counts["resends"] += 1
             self._went_back(job, outbox)
-        self._give_back_where_short()
+        self._give_back_again()
         if self._turns.any_may_send:
             self._wake.set()
 
@@ -211,27 +226,36 @@ class Sender:
         self._keeper.cursor_moved(parcel.outbox.cursor)
         self._give_back(parcel)
 
-    def _give_back_where_short(self) -> None:
-        """Give back every page that is acknowledged: on a full disk jobs wait for room that only we can make."""
+    def _give_back_again(self) -> None:
+        """What could not be given back when it was acknowledged; on a full disk every page that is.
+
+        Jobs wait for room that only we can make, and such a job prints nothing that would bring another occasion.
+        """
         one = next((parcel.journal for parcel in self._parcels.values() if parcel.journal is not None), None)
         try:
             self._short = one is not None and one.free_bytes() < max(self._settings.reserve_bytes, GIVE_BACK_BYTES)
         except OSError as cause:
             self._short = False
             log.warning("the room for journals is not known", problem=str(cause))
-        if self._short:
-            for parcel in self._parcels.values():
-                self._give_back(parcel)
+        for parcel in self._parcels.values():
+            if not self._give_back(parcel):
+                return  # the others' cursors cannot be saved either
 
-    def _give_back(self, parcel: _Parcel) -> None:
-        """Free the acknowledged beginning of a journal; the cursor is saved first, so that nobody reads the hole."""
+    def _give_back(self, parcel: _Parcel) -> bool:
+        """Free the acknowledged beginning of a journal; the cursor is saved first, so that nobody reads the hole.
+
+        False: it cannot be saved now.
+        """
         job, end = parcel.outbox.job, parcel.outbox.acknowledged.offset
         enough = min(GIVE_BACK_BYTES, max(1, self._settings.bytes_max // 4))
         threshold = mmap.PAGESIZE if self._short else enough
-        if parcel.journal is None or end - self._given_back[job] < threshold or not self._keeper.save_cursors():
-            return
+        if parcel.journal is None or end - self._given_back[job] < threshold:
+            return True
+        if not self._keeper.save_cursors():
+            return False
         reached("executor.cursor_saved")
         self._free(parcel)
+        return True
 
     def _free(self, parcel: _Parcel) -> None:
         job, end = parcel.outbox.job, parcel.outbox.acknowledged.offset
@@ -240,7 +264,11 @@ class Sender:
         try:
             parcel.journal.give_back(end)
         except OSError as cause:
-            log.warning("journal space cannot be given back", job=job, problem=str(cause))
+            if job not in self._refused:
+                log.warning("journal space cannot be given back", job=job, problem=str(cause))
+            self._refused.add(job)
+            return
+        self._refused.discard(job)
         self._given_back[job] = end
         reached("executor.given_back")
         self._keeper.space_freed(job)

@@ -71,6 +71,12 @@ class Spares:
         await self._cleans.end(job)
         return None
 
+    async def drop(self, job: JobId) -> None:
+        """The job's launch has failed before it came to `claim`: its groups go as those of every job that ends."""
+        begun = self._taken.pop(job, None)
+        if begun is not None:
+            await begun.end()
+
     def refill(self) -> None:
         """Prepare what is missing, one by one, in the background; what has died meanwhile is missing, and removed."""
         if not self._closed and self._refilling is None and len(self._ready) < self._count:
@@ -92,8 +98,10 @@ class Spares:
     async def _refill(self) -> None:
         try:
             for job in [job for job, begun in self._ready.items() if not begun.alive]:
-                await self._ready.pop(job).end()
-                await self._remove(job)
+                begun = self._ready.pop(job, None)
+                if begun is not None:  # else a job has taken it meanwhile
+                    await begun.end()
+                    await self._remove(job)
             while len(self._ready) < self._count:
                 job = new_job_id()
                 self._ready[job] = await self._prepare(job)

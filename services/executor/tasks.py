@@ -1,12 +1,18 @@
 """Work that goes on behind an answer: none is forgotten, and none fails in silence."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
 
 import structlog
 
+from common.identifiers import JobId
+
 log = structlog.get_logger(__name__)
+
+RETRY_S: Final = 1.0
+
+T = TypeVar("T")
 
 
 class Tasks:
@@ -37,6 +43,19 @@ class Tasks:
         self._running.discard(task)
         if not task.cancelled():
             task.exception()  # it is in the log: asyncio need not report it a second time
+
+
+async def when_possible(attempt: Callable[[], T], *, job: JobId) -> T:
+    """What `attempt` answers as soon as the system has what it needs: descriptors, memory, inotify watches."""
+    problem = ""
+    while True:
+        try:
+            return attempt()
+        except OSError as cause:
+            if str(cause) != problem:
+                problem = str(cause)
+                log.error("a job cannot be followed now: tried again until it can", job=job, problem=problem)
+        await asyncio.sleep(RETRY_S)
 
 
 async def _reported(work: Coroutine[Any, Any, None]) -> None:

@@ -69,6 +69,7 @@ def test_the_signal_that_ended_it_is_told(sandboxes: Sandboxes, number: signal.S
         ("/etc/passwd", "command '/etc/passwd' is not executable"),
         ("/usr", "command '/usr' is not executable"),
         ("/etc/passwd/x", "command '/etc/passwd/x' not found"),
+        ("\N{GRINNING FACE}" * 1500, "command '\N{GRINNING FACE}"),
     ],
 )
 def test_a_command_that_cannot_run_is_named(sandboxes: Sandboxes, command: str, message: str) -> None:

@@ -2,18 +2,22 @@
 
 import json
 import random
+import socket
 from typing import Final
 
 import pytest
 
 from common import records
 from common.records import Record, RecordType, Stream
+from services.executor.events import Ended
+from services.executor.journal import Note
 from services.executor.launcher.capture import LineSplitter, Piece
 from services.executor.launcher.commands import Command, Verb, decode_commands, encode_command
 from services.executor.launcher.ending import Ending, exit_payload, read_first
-from services.executor.launcher.handshake import Failure, Kind, failure_of
+from services.executor.launcher.handshake import MESSAGE_BYTES_MAX, Failure, Kind, failure_of, parse, send
 from services.executor.launcher.journal import Recorder
 from services.executor.launcher.task import Groups, JournalLimits, Meter, Reading
+from services.executor.notes import parse_note
 
 PIECE: Final = 16
 
@@ -239,3 +243,20 @@ def test_a_failure_keeps_errno_and_path() -> None:
     assert told == Failure("mount", "/work", 13, "mount: Permission denied")
     assert failure_of("init", ValueError("x")).message == "ValueError: x"
     assert len(set(Kind)) == 6
+
+
+@pytest.mark.parametrize("name", ["\N{GRINNING FACE}" * 4000, "x" * 4000, "caf\udce9" * 500, "\ud800"])
+def test_a_failure_reaches_the_record_whatever_is_in_its_words(name: str) -> None:
+    """Names of commands and in archives are the client's: long, of any alphabet, and bytes that are no text at all."""
+    said = Failure("exec", name, 36, f"command {name!r} {name} cannot be executed")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send(ours, Kind.FAILED, failure=said)
+        heard = parse(theirs.recv(MESSAGE_BYTES_MAX)).failure
+    assert heard is not None
+    assert (heard.step, heard.errno) == ("exec", 36)
+    payload = exit_payload(Ending(None, "", heard), Groups((), "", (), "", ()))
+    ended = parse_note(Note(RecordType.EXIT, 1, payload, 0))
+    assert isinstance(ended, Ended)
+    assert ended.failure is not None
+    assert ended.failure.path.startswith(name.encode(errors="backslashreplace").decode()[:100])

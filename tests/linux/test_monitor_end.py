@@ -1,9 +1,12 @@
 """The end of a job: stopping, run time, and what happens when somebody dies."""
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,6 +18,8 @@ from tests.linux.sandboxes import Sandboxes, alive, processes_of
 from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+MIB: Final = 2**20
 
 
 @pytest.fixture
@@ -70,6 +75,33 @@ def test_the_job_ends_with_its_main_process(sandboxes: Sandboxes) -> None:
     everyone = processes_of(job)
     assert job.result().exit["exit_code"] == 6
     assert not [pid for pid in everyone if alive(pid)]
+
+
+@pytest.mark.threat("C27")
+def test_who_was_handed_the_output_cannot_keep_an_ended_job(tmp_path: Path) -> None:
+    """A job can hand its pipe to another one, by a socket on a volume: what that writes holds up no end, and no disk.
+
+    In vain are 64 MiB; read is what is in the pipe when the job ends.
+    """
+    written = 0
+
+    def flood(path: Path) -> None:
+        nonlocal written
+        with contextlib.suppress(BrokenPipeError), path.open("wb", buffering=0) as pipe:
+            while written < 64 * MIB:
+                written += pipe.write(b"not the job's\n" * 4096)
+
+    with Sandboxes(tmp_path, bytes_max=MIB) as sandboxes:
+        job = sandboxes.start("sh", "-c", "echo up; sleep 60")
+        job.wait_for_output(b"up")
+        writing = threading.Thread(target=flood, args=(Path(f"/proc/{job.main_pid()}/fd/1"),))
+        writing.start()
+        wait_for(lambda: written > MIB, what="the journal to fill")
+        send_stop(job.directory, signal=signal.SIGKILL, grace_ms=0)
+        result = job.result()
+        writing.join()
+    assert (result.exit["signal"], result.exit["ended_by"]) == (signal.SIGKILL, "client")
+    assert len(result.stdout) < 8 * MIB
 
 
 def test_a_second_stop_shortens_the_grace(sandboxes: Sandboxes) -> None:

@@ -135,6 +135,13 @@ def test_a_malformed_archive_is_told(sandboxes: Sandboxes, content: bytes) -> No
     assert "upload" in result.exit["failure"]["message"]
 
 
+def test_what_fails_at_a_name_that_is_no_text_is_told(sandboxes: Sandboxes) -> None:
+    """Names in archives are bytes: the one that does not fit is told in escapes, and the end is readable as ever."""
+    result = run_with(sandboxes, "true", archive(member("caf\udce9" + "x" * 300, b"a name too long for a file")))
+    assert result.exit["outcome"] == "not_started"
+    assert result.exit["failure"]["path"].startswith("caf\\udce9xxx")
+
+
 def test_too_little_space_names_the_remedy(sandboxes: Sandboxes) -> None:
     """An upload larger than an explicit /work fails with the path and the option that helps."""
     result = run_with(sandboxes, "echo ran", archive(member("large", bytes(3 * 2**20))), work_bytes=2**20)

@@ -384,3 +384,33 @@ def test_without_persist_nothing_is_sent_and_journals_stay(tmp_path: Path) -> No
         storing.cancel()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.threat("F12")
+def test_damage_just_before_the_exit_does_not_keep_the_end_from_persist(tmp_path: Path) -> None:
+    """Found when followers had it all: whether what follows is the true EXIT is known when the monitor is gone."""
+
+    async def scenario() -> None:
+        transport = Memory()
+        settings = node_settings(tmp_path, journal=JournalSettings(unacknowledged_bytes_max=1))
+        async with running_node(settings, transport) as node:  # a record at a time goes to persist: nobody answers
+            job, monitor = await launched(node)
+            monitor.start()
+            monitor.output(numbered(1, 3))
+            offset = monitor.journal.stat().st_size
+            monitor.output(numbered(4, 5))
+            monitor.append(monitor.exit_record())
+            await in_state(node, job, State.COMPLETED)
+            monitor.journal.write_bytes(flipped(monitor.journal.read_bytes(), offset + 8))
+            persist = FakePersist(transport)
+            storing = asyncio.create_task(persist.run())
+            await await_for(lambda: persist.last.get(job) == 3, what="what is before the damage with persist")
+            await asyncio.sleep(0.1)
+            assert job not in persist.ended, "the monitor may still write"
+            monitor.die()
+            await await_for(lambda: persist.ended.get(job) == 5, what="the end with persist")
+            assert lines_of(persist, job) == numbered(1, 3)
+            assert [gap[:3] for gap in lost(persist, job)] == [(4, 2, "journal_damaged")]
+            storing.cancel()
+
+    asyncio.run(scenario())

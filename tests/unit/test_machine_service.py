@@ -1,6 +1,8 @@
 """The executor's middle as a whole: commands in, journals of fake monitors, messages out."""
 
 import asyncio
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ from common.messages.jobs import (
 )
 from common.messages.logs import LogRecords
 from common.records import decode_all
-from tests.unit.executor_asking import in_state, launched, numbered
+from tests.unit.executor_asking import got, in_state, launched, numbered
 from tests.unit.executor_fakes import FakePersist, node_settings, running_node
 from tests.waiting import await_for
 
@@ -209,5 +211,34 @@ def test_the_node_plans_lists_and_tells_of_itself(tmp_path: Path) -> None:
                 await node.ask.request(StopJob(job=JobId("../x")), JobFound)
             with pytest.raises(JobletError, match="can be canceled"):
                 await node.ask.request(CancelJob(job=job), JobFound)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("F13")
+def test_a_deletion_that_the_disk_does_not_take_is_told_and_done_later(tmp_path: Path) -> None:
+    """Who deletes jobs because the disk is full must not keep every place that requests have, for as long as it is."""
+
+    async def scenario() -> None:
+        settings = node_settings(tmp_path)
+        async with running_node(settings, Memory()) as node:
+            job, monitor = await launched(node)
+            monitor.start()
+            monitor.exit()
+            await in_state(node, job, State.COMPLETED)
+            node.executor.store.connection.execute("PRAGMA busy_timeout=0")
+            with contextlib.closing(
+                sqlite3.connect(node.executor.layout.state / "jobs.db", isolation_level=None)
+            ) as other:
+                other.execute("BEGIN IMMEDIATE")
+                with pytest.raises(JobletError) as refused:
+                    await node.ask.request(DeleteJob(job=job), JobDeleted)
+                assert refused.value.reason is Reason.UNAVAILABLE
+                assert "is not deleted yet" in refused.value.message
+                other.execute("ROLLBACK")
+            await await_for(lambda: not node.executor.layout.job_dir(job).exists(), what="the deletion")
+            with pytest.raises(JobletError) as gone:
+                await got(node, job)
+            assert gone.value.reason is Reason.NOT_FOUND
 
     asyncio.run(scenario())

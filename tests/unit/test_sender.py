@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -87,7 +89,7 @@ class Rig:
         self.turns += 1
         return self.now_ns
 
-    def job(self, *sizes: int) -> JobId:
+    def job(self, *sizes: int, journal: type[Journal] = Journal) -> JobId:
         """A job whose journal has one record of each size."""
         job = new_job_id()
         content = b"".join(
@@ -96,7 +98,7 @@ class Rig:
         )
         path = self._tmp_path / job
         path.write_bytes(content)
-        self._journals.append(Journal(path))
+        self._journals.append(journal(path))
         self.sender.add(Cursor(job=job), self._journals[-1])
         self.sender.grown(job, len(content))
         return job
@@ -295,5 +297,114 @@ def test_what_is_acknowledged_just_after_it_was_taken_back_is_given_back(tmp_pat
                 made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
                 assert freed == [job]
                 assert cursors[-1].acknowledged_offset == MIB + HEADER_BYTES
+
+    asyncio.run(scenario())
+
+
+def test_space_that_could_not_be_given_back_is_given_back_later(tmp_path: Path) -> None:
+    """The cursor could not be saved when persist had it all. A job whose journal is full brings no second occasion."""
+    freed: list[JobId] = []
+    takes = False
+
+    class Full(Keeper):
+        def save_cursors(self) -> bool:
+            return takes
+
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    async def scenario() -> None:
+        nonlocal takes
+        with rig(tmp_path, Full()) as made:
+            async with made.running():
+                job = made.job(MIB)
+                await made.at_rest()
+                made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                made.sender.look_for_overdue()
+                assert freed == []
+                takes = True
+                made.sender.look_for_overdue()
+                assert freed == [job]
+                made.sender.look_for_overdue()
+                assert freed == [job]
+
+    asyncio.run(scenario())
+
+
+def test_space_that_the_file_system_did_not_take_back_is_offered_again(tmp_path: Path) -> None:
+    """To punch a hole can itself need a block, of a disk that is full: ENOSPC, and later there is one."""
+    freed: list[JobId] = []
+    full = True
+
+    class Told(Keeper):
+        def space_freed(self, job: JobId) -> None:
+            freed.append(job)
+
+    class OnFullDisk(Journal):
+        def give_back(self, end: int) -> None:
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().give_back(end)
+
+    async def scenario() -> None:
+        nonlocal full
+        with rig(tmp_path, Told()) as made:
+            async with made.running():
+                job = made.job(MIB, journal=OnFullDisk)
+                await made.at_rest()
+                made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                made.sender.look_for_overdue()
+                assert freed == []
+                full = False
+                made.sender.look_for_overdue()
+                assert freed == [job]
+                assert (tmp_path / job).stat().st_blocks * 512 < MIB
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_takes_no_cursor_is_asked_once_a_round(tmp_path: Path) -> None:
+    """However many jobs wait for their space: each try may take as long as a disk that is not well likes."""
+    tries = 0
+
+    class Full(Keeper):
+        def save_cursors(self) -> bool:
+            nonlocal tries
+            tries += 1
+            return False
+
+    async def scenario() -> None:
+        nonlocal tries
+        with rig(tmp_path, Full()) as made:
+            async with made.running():
+                jobs = [made.job(MIB) for _ in range(5)]
+                await made.at_rest()
+                for job in jobs:
+                    made.sender.heard(Stored(job=job, epoch=made.persist.messages[-1].epoch, last_sequence=1))
+                tries = 0
+                made.sender.look_for_overdue()
+                assert tries == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("F29")
+def test_no_epoch_of_a_process_before_is_used_again(tmp_path: Path) -> None:
+    """It could not save its epoch, and the clock was set back: persist would join what both of them send."""
+
+    async def scenario() -> None:
+        epochs = set()
+        cursor = Cursor(job=new_job_id(), epoch=7)
+        path = tmp_path / "journal"
+        path.write_bytes(encode(RecordType.OUTPUT, b"x\n", time_ns=1, sequence=1, lines=1, stream=Stream.STDOUT))
+        for _ in range(3):
+            with rig(tmp_path) as made, contextlib.closing(Journal(path)) as journal:
+                async with made.running():
+                    made.sender.add(cursor, journal)
+                    made.sender.grown(cursor.job, path.stat().st_size)
+                    await made.at_rest()
+                    epochs.add(made.persist.messages[0].epoch)
+        assert len(epochs) == 3
+        assert min(epochs) > 7
 
     asyncio.run(scenario())

@@ -42,6 +42,7 @@ GO_MS_MAX: Final = 30_000
 MESSAGE_BYTES_MAX: Final = 16 * 1024
 _TEXT_CHARACTERS_MAX: Final = 2000
 _NUMBER_BYTES: Final = 4
+_TEXT_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 1 - _NUMBER_BYTES
 _UNTOLD: Final = ("/proc/self/", "/sys/fs/cgroup/")
 
 
@@ -103,13 +104,21 @@ def encode(kind: Kind, number: int = 0, text: bytes = b"") -> bytes:
 
 def send(endpoint: socket.socket, kind: Kind, *, number: int = 0, failure: Failure | None = None) -> None:
     """Send one message. OSError: nobody is there to read it."""
-    text = b""
-    if failure is not None:
-        bounded = failure._replace(
-            path=failure.path[:_TEXT_CHARACTERS_MAX], message=failure.message[:_TEXT_CHARACTERS_MAX]
-        )
-        text = json.dumps(bounded).encode()
-    endpoint.sendall(encode(kind, number, text))
+    endpoint.sendall(encode(kind, number, b"" if failure is None else _encoded(failure)))
+
+
+def _encoded(failure: Failure) -> bytes:
+    """As much of a Failure as fits one packet. Names that are no text (a file's in an archive) are told in escapes."""
+    step, path, message = (
+        text.encode(errors="backslashreplace").decode() for text in (failure.step, failure.path, failure.message)
+    )
+    characters_max = _TEXT_CHARACTERS_MAX
+    while True:
+        texts = Failure(step[:characters_max], path[:characters_max], failure.errno, message[:characters_max])
+        encoded = json.dumps(texts).encode()
+        if len(encoded) <= _TEXT_BYTES_MAX:
+            return encoded
+        characters_max //= 2  # other alphabets than ours take up to twelve bytes for a character
 
 
 def parse(packet: bytes) -> Message:

@@ -8,10 +8,12 @@ Here: events and timers. The start of the processes is in `birth.py`, the talk w
 """
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
 import socket
+import termios
 import time
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -56,6 +58,7 @@ class Output:
         self.descriptor = descriptor
         self.lines = LineSplitter()
         self.open = True
+        self.rest_bytes: int | None = None  # of the job's own that are still to be read, once it is dead
 
 
 class Monitor:
@@ -273,9 +276,12 @@ class Monitor:
             self._status = init_status  # it was killed, and the job with it
         self._phase = Phase.DRAINING
         self._timers.clear()
+        for output in self._outputs:
+            # Whoever was handed the pipe may go on writing to it, and would hold the end up for ever.
+            output.rest_bytes = _unread_bytes(output.descriptor) if output.open else 0
 
     def _drain(self) -> None:
-        """All writers are dead: read what is in the pipes, as far as the disk has space for it."""
+        """All of the job is dead: read what is in the pipes, as far as the disk has space for it."""
         for output in self._outputs:
             while output.open and self._recorder.accepts_rest():
                 self._read(output)
@@ -318,14 +324,17 @@ class Monitor:
         self._recorder.retry(time.time_ns())
 
     def _read(self, output: Output) -> None:
+        wanted = READ_BYTES if output.rest_bytes is None else min(READ_BYTES, output.rest_bytes)
         try:
-            received = os.read(output.descriptor, READ_BYTES)
+            received = os.read(output.descriptor, wanted)
         except BlockingIOError:
             if self._phase is not Phase.DRAINING:
                 return
             received = b""  # a descriptor that the job passed on holds the pipe open, but the job is dead
         now_ns = time.time_ns()
         silence = f"silence {output.stream}"
+        if output.rest_bytes is not None:
+            output.rest_bytes -= len(received)
         if received:
             self._recorder.output(output.stream, output.lines.feed(received), now_ns)
         else:
@@ -340,6 +349,10 @@ class Monitor:
 
     def _on_silence(self, output: Output) -> None:
         self._recorder.output(output.stream, output.lines.flush(), time.time_ns())
+
+
+def _unread_bytes(pipe: int) -> int:
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), "little")
 
 
 def _sender(ancillary: list[tuple[int, int, bytes]]) -> int:
