@@ -524,6 +524,26 @@ def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
         storage.delete(each)
 
 
+@pytest.mark.requirement("S1.45")
+@pytest.mark.parametrize("encryption", ["", *(name for name in ("fscrypt",) if fscrypt.offered())])
+def test_copies_have_what_was_written_before_the_unmount(storage: ImageStorage, encryption: str) -> None:
+    """Also while the namespace of another job, which begins or ends, keeps the file system in memory."""
+    key = os.urandom(64) if encryption else b""
+    volume, copy = (msgspec.structs.replace(record(4 * MIB), encryption=encryption) for _ in range(2))
+    storage.create(volume, key)
+    place = storage.mount(volume, key, JOB)
+    with lagging_namespace():
+        (Path(place.source) / "file").write_bytes(b"not synced by the job")
+        storage.unmount(volume)
+        storage.snapshot(volume, "one")
+        storage.clone(volume, "", copy, key)
+    for taken in (storage.open_snapshot(volume, "one", key), storage.mount(copy, key, JOB)):
+        assert (Path(taken.source) / "file").read_bytes() == b"not synced by the job"
+    storage.close_snapshot(volume, "one")
+    for each in (volume, copy):
+        storage.delete(each)
+
+
 def test_what_was_interrupted_takes_no_room(storage: ImageStorage, layout: Layout) -> None:
     """A copy of a restore, or of a snapshot, that never became whole."""
     volume = record(MIB)

@@ -11,12 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+import structlog
+
 from common.errors import JobletError, precondition
 from common.failpoints import reached
 from common.identifiers import VolumeId
+from common.linux.files import synchronize_file_system
 from services.volumes.encryption.choose import Encryption
 from services.volumes.linux import ext4 as kernel
 from services.volumes.storage import ext4, imagefile, loops, mounting, places
+
+log = structlog.get_logger(__name__)
 
 _OPTIONS: Final = "errors=remount-ro"
 _DAMAGES: Final = frozenset({errno.EUCLEAN, errno.EBADMSG, errno.EINVAL, errno.EIO})
@@ -73,7 +78,8 @@ class ImageMount:
                 raise
 
     def unmount(self) -> None:
-        """Let it go, with mapping and device."""
+        """Let it go, with mapping and device. All that was written until now is in the image then."""
+        self._synchronize()
         mounting.unmount(self.point)
         reached("volumes.unmounted")
         if self._encryption is not None:
@@ -93,6 +99,15 @@ class ImageMount:
                 yield self._encryption.open(device, self._volume, key)
             finally:
                 self._encryption.close(self._volume)
+
+    def _synchronize(self) -> None:
+        """The unmount does it only where it is the last one, and who lags behind is not waited for by a copy."""
+        if self.is_mounted:
+            try:
+                with places.opened(self.point) as mounted:
+                    synchronize_file_system(mounted)
+            except OSError as cause:  # the unmount would not have told
+                log.error("what was written last to a volume is lost", volume=self._volume, problem=str(cause))
 
     def _mount(self, image: int, key: bytes) -> None:
         with loops.attached(image) as device:
