@@ -12,16 +12,18 @@ import msgspec
 import pytest
 
 from common.config.layout import Layout
-from common.errors import JobletError, Reason
-from common.identifiers import new_volume_id
+from common.errors import JobletError, Reason, unavailable
+from common.identifiers import VolumeId, new_volume_id
 from common.linux import files
 from common.messages.volumes import CopyMethod, VolumeRecord
 from services.volumes.encryption import fscrypt
 from services.volumes.encryption.choose import encryption_of
 from services.volumes.encryption.dmcrypt import DmCrypt
+from services.volumes.encryption.fscrypt import Fscrypt
 from services.volumes.ports import Place
 from services.volumes.storage import copies, ext4, imagefile, loops, mounting, programs
 from services.volumes.storage.image import ImageStorage
+from services.volumes.storage.imagemount import ImageMount
 from tests.linux.volume_storage import (
     BLOCK,
     JOB,
@@ -483,6 +485,48 @@ def test_it_grows_while_it_is_used_or_stays_as_it_is(storage: ImageStorage, layo
                 storage.resize(volume, 30 * MIB, b"")
             assert (free_bytes(place.source), image_of(layout, volume).stat().st_size) == (MIB, size)
         held.write("still here")
+    storage.delete(volume)
+
+
+class NoRightToGrow:
+    """The kernel of a host whose root lacks CAP_SYS_RESOURCE."""
+
+    def grow(self, mounted: int, blocks: int) -> None:  # noqa: ARG002
+        """See imagemount.Kernel."""
+        raise PermissionError(errno.EPERM, "no right")
+
+
+class Stuck(Fscrypt):
+    """Opens the device as it is, but not for ever."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def open(self, device: str, volume: VolumeId, key: bytes) -> str:  # noqa: ARG002
+        """See choose.Encryption."""
+        self.left -= 1
+        if self.left < 0:
+            raise unavailable("the old mapping is not gone yet", "try again")
+        return device
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_a_volume_that_cannot_be_mounted_again_after_it_has_grown_is_whole(
+    storage: ImageStorage, layout: Layout, opened: int
+) -> None:
+    """Neither before the file system was enlarged nor behind that is anything cut off that belongs to it."""
+    volume = record(MIB)
+    storage.create(volume, b"")
+    write(storage.mount(volume, b"", JOB), "kept", b"x" * 1000)
+    storage.unmount(volume)
+    mount = ImageMount(layout.volume_dir(volume.id), volume.id, 40 * MIB, Stuck(opened), NoRightToGrow())
+    with refused(Reason.UNAVAILABLE):
+        mount.mount(b"")
+    place = storage.mount(volume, b"", JOB)
+    assert (Path(place.source) / "kept").read_bytes() == b"x" * 1000
+    assert free_bytes(place.source) == MIB - BLOCK
+    storage.unmount(volume)
+    assert programs.run("e2fsck", "-f", "-n", str(image_of(layout, volume))) == 0
     storage.delete(volume)
 
 

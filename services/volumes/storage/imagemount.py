@@ -175,12 +175,7 @@ class ImageMount:
         except OSError as cause:
             if cause.errno not in _CANNOT_GROW_MOUNTED:
                 raise
-            try:
-                self._grow_unmounted(image, key, cause)
-            except JobletError:
-                os.ftruncate(image, before)  # the file system knows nothing of what was behind
-                loops.take_size(image)
-                raise
+            self._grow_unmounted(image, key, before, cause)
 
     def _enlarge_file(self, image: int, more: int) -> None:
         with places.opened(self.point) as mounted:
@@ -194,16 +189,19 @@ class ImageMount:
         if needed > present:
             imagefile.allocate(image, needed)
 
-    def _grow_unmounted(self, image: int, key: bytes, refused: OSError) -> None:
-        """A host whose root lacks CAP_SYS_RESOURCE cannot do it while it is used."""
-        try:
-            mounting.unmount_unused(self.point)
-        except OSError as cause:
-            raise self._in_use(refused) from cause
+    def _grow_unmounted(self, image: int, key: bytes, before: int, refused: OSError) -> None:
+        """A host whose root lacks CAP_SYS_RESOURCE cannot do it while it is used. `before`: size of the image then."""
+        with _cut_back(image, before):
+            try:
+                mounting.unmount_unused(self.point)
+            except OSError as cause:
+                raise self._in_use(refused) from cause
         try:
             with loops.attached(image) as device:
-                block = device if self._encryption is None else self._encryption.open(device, self._volume, key)
-                self._expect_unused(block, refused)
+                with _cut_back(image, before):
+                    block = device if self._encryption is None else self._encryption.open(device, self._volume, key)
+                    self._expect_unused(block, refused)
+                # From here on the file system may reach to the image's new end, whatever fails.
                 imagefile.enlarge(block)
         finally:
             self._mount(image, key)
@@ -230,3 +228,14 @@ class ImageMount:
             f"volume {self._volume} cannot grow while a job uses it: {refused}",
             "try again when no job uses it, or give the node CAP_SYS_RESOURCE",
         )
+
+
+@contextmanager
+def _cut_back(image: int, size_bytes: int) -> Iterator[None]:
+    """What fails in here leaves the image as large as it was: the file system knows nothing of what is behind."""
+    try:
+        yield
+    except JobletError:
+        os.ftruncate(image, size_bytes)
+        loops.take_size(image)
+        raise
