@@ -190,6 +190,33 @@ def test_what_nothing_enforces_is_watched_and_told(tmp_path: Path) -> None:
     serve(scenario, tmp_path, disk, interval_ms=10)
 
 
+@pytest.mark.requirement("S1.42")
+def test_what_a_volume_holds_is_told_when_nobody_has_it(tmp_path: Path) -> None:
+    """Of one that is only counted what was counted last; of a memory volume nothing, as there is nothing left."""
+    disk = FakeDisk()
+    disk.enforcement = Enforcement.ADVISORY
+
+    async def scenario(node: Node) -> None:
+        kept = await node.create("kept", advisory=True)
+        gone = await node.create("gone", kind=VolumeKind.MEMORY)
+        disk.used_bytes = {kept.id: MIB, gone.id: MIB}
+        job = await node.use("kept", "gone")
+
+        async def used(name: str) -> tuple[int, int]:
+            volume = await node.get(name)
+            return volume.used_bytes, volume.used_inodes
+
+        async def measured() -> bool:
+            return [await used(name) for name in ("kept", "gone")] == [(MIB, 3), (MIB, 3)]
+
+        await await_for(measured, what="both to be measured")
+        await node.release(job)
+        assert disk.mounted == set()
+        assert [await used(name) for name in ("kept", "gone")] == [(MIB, 3), (0, 0)]
+
+    serve(scenario, tmp_path, disk, interval_ms=10, idle_mounts_max=0)
+
+
 def test_a_round_ends_what_was_left(tmp_path: Path) -> None:
     """A removal that failed is made again without being asked for."""
     disk = FakeDisk()

@@ -175,6 +175,8 @@ class FakeStorage:
     def measure(self, volume: VolumeRecord) -> Space | None:
         """See ports.Storage."""
         with self.disk.call("measure", volume.id, alone=volume.enforcement is not Enforcement.ADVISORY):
+            if volume.kind is VolumeKind.MEMORY and volume.id not in self.disk.mounted:
+                return Space(0, 0, 100)
             return Space(self.disk.used_bytes.get(volume.id, 0), 3, 100)
 
     def moved(self, volume: VolumeRecord) -> Moved:  # noqa: ARG002
