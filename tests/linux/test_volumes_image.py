@@ -672,6 +672,23 @@ def test_encrypted(storage: ImageStorage, layout: Layout, encryption: str) -> No
         storage.delete(each)
 
 
+@pytest.mark.requirement("S1.39")
+@pytest.mark.skipif(not fscrypt.offered(), reason="needs fscrypt: ext4 of this kernel cannot encrypt")
+def test_a_new_volume_is_encrypted_before_anybody_has_it(storage: ImageStorage, layout: Layout) -> None:
+    """A kernel without the ciphers refuses it while it is made; and its first snapshot is as good as any other."""
+    key = os.urandom(64)
+    volume = record(2 * MIB, encryption="fscrypt")
+    storage.create(volume, key)
+    assert not mounting.is_mounted(layout.volume_dir(volume.id) / "mount")
+    wait_for(lambda: not loops_below(layout.volumes), what="the device to go")
+    storage.snapshot(volume, "one")
+    assert names(storage.open_snapshot(volume, "one", key).source) == []
+    storage.close_snapshot(volume, "one")
+    place = storage.mount(volume, key, JOB)
+    assert (free_bytes(place.source), Path(place.source).stat().st_uid) == (2 * MIB, JOB.uid)
+    storage.delete(volume)
+
+
 def _offered(encryption: str) -> bool:
     """By trying."""
     if encryption == "fscrypt":
