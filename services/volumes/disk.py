@@ -98,12 +98,14 @@ class Disk:
 
     async def delete(self, volume: Volume) -> None:
         """Unmount the volume and remove everything of it."""
+        record = volume.record
 
-        def delete(storage: Storage, record: VolumeRecord) -> None:
+        def delete() -> None:
+            storage = self._storages.remover(record)
             storage.unmount(record)
             storage.delete(record)
 
-        await self._at_length("removing", volume, delete)
+        await self._run(self._long, "removing", record.name, delete)
         self._gauges.forget(volume.id)
 
     async def mount(self, volume: Volume, ids: Ids | None) -> Place:

@@ -267,6 +267,10 @@ class FakeStorages:
         """See ports.Storages."""
         return FakeStorage(self.disk, volume.enforcement, self._reached)
 
+    def remover(self, volume: VolumeRecord) -> FakeStorage:
+        """See ports.Storages."""
+        return self.of(volume)
+
     def found(self) -> Found:
         """See ports.Storages."""
         disk = self.disk
