@@ -22,7 +22,7 @@ class Mount(NamedTuple):
 def parse(text: str) -> tuple[Mount, ...]:
     """All mounts, in the order of mounting. A line of another shape is left out."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n"):  # other ends of lines are part of a name: the kernel does not escape them
         head, _, tail = line.partition(" - ")
         fields, end = head.split(" "), tail.split(" ")
         if len(fields) >= 6 and len(end) >= 2 and fields[0].isdigit():
@@ -32,7 +32,7 @@ def parse(text: str) -> tuple[Mount, ...]:
 
 def present() -> tuple[Mount, ...]:
     """Those of this process."""
-    return parse(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+    return parse(Path("/proc/self/mountinfo").read_bytes().decode("utf-8", "surrogateescape"))
 
 
 def below(mounts: Iterable[Mount], directory: str) -> tuple[Mount, ...]:

@@ -10,6 +10,8 @@ So a job is on the list from before the service is asked to prepare until after 
 
 import asyncio
 import contextlib
+import itertools
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
@@ -61,7 +63,9 @@ class VolumesOfJobs:
         self._answer_s_max = answer_s_max
         self._prepare_s_max = prepare_s_max
         self._having: dict[JobId, None] = {}  # the oldest first
-        self._unheard: dict[tuple[JobId, VolumeId | None], None] = {}
+        self._unheard: dict[tuple[JobId, VolumeId | None], int] = {}  # by number, as another like it may follow
+        self._numbers = itertools.count()
+        self._preparing: Counter[JobId] = Counter()
         self._something_unheard = asyncio.Event()
         self._leaving: dict[JobId, asyncio.Event] = {}  # set when the job has left
 
@@ -84,12 +88,15 @@ class VolumesOfJobs:
         had_some = job in self._having
         self._having[job] = None
         request = PrepareVolumes(job=job, owner=owner, uid=identity.uid, gid=identity.gid, mounts=mounts)
+        self._preparing[job] += 1
         try:
             answer = await self._ask_behind_those_that_leave(lambda: self._ask_again(request, VolumesPrepared))
         except JobletError as error:
             if not had_some and error.reason not in (Reason.UNAVAILABLE, Reason.INTERNAL):
                 self._having.pop(job, None)
             raise
+        finally:
+            self._preparing -= Counter([job])
         if tuple(each.mount for each in answer.volumes) != mounts:
             raise JobletError(Reason.INTERNAL, "the volumes service prepared other volumes than it was asked for")
         for volume in answer.volumes:  # a release of before would take away what the job has again
@@ -109,9 +116,11 @@ class VolumesOfJobs:
         """See ports.Volumes. Returns when the service has heard it, or one try has failed."""
         if volume is None:
             if job not in self._having:
+                if (job, None) not in self._unheard:
+                    self._has_left(job)  # it was refused what it wanted while it ended
                 return
             del self._having[job]
-        self._unheard[job, volume] = None
+        self._unheard[job, volume] = next(self._numbers)
         if not await self._told_release(job, volume):
             self._something_unheard.set()
 
@@ -160,16 +169,31 @@ class VolumesOfJobs:
             await asyncio.sleep(PAUSE_S)
 
     async def _told_release(self, job: JobId, volume: VolumeId | None) -> bool:
+        number = self._unheard[job, volume]
         try:
             await self._ask(ReleaseVolumes(job=job, volume=volume), VolumesReleased)
         except JobletError as error:
             log.warning("a release of volumes was not heard; it is repeated", job=job, volume=volume, why=str(error))
-            self._unheard[job, volume] = self._unheard.pop((job, volume), None)  # behind the others: it may never be
+            if self._unheard.get((job, volume)) == number:  # else the job has got the volume again meanwhile
+                self._unheard[job, volume] = self._unheard.pop((job, volume))  # behind the others: it may never be
             return False
-        self._unheard.pop((job, volume), None)
-        if volume is None and job in self._leaving:
-            self._leaving.pop(job).set()
+        if self._unheard.get((job, volume)) == number:
+            del self._unheard[job, volume]
+        if volume is None:
+            self._has_left(job)
         return True
+
+    def _has_left(self, job: JobId) -> None:
+        left = self._leaving.pop(job, None)
+        if left is not None:
+            left.set()
+
+    def _is_due(self, job: JobId, volume: VolumeId | None) -> bool:
+        """Whether a release is to be repeated now.
+
+        Not behind a request to prepare, which may be for the same volume: it would take away what the job has again.
+        """
+        return (job, volume) in self._unheard and (volume is None or job not in self._preparing)
 
     async def _repeat_releases(self) -> None:
         while True:
@@ -180,7 +204,7 @@ class VolumesOfJobs:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, PAUSE_S_MAX)
                 for job, volume in tuple(self._unheard):
-                    if not await self._told_release(job, volume):
+                    if self._is_due(job, volume) and not await self._told_release(job, volume):
                         break  # it is away: the others would wait as long
 
     async def _sync(self) -> None:

@@ -98,12 +98,14 @@ class Disk:
 
     async def delete(self, volume: Volume) -> None:
         """Unmount the volume and remove everything of it."""
+        record = volume.record
 
-        def delete(storage: Storage, record: VolumeRecord) -> None:
+        def delete() -> None:
+            storage = self._storages.remover(record)
             storage.unmount(record)
             storage.delete(record)
 
-        await self._at_length("removing", volume, delete)
+        await self._run(self._long, "removing", record.name, delete)
         self._gauges.forget(volume.id)
 
     async def mount(self, volume: Volume, ids: Ids | None) -> Place:
@@ -120,11 +122,16 @@ class Disk:
             await self._quickly("unmounting", volume, lambda storage, record: storage.unmount(record))
             return
 
+        counted = self._gauges.space_of(volume.id)
+
         def unmount(storage: Storage, record: VolumeRecord) -> tuple[Space | None, int]:
-            space = None if record.enforcement is Enforcement.ADVISORY else storage.measure(record)
+            space = counted if record.enforcement is Enforcement.ADVISORY else storage.measure(record)
             began = time.perf_counter_ns()
             storage.unmount(record)
-            return space, time.perf_counter_ns() - began
+            took_ns = time.perf_counter_ns() - began
+            if record.kind is VolumeKind.MEMORY:  # what it held is gone
+                space = storage.measure(record)
+            return space, took_ns
 
         space, took_ns = await self._quickly("unmounting", volume, unmount)
         if space is not None:

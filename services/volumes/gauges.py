@@ -62,6 +62,10 @@ class Gauges:
             before = self._metrics.get(volume, VolumeMetrics())
             self._metrics[volume] = replace(before, **moved._asdict())
 
+    def space_of(self, volume: VolumeId) -> Space | None:
+        """What it held when it was measured last; None: not since it is mounted."""
+        return self._spaces.get(volume)
+
     def forget(self, volume: VolumeId) -> None:
         """It is gone."""
         for known in (self._left_at_ns, self._metrics, self._spaces, self.warnings):

@@ -126,6 +126,9 @@ class Storages(Protocol):
     def of(self, volume: VolumeRecord) -> Storage:
         """The one that keeps `volume`. Raises JobletError(PRECONDITION) when this host cannot any more."""
 
+    def remover(self, volume: VolumeRecord) -> Storage:
+        """The one that can unmount and delete `volume`, also where `of` refuses."""
+
     def found(self) -> Found:
         """See Found."""
 

@@ -17,6 +17,7 @@ from services.volumes.idle import IdleMounts
 from services.volumes.life import Life
 from services.volumes.ports import Space
 from services.volumes.records import Records
+from services.volumes.works import Works
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,7 @@ class Rounds:
         life: Life,
         idle: IdleMounts,
         *,
+        works: Works,
         settings: Settings,
         clock_ns: Callable[[], int],
     ) -> None:
@@ -41,6 +43,7 @@ class Rounds:
         self._disk = disk
         self._gauges = gauges
         self._life = life
+        self._works = works
         self._idle = idle
         self._settings = settings
         self._clock_ns = clock_ns
@@ -73,8 +76,10 @@ class Rounds:
             log.warning("a volume cannot be measured", volume=volume, problem=str(error))
 
     async def _visit(self, volume: Volume) -> None:
-        if volume.record.status in (VolumeStatus.CREATING, VolumeStatus.DELETING):
+        if volume.record.status in (VolumeStatus.CREATING, VolumeStatus.DELETING) or volume.resizing_bytes:
             await self._life.resume(volume.id)  # nobody holds its lock: who began it has failed
+        elif self._works.is_abandoned(volume):
+            await self._works.resume(volume.id)
         elif is_idle_memory(volume.record, self._clock_ns(), idle_ms=self._settings.memory_idle_ms):
             await self._life.expire(volume.id)
         else:

@@ -99,7 +99,7 @@ class Volumes:
         clock_ns, settings, reached = self._clock_ns, self._settings, self._reached
         life = Life(records, disk, settings=settings, clock_ns=clock_ns, reached=reached)
         works = Works(records, disk, gauges, clock_ns=clock_ns, left=left)
-        rounds = Rounds(records, disk, gauges, life, idle, settings=settings, clock_ns=clock_ns)
+        rounds = Rounds(records, disk, gauges, life, idle, works=works, settings=settings, clock_ns=clock_ns)
         commands = Commands(
             records=records,
             gauges=gauges,

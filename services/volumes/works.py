@@ -1,7 +1,8 @@
 """What is done with a volume's content as a whole, as the record tells it: begun, ended, and undone where it failed."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import msgspec
 import structlog
@@ -10,7 +11,7 @@ from common.errors import JobletError, Reason
 from common.identifiers import VolumeId
 from common.messages.volumes import SnapshotRecord
 from services.volumes.disk import Disk
-from services.volumes.events import FoundDamaged, Volume, Work, WorkBegun, WorkEnded, WorkKind
+from services.volumes.events import FoundDamaged, Unmount, Volume, Work, WorkBegun, WorkEnded, WorkKind, asks
 from services.volumes.gauges import Gauges
 from services.volumes.records import Records
 
@@ -43,31 +44,46 @@ class Works:
         self._gauges = gauges
         self._clock_ns = clock_ns
         self._left = left
+        self._under_way: Counter[VolumeId] = Counter()
 
     @contextlib.asynccontextmanager
     async def alone(self, volume: VolumeId, work: Work) -> AsyncIterator[tuple[Volume, Outcome]]:
         """Do `work` in the block, holding the volume's lock."""
         self._records.check(volume, WorkBegun(at_ns=self._clock_ns(), work=work))  # who is refused need not wait
         async with self._disk.locks.of(volume):
-            outcome = await self._begin(volume, work)
-            try:
-                yield self._records.get(volume), outcome
-            except Exception as error:  # a cancelled one is left as it is, to the next start: its thread goes on
-                await self._fail(volume, work, error)
-                raise
-            await self._end(volume, outcome)
+            with self._counted(volume):
+                outcome = await self._begin(volume, work)
+                try:
+                    yield self._records.get(volume), outcome
+                except Exception as error:  # a cancelled one is left as it is, to the next start: its thread goes on
+                    await self._fail(volume, work, error)
+                    raise
+                await self._end(volume, outcome)
 
     @contextlib.asynccontextmanager
     async def beside(self, volume: VolumeId, work: Work) -> AsyncIterator[Volume]:
         """Do `work` in the block, which takes the volume's lock itself where it needs it."""
-        await self._begin(volume, work)
-        try:
-            yield self._records.get(volume)
-        except Exception as error:  # as above
+        with self._counted(volume):
+            await self._begin(volume, work)
+            try:
+                yield self._records.get(volume)
+            except Exception as error:  # as above
+                async with self._disk.locks.of(volume):
+                    await self._fail(volume, work, error)
+                raise
             async with self._disk.locks.of(volume):
-                await self._fail(volume, work, error)
-            raise
-        await self._end(volume, Outcome())
+                await self._end(volume, Outcome())
+
+    def is_abandoned(self, volume: Volume) -> bool:
+        """Whether its record tells of work that nobody does: the disk did not take the word of its end."""
+        return volume.work is not None and volume.id not in self._under_way
+
+    async def resume(self, volume: VolumeId) -> None:
+        """End work that is abandoned."""
+        async with self._disk.locks.of(volume):
+            known = self._records.get(volume)
+            if known.work is not None and self.is_abandoned(known):
+                await self.undo(volume, known.work)
 
     async def undo(self, volume: VolumeId, work: Work) -> None:
         """End work that was interrupted, so that nothing half done is left of it. The caller holds the lock."""
@@ -107,6 +123,20 @@ class Works:
         await self.undo(volume, work)
 
     async def _end(self, volume: VolumeId, outcome: Outcome) -> None:
-        await self._records.apply(volume, WorkEnded(at_ns=self._clock_ns()), adds=outcome.adds, drops=outcome.drops)
+        """The caller holds the lock, so that nobody finds in a memory volume what its last job left."""
+        event = WorkEnded(at_ns=self._clock_ns())
+        if asks(await self._records.apply(volume, event, adds=outcome.adds, drops=outcome.drops), Unmount):
+            try:
+                await self._disk.unmount(self._records.get(volume))
+            except JobletError as error:  # `idle.py` tries again
+                log.error("a memory volume cannot be cleared yet", volume=volume, problem=str(error))
         self._gauges.touch(volume)
         self._left(volume)
+
+    @contextlib.contextmanager
+    def _counted(self, volume: VolumeId) -> Iterator[None]:
+        self._under_way[volume] += 1
+        try:
+            yield
+        finally:
+            self._under_way -= Counter([volume])

@@ -397,14 +397,15 @@ def test_a_job_that_swaps_directories_for_links_moves_no_mount(
 
 
 @pytest.mark.threat("A03")
-def test_what_the_job_renames_is_found(sandboxes: Sandboxes, volume: Attaching) -> None:
-    """A volume whose path has become another by a rename above it leaves from where it is."""
-    script = f"until [ -e /work/a/data/here ]; do sleep 0.02; done; mv /work/a /work/b; mkdir -p /work/a/data; {IDLE}"
-    job = start(sandboxes, script)
+@pytest.mark.parametrize("name", ["b", "b\rb", "b\nb", "b\v\f b\\"], ids=repr)
+def test_what_the_job_renames_is_found(sandboxes: Sandboxes, volume: Attaching, name: str) -> None:
+    """A volume whose path has become another by a rename above it leaves from where it is, whatever that is called."""
+    move = f"mv /work/a '/work/{name}'; mkdir -p /work/a/data"
+    job = start(sandboxes, f"until [ -e /work/a/data/here ]; do sleep 0.02; done; {move}; {IDLE}")
     before = mounts_of(job)
     volume.attach(job, "/work/a/data")
     job.wait_for_output(b"up")
-    assert inside(job, "/work/b/data/here").exists()
+    assert inside(job, f"/work/{name}/data/here").exists()
     assert refusal(lambda: volume.attach(job, "/work/a/data")).reason is Reason.PRECONDITION
     volume.detach(job, "/work/a/data")
     assert mounts_of(job) == before

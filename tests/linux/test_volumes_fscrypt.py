@@ -64,6 +64,18 @@ def on(path: Path, action: Callable[[int], Result]) -> Result:
         os.close(descriptor)
 
 
+def test_the_trial_of_the_ciphers_has_no_name(tmp_path: Path) -> None:
+    """Who is killed in it would leave that name, and a directory that is not empty is never given to the owner."""
+    with attached(make_image(tmp_path / "image")) as device:
+        make_file_system(device, CRYPT.features())
+        with mounted(device, tmp_path / "mount") as root:
+            data = root / "data"
+            data.mkdir()
+            os.utime(data, (1, 1))
+            CRYPT.unlock(str(data), VOLUME, KEY, fresh=True)
+            assert data.stat().st_mtime == 1
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """A volume with a file, a directory and a link, which all tell something; not mounted."""

@@ -12,16 +12,18 @@ import msgspec
 import pytest
 
 from common.config.layout import Layout
-from common.errors import JobletError, Reason
-from common.identifiers import new_volume_id
+from common.errors import JobletError, Reason, unavailable
+from common.identifiers import VolumeId, new_volume_id
 from common.linux import files
 from common.messages.volumes import CopyMethod, VolumeRecord
 from services.volumes.encryption import fscrypt
 from services.volumes.encryption.choose import encryption_of
 from services.volumes.encryption.dmcrypt import DmCrypt
+from services.volumes.encryption.fscrypt import Fscrypt
 from services.volumes.ports import Place
 from services.volumes.storage import copies, ext4, imagefile, loops, mounting, programs
 from services.volumes.storage.image import ImageStorage
+from services.volumes.storage.imagemount import ImageMount
 from tests.linux.volume_storage import (
     BLOCK,
     JOB,
@@ -489,6 +491,48 @@ def test_it_grows_while_it_is_used_or_stays_as_it_is(storage: ImageStorage, layo
     storage.delete(volume)
 
 
+class NoRightToGrow:
+    """The kernel of a host whose root lacks CAP_SYS_RESOURCE."""
+
+    def grow(self, mounted: int, blocks: int) -> None:  # noqa: ARG002
+        """See imagemount.Kernel."""
+        raise PermissionError(errno.EPERM, "no right")
+
+
+class Stuck(Fscrypt):
+    """Opens the device as it is, but not for ever."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+
+    def open(self, device: str, volume: VolumeId, key: bytes) -> str:  # noqa: ARG002
+        """See choose.Encryption."""
+        self.left -= 1
+        if self.left < 0:
+            raise unavailable("the old mapping is not gone yet", "try again")
+        return device
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_a_volume_that_cannot_be_mounted_again_after_it_has_grown_is_whole(
+    storage: ImageStorage, layout: Layout, opened: int
+) -> None:
+    """Neither before the file system was enlarged nor behind that is anything cut off that belongs to it."""
+    volume = record(MIB)
+    storage.create(volume, b"")
+    write(storage.mount(volume, b"", JOB), "kept", b"x" * 1000)
+    storage.unmount(volume)
+    mount = ImageMount(layout.volume_dir(volume.id), volume.id, 40 * MIB, Stuck(opened), NoRightToGrow())
+    with refused(Reason.UNAVAILABLE):
+        mount.mount(b"")
+    place = storage.mount(volume, b"", JOB)
+    assert (Path(place.source) / "kept").read_bytes() == b"x" * 1000
+    assert free_bytes(place.source) == MIB - BLOCK
+    storage.unmount(volume)
+    assert programs.run("e2fsck", "-f", "-n", str(image_of(layout, volume))) == 0
+    storage.delete(volume)
+
+
 @pytest.mark.requirement("S1.45")
 @pytest.mark.requirement("S1.47")
 def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
@@ -523,6 +567,26 @@ def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
         storage.snapshot(volume, "../one")
     with refused(Reason.DATA_LOSS):
         storage.restore(volume, "none", MIB)
+    for each in (volume, copy):
+        storage.delete(each)
+
+
+@pytest.mark.requirement("S1.45")
+@pytest.mark.parametrize("encryption", ["", *(name for name in ("fscrypt",) if fscrypt.offered())])
+def test_copies_have_what_was_written_before_the_unmount(storage: ImageStorage, encryption: str) -> None:
+    """Also while the namespace of another job, which begins or ends, keeps the file system in memory."""
+    key = os.urandom(64) if encryption else b""
+    volume, copy = (msgspec.structs.replace(record(4 * MIB), encryption=encryption) for _ in range(2))
+    storage.create(volume, key)
+    place = storage.mount(volume, key, JOB)
+    with lagging_namespace():
+        (Path(place.source) / "file").write_bytes(b"not synced by the job")
+        storage.unmount(volume)
+        storage.snapshot(volume, "one")
+        storage.clone(volume, "", copy, key)
+    for taken in (storage.open_snapshot(volume, "one", key), storage.mount(copy, key, JOB)):
+        assert (Path(taken.source) / "file").read_bytes() == b"not synced by the job"
+    storage.close_snapshot(volume, "one")
     for each in (volume, copy):
         storage.delete(each)
 
@@ -609,6 +673,23 @@ def test_encrypted(storage: ImageStorage, layout: Layout, encryption: str) -> No
     for each in (grown, copy):
         assert (Path(storage.mount(each, key, JOB).source) / "file").read_bytes() == secret
         storage.delete(each)
+
+
+@pytest.mark.requirement("S1.39")
+@pytest.mark.skipif(not fscrypt.offered(), reason="needs fscrypt: ext4 of this kernel cannot encrypt")
+def test_a_new_volume_is_encrypted_before_anybody_has_it(storage: ImageStorage, layout: Layout) -> None:
+    """A kernel without the ciphers refuses it while it is made; and its first snapshot is as good as any other."""
+    key = os.urandom(64)
+    volume = record(2 * MIB, encryption="fscrypt")
+    storage.create(volume, key)
+    assert not mounting.is_mounted(layout.volume_dir(volume.id) / "mount")
+    wait_for(lambda: not loops_below(layout.volumes), what="the device to go")
+    storage.snapshot(volume, "one")
+    assert names(storage.open_snapshot(volume, "one", key).source) == []
+    storage.close_snapshot(volume, "one")
+    place = storage.mount(volume, key, JOB)
+    assert (free_bytes(place.source), Path(place.source).stat().st_uid) == (2 * MIB, JOB.uid)
+    storage.delete(volume)
 
 
 def _offered(encryption: str) -> bool:

@@ -92,6 +92,13 @@ def test_mountinfo_is_parsed() -> None:
     assert len(mountinfo.below(mounts, "/")) == 8
 
 
+def test_a_mount_has_one_line_whatever_it_is_called() -> None:
+    """The kernel escapes the end of a line, and nothing else that ends lines of text."""
+    point = "/opt/a\rb\x0bc\x0cd\x1ce\x85f\u2028g"
+    mounts = mountinfo.parse(f"30 27 8:16 / {point} rw - xfs /dev/sdb rw\n31 27 8:17 / /srv rw - xfs /dev/sdc rw\n")
+    assert [mount.point for mount in mounts] == [point, "/srv"]
+
+
 def fake_sysfs(root: Path) -> Path:
     """A disk with a partition, a device mapper device, and the links to them."""
     vda, dm = root / "devices/pci/vda", root / "devices/virtual/dm-0"

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -320,10 +321,20 @@ def test_a_memory_volume_is_streamed_while_a_job_has_it(tmp_path: Path) -> None:
         await await_for(lambda: node.streams.runs, what="the stream")
         await node.release(job)
         assert node.disk.volumes[made.id].content == b"x"
+        found: list[bytes] = []
+        node.disk.watch = lambda what: (
+            found.append(node.disk.volumes[made.id].content) if what[:6] == "mount " else None
+        )
+        gate = node.disk.gates["measure"] = threading.Event()
+        looking = asyncio.create_task(node.get())
+        await await_for(lambda: node.disk.times("measure"), what="somebody to have the volume when the stream ends")
         node.streams.gate.set()
-        await exporting
-        await await_for(lambda: not node.disk.mounted, what="the volume to be let go")
-        assert node.disk.volumes[made.id].content == b""
+        await asyncio.sleep(0.05)
+        coming = asyncio.create_task(node.use("data"))
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(exporting, looking, coming)
+        assert found[-1] == b""
 
     serve(scenario, tmp_path)
 

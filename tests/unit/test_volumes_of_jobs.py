@@ -74,6 +74,7 @@ class FakeService:
         self.users: dict[JobId, tuple[VolumeMount, ...]] = {}
         self.other: tuple[PreparedVolume, ...] | None = None
         self.failing: JobId | None = None  # its releases are refused
+        self.gates: dict[JobId, asyncio.Event] = {}  # what is asked for these is done when the gate opens
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -98,9 +99,13 @@ class FakeService:
             await asyncio.Event().wait()
         if self.refusals and not isinstance(body, SyncVolumes):
             raise self.refusals.pop(0)
+        if isinstance(body, PrepareVolumes | ReleaseVolumes) and body.job in self.gates:
+            await self.gates[body.job].wait()
         match body:
             case CheckVolumes():
                 return VolumesChecked()
+            case PrepareVolumes(job=job) if job == self.failing:
+                raise not_found("no volume data")
             case PrepareVolumes():
                 self.users[body.job] = body.mounts
                 return VolumesPrepared(
@@ -366,6 +371,105 @@ def test_a_release_of_before_does_not_take_what_the_job_has_again() -> None:
             assert list(volumes._unheard) == [(job, first.id)]
             await volumes.prepare(job, "ann", IDENTITY, (DATA,))
             assert volumes._unheard == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_release_that_is_under_way_does_not_take_what_the_job_has_again() -> None:
+    """It was lost with the service, which shows only after the volume is attached again. A later one is repeated."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            job = new_job_id()
+            service.other = (as_prepared(DATA),)
+            (first,) = await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.silent = {ReleaseVolumes}
+            lost = asyncio.create_task(volumes.release(job, first.id))
+            await await_for(lambda: service.of(ReleaseVolumes), what="the release that is lost")
+            service.silent = set()
+            await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            await lost
+            assert volumes._unheard == {}
+            assert job in service.users
+            service.refusals = [unavailable("starting")]
+            await volumes.release(job, first.id)
+            await await_for(lambda: job not in service.users, what="the release that was not heard")
+
+    asyncio.run(scenario())
+
+
+def test_a_release_that_was_heard_is_not_taken_for_a_later_one() -> None:
+    """The answer comes when the volume was attached and detached again, and nobody heard of the second time."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            job = new_job_id()
+            service.other = (as_prepared(DATA),)
+            (first,) = await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.gates[job] = gate = asyncio.Event()
+            slow = asyncio.create_task(volumes.release(job, first.id))
+            await await_for(lambda: service.of(ReleaseVolumes), what="the release whose answer is late")
+            del service.gates[job]
+            await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.silent = {ReleaseVolumes}
+            again = asyncio.create_task(volumes.release(job, first.id))
+            await await_for(lambda: len(service.of(ReleaseVolumes)) == 2, what="the release that is lost")
+            gate.set()
+            await asyncio.gather(slow, again)
+            assert list(volumes._unheard) == [(job, first.id)]
+
+    asyncio.run(scenario())
+
+
+def test_releases_that_are_repeated_take_nothing_that_a_job_has_again() -> None:
+    """While another's is heard the job gets the volume again; and while it is asked for, nothing of it is released."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            other, job = new_job_id(), new_job_id()
+            service.other = (as_prepared(DATA),)
+            await volumes.prepare(other, "ann", IDENTITY, (DATA,))
+            (first,) = await volumes.prepare(job, "ann", IDENTITY, (DATA,))
+            service.refusals = [unavailable("starting")] * 2
+            service.gates = {other: asyncio.Event(), job: asyncio.Event()}
+            await volumes.release(other)
+            await volumes.release(job, first.id)
+            await await_for(lambda: len(service.of(ReleaseVolumes)) == 3, what="the other's release, repeated")
+            attaching = asyncio.create_task(volumes.prepare(job, "ann", IDENTITY, (DATA,)))
+            await await_for(lambda: len(service.of(PrepareVolumes)) == 3, what="the volume asked for again")
+            service.gates[other].set()
+            await await_for(lambda: other not in service.users, what="the other's release")
+            await asyncio.sleep(0.05)
+            service.gates[job].set()
+            await attaching
+            await asyncio.sleep(0.05)
+            assert job in service.users
+            assert volumes._unheard == {}
+
+    asyncio.run(scenario())
+
+
+def test_a_job_that_left_without_a_volume_is_waited_for_no_more() -> None:
+    """It ended while it was refused one: nothing is released then, and nobody may wait for that."""
+
+    async def scenario() -> None:
+        async with both() as (volumes, service):
+            job = new_job_id()
+            service.gates[job] = asyncio.Event()
+            attaching = asyncio.create_task(volumes.prepare(job, "ann", IDENTITY, (DATA,)))
+            await await_for(lambda: service.of(PrepareVolumes), what="the request")
+            volumes.leaving(job)
+            service.failing = job
+            service.gates[job].set()
+            with pytest.raises(JobletError):
+                await attaching
+            await volumes.release(job)
+            began = asyncio.get_running_loop().time()
+            service.refusals = [precondition("in use by job x")]
+            with pytest.raises(JobletError, match="in use"):
+                await volumes.check("ann", (DATA,))
+            assert asyncio.get_running_loop().time() - began < 1
+            assert len(service.of(CheckVolumes)) == 1
 
     asyncio.run(scenario())
 

@@ -1,21 +1,37 @@
 """What goes on without being asked: idle mounts, measuring, memory volumes that nobody uses, leftovers."""
 
 import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import Reason
 from common.identifiers import VolumeId, new_volume_id
+from common.messages.envelope import Body
 from common.messages.volumes import (
+    CreateSnapshot,
+    DeleteSnapshot,
     DeleteVolume,
+    Direction,
     Enforcement,
     ListVolumes,
+    OpenVolumeStream,
+    ResizeVolume,
+    RestoreSnapshot,
+    SnapshotDeleted,
+    SnapshotFound,
     VolumeDeleted,
+    VolumeFound,
     VolumeKind,
     VolumePage,
     VolumeStatus,
+    VolumeStreamClosed,
 )
 from services.volumes.idle import overdue
 from tests.unit.volumes_fakes import MIB, FakeDisk, Node, refusal, serve
@@ -174,6 +190,33 @@ def test_what_nothing_enforces_is_watched_and_told(tmp_path: Path) -> None:
     serve(scenario, tmp_path, disk, interval_ms=10)
 
 
+@pytest.mark.requirement("S1.42")
+def test_what_a_volume_holds_is_told_when_nobody_has_it(tmp_path: Path) -> None:
+    """Of one that is only counted what was counted last; of a memory volume nothing, as there is nothing left."""
+    disk = FakeDisk()
+    disk.enforcement = Enforcement.ADVISORY
+
+    async def scenario(node: Node) -> None:
+        kept = await node.create("kept", advisory=True)
+        gone = await node.create("gone", kind=VolumeKind.MEMORY)
+        disk.used_bytes = {kept.id: MIB, gone.id: MIB}
+        job = await node.use("kept", "gone")
+
+        async def used(name: str) -> tuple[int, int]:
+            volume = await node.get(name)
+            return volume.used_bytes, volume.used_inodes
+
+        async def measured() -> bool:
+            return [await used(name) for name in ("kept", "gone")] == [(MIB, 3), (MIB, 3)]
+
+        await await_for(measured, what="both to be measured")
+        await node.release(job)
+        assert disk.mounted == set()
+        assert [await used(name) for name in ("kept", "gone")] == [(MIB, 3), (0, 0)]
+
+    serve(scenario, tmp_path, disk, interval_ms=10, idle_mounts_max=0)
+
+
 def test_a_round_ends_what_was_left(tmp_path: Path) -> None:
     """A removal that failed is made again without being asked for."""
     disk = FakeDisk()
@@ -185,5 +228,54 @@ def test_a_round_ends_what_was_left(tmp_path: Path) -> None:
         await await_for(lambda: disk.times("delete") >= 3, what="it to be tried again")
         disk.trouble.clear()
         await await_for(lambda: not disk.volumes, what="it to go")
+
+    serve(scenario, tmp_path, disk, interval_ms=10)
+
+
+@contextlib.contextmanager
+def full_state_disk(base: Path) -> Iterator[None]:
+    """What is known of volumes can be read, and nothing of it be changed."""
+    with contextlib.closing(sqlite3.connect(next(base.rglob("volumes.db")))) as database:
+        refusing = "CREATE TRIGGER full BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'disk is full'); END"
+        database.execute(refusing)
+        yield
+        database.execute("DROP TRIGGER full")
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "drop_snapshot", "restore", "resize", "export"])
+def test_what_ended_while_the_state_could_not_be_written_is_ended_by_a_round(tmp_path: Path, verb: str) -> None:
+    """Nothing is busy for ever. A snapshot that its asker was refused is gone, a volume that was to grow has grown."""
+    disk = FakeDisk()
+
+    async def scenario(node: Node) -> None:
+        made = await node.create()
+        await node.api.request(CreateSnapshot(volume=made.id, name="first"), SnapshotFound)
+        gate = disk.gates[verb] = threading.Event()
+        node.streams.gate = asyncio.Event()
+        file = f"volume-stream-{'0' * 32}.sock"
+        asked: dict[str, tuple[Body, type[Body]]] = {
+            "snapshot": (CreateSnapshot(volume=made.id, name="second"), SnapshotFound),
+            "drop_snapshot": (DeleteSnapshot(volume=made.id, name="first"), SnapshotDeleted),
+            "restore": (RestoreSnapshot(volume=made.id, name="first"), VolumeFound),
+            "resize": (ResizeVolume(volume=made.id, size_bytes=2 * MIB), VolumeFound),
+            "export": (OpenVolumeStream(volume=made.id, direction=Direction.EXPORT, file=file), VolumeStreamClosed),
+        }
+        doing = asyncio.create_task(refusal(node.api.request(*asked[verb])))
+        await await_for(lambda: disk.times(verb) or node.streams.runs, what="it to begin")
+        await asyncio.sleep(0.05)  # rounds go by, which have nothing to do with it yet
+        with full_state_disk(tmp_path):
+            gate.set()
+            node.streams.gate.set()
+            assert (await doing).reason is Reason.EXHAUSTED
+
+        async def grown_or_idle() -> bool:
+            now = await node.get()
+            return now.status is VolumeStatus.AVAILABLE and (verb != "resize" or now.size_bytes == 2 * MIB)
+
+        await await_for(grown_or_idle, what="the end to be recorded")
+        now = await node.get()
+        assert (now.status, now.size_bytes) == (VolumeStatus.AVAILABLE, (2 if verb == "resize" else 1) * MIB)
+        assert now.snapshots == len(disk.volumes[made.id].snapshots) == (0 if verb == "drop_snapshot" else 1)
+        await node.api.request(DeleteVolume(volume=made.id), VolumeDeleted)
 
     serve(scenario, tmp_path, disk, interval_ms=10)

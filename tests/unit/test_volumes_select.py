@@ -1,5 +1,6 @@
 """Which way a new volume is kept: by what the host can, the setting, and what was asked for."""
 
+import asyncio
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +10,14 @@ from common.config.layout import Layout, layout_of
 from common.config.settings import Joblet, Settings, Volumes
 from common.errors import JobletError, Reason
 from common.messages.volumes import Enforcement, VolumeKind
+from services.volumes.disk import Disk
 from services.volumes.encryption.fscrypt import Fscrypt
+from services.volumes.events import Volume
+from services.volumes.gauges import Gauges
+from services.volumes.keys import Keys
+from services.volumes.records import Records
 from services.volumes.storage.select import HostStorages, Possible, open_storages
+from services.volumes.store import VolumeStore
 from tests.linux.volume_storage import record
 
 NO_ROOT = "only root can mount volumes"
@@ -60,6 +67,30 @@ def test_a_size_that_nobody_enforces_is_refused(tmp_path: Path) -> None:
             storages(tmp_path, possible, quota).choose(FILESYSTEM, encrypted=False, advisory=False)  # type: ignore[arg-type]
         assert raised.value.reason is Reason.PRECONDITION
         assert "--advisory" in raised.value.detail
+
+
+def test_what_this_host_cannot_keep_any_more_can_be_removed(tmp_path: Path) -> None:
+    """As the refusal says: neither loop devices nor programs are needed for that."""
+    gone = storages(tmp_path, ALL._replace(image="install e2fsprogs"))
+    volume = record(2**20)
+    home = tmp_path / "volumes" / volume.id
+    (home / "mount").mkdir(parents=True)
+    (home / "image").write_bytes(b"x")
+
+    async def scenario() -> None:
+        store = VolumeStore(tmp_path / "volumes.db", now_ns=0)
+        records, gauges = Records(store), Gauges(lambda: 0)
+        disk = Disk(gone, Keys(tmp_path / "key"), records, gauges, lambda: 0)
+        try:
+            with pytest.raises(JobletError, match="or remove the volume"):
+                await disk.mount(Volume(record=volume), None)
+            await disk.delete(Volume(record=volume))
+        finally:
+            disk.close()
+            await records.close()
+
+    asyncio.run(scenario())
+    assert not home.exists()
 
 
 @pytest.mark.requirement("S1.39")

@@ -175,6 +175,8 @@ class FakeStorage:
     def measure(self, volume: VolumeRecord) -> Space | None:
         """See ports.Storage."""
         with self.disk.call("measure", volume.id, alone=volume.enforcement is not Enforcement.ADVISORY):
+            if volume.kind is VolumeKind.MEMORY and volume.id not in self.disk.mounted:
+                return Space(0, 0, 100)
             return Space(self.disk.used_bytes.get(volume.id, 0), 3, 100)
 
     def moved(self, volume: VolumeRecord) -> Moved:  # noqa: ARG002
@@ -264,6 +266,10 @@ class FakeStorages:
     def of(self, volume: VolumeRecord) -> FakeStorage:
         """See ports.Storages."""
         return FakeStorage(self.disk, volume.enforcement, self._reached)
+
+    def remover(self, volume: VolumeRecord) -> FakeStorage:
+        """See ports.Storages."""
+        return self.of(volume)
 
     def found(self) -> Found:
         """See ports.Storages."""

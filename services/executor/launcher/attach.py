@@ -139,7 +139,7 @@ class _Inside:
         """Of every mount of the job, as they are now; proc_pid_mountinfo(5), field 5."""
         descriptor = os.open("self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
         with open(descriptor, "rb") as file:  # noqa: PTH123  # pathlib is not loaded in the launcher
-            lines = file.read(_MOUNTINFO_BYTES_MAX).splitlines()
+            lines = file.read(_MOUNTINFO_BYTES_MAX).split(b"\n")[:-1]  # splitlines() splits at a name's CR as well
         return [os.fsdecode(_ESCAPED.sub(_unescaped, line.split(b" ", 5)[4])) for line in lines]
 
     def find(self, root: str) -> str | None:

@@ -46,6 +46,11 @@ class ImageStorage:
         with self._made(volume) as home:
             self._create(volume, home, key)
             self._name(home, imagefile.NEW)
+            encryption = self._encryption(volume)
+            if encryption is not None and encryption.features():
+                # Only a mounted file system encrypts its directory, and tells whether this kernel has the ciphers.
+                self.mount(volume, key, None)
+                self.unmount(volume)
         reached("volumes.formatted")
 
     def delete(self, volume: VolumeRecord) -> None:

@@ -11,12 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
+import structlog
+
 from common.errors import JobletError, precondition
 from common.failpoints import reached
 from common.identifiers import VolumeId
+from common.linux.files import synchronize_file_system
 from services.volumes.encryption.choose import Encryption
 from services.volumes.linux import ext4 as kernel
 from services.volumes.storage import ext4, imagefile, loops, mounting, places
+
+log = structlog.get_logger(__name__)
 
 _OPTIONS: Final = "errors=remount-ro"
 _DAMAGES: Final = frozenset({errno.EUCLEAN, errno.EBADMSG, errno.EINVAL, errno.EIO})
@@ -73,7 +78,8 @@ class ImageMount:
                 raise
 
     def unmount(self) -> None:
-        """Let it go, with mapping and device."""
+        """Let it go, with mapping and device. All that was written until now is in the image then."""
+        self._synchronize()
         mounting.unmount(self.point)
         reached("volumes.unmounted")
         if self._encryption is not None:
@@ -93,6 +99,15 @@ class ImageMount:
                 yield self._encryption.open(device, self._volume, key)
             finally:
                 self._encryption.close(self._volume)
+
+    def _synchronize(self) -> None:
+        """The unmount does it only where it is the last one, and who lags behind is not waited for by a copy."""
+        if self.is_mounted:
+            try:
+                with places.opened(self.point) as mounted:
+                    synchronize_file_system(mounted)
+            except OSError as cause:  # the unmount would not have told
+                log.error("what was written last to a volume is lost", volume=self._volume, problem=str(cause))
 
     def _mount(self, image: int, key: bytes) -> None:
         with loops.attached(image) as device:
@@ -160,12 +175,7 @@ class ImageMount:
         except OSError as cause:
             if cause.errno not in _CANNOT_GROW_MOUNTED:
                 raise
-            try:
-                self._grow_unmounted(image, key, cause)
-            except JobletError:
-                os.ftruncate(image, before)  # the file system knows nothing of what was behind
-                loops.take_size(image)
-                raise
+            self._grow_unmounted(image, key, before, cause)
 
     def _enlarge_file(self, image: int, more: int) -> None:
         with places.opened(self.point) as mounted:
@@ -179,16 +189,19 @@ class ImageMount:
         if needed > present:
             imagefile.allocate(image, needed)
 
-    def _grow_unmounted(self, image: int, key: bytes, refused: OSError) -> None:
-        """A host whose root lacks CAP_SYS_RESOURCE cannot do it while it is used."""
-        try:
-            mounting.unmount_unused(self.point)
-        except OSError as cause:
-            raise self._in_use(refused) from cause
+    def _grow_unmounted(self, image: int, key: bytes, before: int, refused: OSError) -> None:
+        """A host whose root lacks CAP_SYS_RESOURCE cannot do it while it is used. `before`: size of the image then."""
+        with _cut_back(image, before):
+            try:
+                mounting.unmount_unused(self.point)
+            except OSError as cause:
+                raise self._in_use(refused) from cause
         try:
             with loops.attached(image) as device:
-                block = device if self._encryption is None else self._encryption.open(device, self._volume, key)
-                self._expect_unused(block, refused)
+                with _cut_back(image, before):
+                    block = device if self._encryption is None else self._encryption.open(device, self._volume, key)
+                    self._expect_unused(block, refused)
+                # From here on the file system may reach to the image's new end, whatever fails.
                 imagefile.enlarge(block)
         finally:
             self._mount(image, key)
@@ -215,3 +228,14 @@ class ImageMount:
             f"volume {self._volume} cannot grow while a job uses it: {refused}",
             "try again when no job uses it, or give the node CAP_SYS_RESOURCE",
         )
+
+
+@contextmanager
+def _cut_back(image: int, size_bytes: int) -> Iterator[None]:
+    """What fails in here leaves the image as large as it was: the file system knows nothing of what is behind."""
+    try:
+        yield
+    except JobletError:
+        os.ftruncate(image, size_bytes)
+        loops.take_size(image)
+        raise

@@ -89,6 +89,10 @@ class HostStorages:
             )
         return self._ways[volume.enforcement]
 
+    def remover(self, volume: VolumeRecord) -> Storage:
+        """See ports.Storages.remover."""
+        return self._ways[volume.enforcement]
+
     def found(self) -> Found:
         """See ports.Storages.found."""
         points = mounting.below(self._layout.volumes.resolve())
