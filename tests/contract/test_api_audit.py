@@ -17,7 +17,7 @@ from common.config.settings import Grpc
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, node_pb2, volume_pb2
 from tests.api_node import Client, Node, running_node
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 Code = grpc.StatusCode
 STRANGER = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
@@ -105,7 +105,9 @@ def test_a_call_whose_caller_leaves_is_unfinished(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running_node(tmp_path) as node:
             job = node.executor.add("ann", state=jobs.State.RUNNING).id
-            wait = node.client("ann", "user").jobs.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=0.5)
+            client = node.client("ann", "user")
+            await client.channel.channel_ready()  # or its time may be over before the call has come
+            wait = client.jobs.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=SLOWNESS)
             assert await code_of(wait) is Code.DEADLINE_EXCEEDED
             await await_for(lambda: told(node, "WaitJob"), what="the line of the call")
             ((found, outcome, _),) = told(node, "WaitJob")

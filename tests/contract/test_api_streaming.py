@@ -14,7 +14,7 @@ from common.config.settings import Grpc
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2, persist_pb2
 from tests.api_node import Client, running_node
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 
 async def collect(client: Client, job: str, **fields: Any) -> tuple[list[tuple[int, bytes]], job_pb2.Job | None]:
@@ -429,19 +429,24 @@ def test_capacity_is_bounded_and_given_back(tmp_path: Path) -> None:
             request = job_pb2.StreamLogsRequest(job_id=job, follow=True)
             open_streams = [client.jobs.StreamLogs(request), client.jobs.WatchJobs(job_pb2.WatchJobsRequest())]
             metrics = job_pb2.StreamMetricsRequest(job_id=job, follow=True)
-            open_streams.append(client.jobs.StreamMetrics(metrics, timeout=1))
+            open_streams.append(client.jobs.StreamMetrics(metrics))
             await await_for(lambda: node.api.capacity.streams == 3, what="three streams")
             with pytest.raises(aio.AioRpcError) as refused:
                 await client.jobs.StreamLogs(request).read()
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert refused.value.details() == "Max capacity reached"
             assert (await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))).id == job
-            for stream in open_streams[:2]:
+            for stream in open_streams:
                 stream.cancel()
-            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=3, what="all streams to be given back")
+            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="all streams to be given back")
+            # Behind the others: as long as they are checked above, all three have to be there.
+            with pytest.raises(aio.AioRpcError) as late:
+                await client.jobs.StreamMetrics(metrics, timeout=0.5 * SLOWNESS).read()
+            assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="its place to be given back")
             await await_for(lambda: not node.api.hub.topics, timeout_s=2, what="no subscription left")
             assert len(node.api.feeds) == 0
-            assert node.persist.open == 0
+            await await_for(lambda: node.persist.open == 0, what="the reads to end")
 
     asyncio.run(scenario())
 

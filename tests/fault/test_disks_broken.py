@@ -34,8 +34,12 @@ pytestmark = [needs_root, pytest.mark.timeout(300)]
 
 LINES: Final = 4000
 WITHOUT_SPARES: Final = {"joblet": {"jobs": {"spares": 0}, "journal": {"reserve_bytes": 64 * 1024}}}
-HUNDRED_MEMBERS: Final = "for i in $(seq 12); do seq 500; sleep 0.25; done"
-"""A job whose output is stored in several members, because persist flushes after 0.2 s."""
+MEMBERS: Final = 6
+MEMBER_LINES: Final = 500
+SEVERAL_MEMBERS: Final = (
+    f"for i in $(seq {MEMBERS}); do seq {MEMBER_LINES}; while [ ! -e /tmp/$i ]; do sleep 0.02; done; done"
+)
+"""A job whose output is stored in several members, because it goes on when what it wrote is stored."""
 
 
 @pytest.mark.threat("F13")
@@ -111,7 +115,12 @@ def damaged_node() -> Iterator[Node]:
 
 def stored_job(node: Node) -> tuple[str, Path, list[tuple[int, int]]]:
     """An ended job with several members in its file: id, file, and offset and length of each member."""
-    job = node.detached("--", "sh", "-c", HUNDRED_MEMBERS)
+    job = node.detached("--", "sh", "-c", SEVERAL_MEMBERS)
+    inside = Path(f"/proc/{node.wait_for_state(job, 'running')['pid']}/root/tmp")
+    for number in range(1, MEMBERS + 1):
+        lines = number * MEMBER_LINES
+        wait_for(lambda lines=lines: len(node.entries(job)) == lines, what=f"{lines} lines to be stored")  # type: ignore[misc]
+        (inside / str(number)).touch()
     node.ok("job", "wait", job)
     wait_until_stored(node, [job])
     path = node.base / "logs" / job / "stdout.log.gz"
@@ -121,7 +130,7 @@ def stored_job(node: Node) -> tuple[str, Path, list[tuple[int, int]]]:
         members.append((offset, header.member_bytes))
         offset += header.member_bytes
     assert offset == len(content)
-    assert len(members) > 4, "the job wrote for long enough to be flushed several times"
+    assert len(members) >= MEMBERS
     return job, path, members
 
 
@@ -151,7 +160,7 @@ def test_one_flipped_bit_in_a_stored_log(damaged_node: Node, where: str, *, rest
         node.kill("persist")
     done = node.rnx("job", "log", job, "--no-follow")
     assert done.returncode == 0, done.stderr
-    everything = printed(HUNDRED_MEMBERS.replace("sleep 0.25", "true")).splitlines(keepends=True)
+    everything = printed(f"for i in $(seq {MEMBERS}); do seq {MEMBER_LINES}; done").splitlines(keepends=True)
     assert done.stdout == b"".join(everything[: first - 1] + everything[last:])
     assert f"entries {first} to {last}".encode() in done.stderr, done.stderr
     assert done.stderr.count(b"\n") == 1

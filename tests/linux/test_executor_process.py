@@ -17,7 +17,7 @@ from common.messages.jobs import StopJob as Stop
 from common.messages.topics import EXECUTOR_COMMANDS, PERSIST_ACKS
 from tests.linux.executor_process import Asker, ExecutorProcess, asking, wait_until_bound
 from tests.unit.executor_fakes import FakePersist
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -123,13 +123,15 @@ def test_jobs_that_end_while_no_executor_runs_have_their_true_end(executor: Exec
 
     async def scenario() -> None:
         async with asking(executor.base) as asker:
-            ends = await asker.run("echo a; sleep 0.5; echo b; exit 3")
+            ends = await asker.run("trap 'echo b; exit 3' USR1; echo a; while :; do sleep 0.05; done")
             lost = await asker.run("echo c; sleep 100")
-            for job in (ends, lost):
-                await asker.until(job, State.RUNNING)
+            pid = (await asker.until(ends, State.RUNNING)).pid
+            await asker.until(lost, State.RUNNING)
             lock = monitor_of(executor.base, lost)
             await await_for(lambda: b"c\n" in journal_of(executor.base, lost), what="its line")
+            await await_for(lambda: b"a\n" in journal_of(executor.base, ends), what="the trap to be set")
             executor.end(signal.SIGKILL)
+            os.kill(pid, signal.SIGUSR1)
             os.kill(lock, signal.SIGKILL)
             await await_for(lambda: b"exit_code" in journal_of(executor.base, ends), what="the job's end")
             executor.start()
@@ -151,7 +153,7 @@ def test_kill_9_of_a_monitor_ends_its_job_at_once(executor: ExecutorProcess) -> 
             job = await asker.run("sleep 100 & sleep 100")
             pid = (await asker.until(job, State.RUNNING)).pid
             os.kill(monitor_of(executor.base, job), signal.SIGKILL)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(2 * SLOWNESS):
                 await asker.until(job, State.LOST)
             await await_for(lambda: not alive(pid), what="the job's end")
             await settled(asker, executor)

@@ -21,6 +21,7 @@ from services.executor.probes.repairs import namespace_repair, read_surroundings
 from services.executor.probes.trials import Request
 from services.executor.seccomp.compile import compile_filter
 from tests.leaks import CGROUP_ROOT, OWN_MARK
+from tests.linux.sandboxes import host_mounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -77,14 +78,14 @@ def failing(found: dict[str, Failure | None]) -> set[str]:
 
 def test_everything_works_here_and_nothing_is_left(group: str) -> None:
     """Every trial on a host that has all of it, with the filter of jobs; the processes of before are those of after."""
-    mounted = Path("/proc/self/mountinfo").read_text()
+    mounted = host_mounts()
     outcomes = try_all(REQUEST._replace(clone_into=group), compile_filter())
     assert outcomes.broken == ""
     assert failing(dict(outcomes.tried)) == set()
     assert {f"namespace.{word}" for word in NAMESPACES} <= outcomes.tried.keys()
     assert {"seccomp", "mount.idmap", "cgroup.clone_into", "cgroup.kill", "limit.file_size"} <= outcomes.tried.keys()
     assert Path(group, "cgroup.procs").read_text() == ""
-    assert Path("/proc/self/mountinfo").read_text() == mounted
+    assert host_mounts() == mounted
     assert os.uname().nodename != "probe"
 
 
