@@ -21,9 +21,7 @@ from services.executor.sender import PROBE_NS, Sender
 from tests.waiting import await_for
 
 MIB = 2**20
-SETTINGS = JournalSettings(
-    bytes_max=4 * MIB, unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB
-)
+SETTINGS = JournalSettings(bytes_max=4 * MIB, unacknowledged_bytes_max=2 * MIB, unacknowledged_total_bytes_max=8 * MIB)
 
 
 class Persist:
