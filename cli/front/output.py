@@ -27,7 +27,7 @@ def prepare_streams() -> None:
 
     A descriptor that is closed goes to the next file or socket, which would then get what is meant for stdout. Opened
     the wrong way round its use fails with EBADF, as if it were closed. Characters that the locale's encoding does not
-    have are shown as the control characters are.
+    have are shown as the control characters are; where Python itself sees to it that all have room, it stays so.
     """
     for descriptor, name, flags, mode in (
         (STDIN, "stdin", os.O_WRONLY, "r"),
@@ -38,7 +38,7 @@ def prepare_streams() -> None:
             _take(descriptor, flags)
             setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # to the end
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors, stream.encoding) != ("surrogateescape", "utf-8"):
             stream.reconfigure(errors="backslashreplace")
 
 

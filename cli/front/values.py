@@ -60,7 +60,7 @@ def _percent(text: str) -> int:
 
 
 def _signal(text: str) -> str:
-    """`9`, `KILL` and `SIGKILL` are SIGKILL; real-time signals are SIGRTMIN+n or their number."""
+    """`9`, `KILL` and `SIGKILL` are SIGKILL; of the real-time signals the first and the last have names."""
     word = text.strip().upper()
     try:
         if word.isascii() and word.isdigit():

@@ -1,6 +1,8 @@
 """What rnx and the others do when stdin, stdout or stderr is closed, full, or of an encoding that lacks a character."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +85,20 @@ def test_the_small_clients_do_likewise(node: FakeNode, program: str, words: tupl
     """They share the entry with rnx."""
     found = outcome(node, ">/dev/full", *words, program=program)
     assert (found.code, found.err) == (1, f"{program.replace('_', '-')}: {FULL}")
+
+
+def test_a_path_that_is_no_text_is_printed_as_it_is(tmp_path: Path) -> None:
+    """Where the locale is C, which says nothing about names, whoever reads the path can open it."""
+    directory = os.fsencode(tmp_path) + b"/\xff"
+    process = subprocess.run(
+        [sys.executable, "-m", "cli.joblet.main", "certs", "init", directory],
+        cwd=REPOSITORY,
+        env=environment() | {"LC_ALL": "C.UTF-8"},
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert process.stdout.startswith(directory + b"/ca.crt\n")
 
 
 def test_characters_that_the_encoding_lacks_are_shown(node: FakeNode) -> None:
