@@ -53,9 +53,13 @@ class NodeEntry(NamedTuple):
 
 def search_path() -> tuple[Path, ...]:
     """Where a configuration is looked for, first to last."""
+    try:
+        home = [Path("~/.rnx/rnx-config.yml").expanduser()]
+    except RuntimeError:  # a user without an entry in passwd(5), and no HOME: as in some containers
+        home = []
     return (
         Path("rnx-config.yml"),
-        Path("~/.rnx/rnx-config.yml").expanduser(),
+        *home,
         Path("/etc/joblet/rnx-config.yml"),
         Path("/opt/joblet/rnx-config.yml"),
     )
@@ -120,7 +124,7 @@ def _document(path: Path) -> dict[object, object]:
         raise invalid(f"{path} is too large for a client configuration", f"at most {CONFIG_BYTES_MAX} bytes")
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # ValueError: bytes, or a date, that there are not
         where = getattr(cause, "problem_mark", None)
         line = f" at line {where.line + 1}" if where else ""
         raise invalid(f"{path} is no valid YAML{line}", getattr(cause, "problem", "") or "correct it") from cause
@@ -164,9 +168,16 @@ def _pem(config: Path, entry: NodeEntry, key: str, warnings: list[str]) -> bytes
             _warn_when_open(config, f"{config} holds a private key and", warnings)
             _refuse_encrypted(value.encode("utf-8"), where)
         return value.encode("utf-8") + b"\n"
-    path = config.parent / Path(value).expanduser()
+    try:
+        path = config.parent / Path(value).expanduser()
+    except RuntimeError as cause:
+        raise invalid(
+            f"{where}: cannot read {value}", "nobody knows whose home that is: write the whole path"
+        ) from cause
     try:
         content = path.read_bytes()
+    except ValueError as cause:
+        raise invalid(f"{where}: {value!r} is no path", "write a path, or PEM text") from cause
     except OSError as cause:
         raise invalid(f"{where}: cannot read {path}", cause.strerror or str(cause)) from cause
     if _PEM_MARK.encode() not in content:

@@ -10,6 +10,8 @@ from typing import Final, TypeVar
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # ships no types
 
@@ -134,7 +136,7 @@ def _transport_error(text: str, context: Context) -> JobletError:
         return ConnectionDropped(
             Reason.UNAVAILABLE,
             f"{where} closed the connection",
-            detail=_certificate_advice(certificate),
+            detail=_material_advice(context, certificate) or _certificate_advice(certificate),
             retryable=True,
         )
     if "refused" in lowered or "no such file" in lowered:
@@ -166,6 +168,21 @@ def _expired(context: Context, certificate: x509.Certificate) -> JobletError:
         f" {certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
         detail=advice(context.cert_name, context.cert),
     )
+
+
+def _material_advice(context: Context, certificate: x509.Certificate | None) -> str:
+    """What is wrong with the files of the context, for which gRPC has the same words; empty when nothing is."""
+    try:
+        x509.load_pem_x509_certificates(context.ca)
+    except ValueError:
+        return "the ca of this context cannot be read: it must hold the certificate of the node's CA"
+    try:
+        key = load_pem_private_key(context.key, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return "the key of this context cannot be read: it must hold the private key that its cert was made with"
+    if certificate is not None and key.public_key() != certificate.public_key():
+        return "the key of this context is not the one that its cert was made with: name the files that belong together"
+    return ""
 
 
 def _certificate_advice(certificate: x509.Certificate | None) -> str:

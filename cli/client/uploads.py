@@ -144,9 +144,12 @@ def _single_file(file: Path) -> Source:
         raise invalid(f"{file} is no regular file", "only files, directories and symbolic links can be sent")
     root, inside = real.parent, PurePosixPath(real.name)
     _check_readable(root, inside)
-    return Source(
-        file.absolute().name, root, inside, Kind.FILE, stat.S_IMODE(status.st_mode) & PERMISSIONS, status.st_size
-    )
+    name = file.absolute().name
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as cause:
+        raise _no_text(name) from cause
+    return Source(name, root, inside, Kind.FILE, stat.S_IMODE(status.st_mode) & PERMISSIONS, status.st_size)
 
 
 def _tree(directory: Path) -> Iterator[Source]:
@@ -189,7 +192,7 @@ def _child(root: Path, path: PurePosixPath) -> Source:
         if stat.S_ISLNK(status.st_mode):
             return Source(str(path), root, path, Kind.SYMLINK, PERMISSIONS, 0, _inside_target(local, path))
     except UnicodeEncodeError as cause:
-        raise invalid(f"the name {str(path)!r} is no UTF-8", "rename the file") from cause
+        raise _no_text(str(path)) from cause
     except OSError as cause:
         raise _unreadable(local, cause) from cause
     raise invalid(f"{local} is a device, a pipe or a socket", "only files, directories and symbolic links can be sent")
@@ -231,6 +234,10 @@ def _add(found: dict[str, Source], source: Source) -> None:
     if other is not None and not (other.kind == source.kind == Kind.DIRECTORY):
         raise invalid(f"{source.local} and {other.local} would both be /work/{source.path}", "rename one of them")
     found.setdefault(source.path, source)
+
+
+def _no_text(name: str) -> JobletError:
+    return invalid(f"the name {name!r} is no UTF-8", "rename the file")
 
 
 def _unreadable(path: Path, cause: Exception) -> JobletError:

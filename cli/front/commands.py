@@ -13,6 +13,7 @@ import click
 
 from cli.front.connection import DEFAULT_NODE, Connection
 from cli.front.values import DURATION
+from common.errors import invalid
 
 
 def kept_option(names: Sequence[str], field: str, connection: type[Connection], **attributes: Any) -> click.Option:
@@ -63,6 +64,16 @@ class Verb(click.Command):
         self.example = example
         self.params = _with_common(self.params, type(self).common_options())
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; bytes of the command line that are no text are the user's mistake, and named."""
+        try:
+            return super().invoke(ctx)
+        except UnicodeEncodeError as cause:  # protobuf's, whose strings are UTF-8
+            for param in self.params:
+                if not _is_text(ctx.params.get(param.name or "")):
+                    raise invalid(f"{param.get_error_hint(ctx)} is not UTF-8", "nothing else can be sent") from cause
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The example stands below the options."""
         super().format_epilog(ctx, formatter)
@@ -100,6 +111,13 @@ class Room(click.Group):
         """The example stands below the commands."""
         super().format_epilog(ctx, formatter)
         _write_example(formatter, self.example)
+
+
+def _is_text(value: object) -> bool:
+    """Whether all words in the value of a parameter are UTF-8: os.fsdecode leaves other bytes as lone surrogates."""
+    if isinstance(value, tuple):
+        return all(_is_text(each) for each in value)
+    return not isinstance(value, str) or value == value.encode("utf-8", "replace").decode("utf-8")
 
 
 def _write_example(formatter: click.HelpFormatter, example: str) -> None:

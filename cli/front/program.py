@@ -17,7 +17,7 @@ from click.shell_completion import shell_complete
 from cli.client.channel import prepare_environment
 from cli.client.exits import EXIT_OF_REASON, Exit
 from cli.front.completion import complete_variable
-from cli.front.output import tell
+from cli.front.output import STDOUT, let_go, prepare_streams, tell, unwritable
 from common.errors import JobletError
 
 
@@ -31,6 +31,7 @@ class Program:
 
     def main(self, arguments: Sequence[str] | None = None) -> NoReturn:
         """Run with `arguments` (None: those of the process) and exit."""
+        prepare_streams()
         prepare_environment()
         try:
             code = self.run(arguments)
@@ -59,9 +60,8 @@ class Program:
             return EXIT_OF_REASON[error.reason]
         except click.Abort:
             return Exit.INTERRUPTED
-        except BrokenPipeError:
-            _let_go_of_stdout()
-            return Exit.BROKEN_PIPE
+        except OSError as error:
+            return self._tell_unwritten(error)
 
     def _invoke(self, arguments: list[str]) -> int:
         # Not root.main(): it would exit with 1 for a broken pipe and print an empty line for an interrupt.
@@ -85,6 +85,17 @@ class Program:
         self._tell(text)
         return Exit.FAILURE
 
+    def _tell_unwritten(self, error: OSError) -> int:
+        """The exit code when the output did not come to its end; raises `error` when it is about something else."""
+        text = unwritable(error)
+        if not text and not isinstance(error, BrokenPipeError):
+            raise error
+        let_go(STDOUT)
+        if not text:
+            return Exit.BROKEN_PIPE  # whoever left knows
+        self._tell(text)
+        return Exit.FAILURE
+
     def _tell(self, text: str) -> None:
         tell(f"{self.name}: {text}")
 
@@ -102,10 +113,3 @@ def _leave_at_once() -> NoReturn:
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     os._exit(Exit.INTERRUPTED)
-
-
-def _let_go_of_stdout() -> None:
-    """Nobody reads any more: what is still buffered goes nowhere, instead of failing again at the exit."""
-    nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)

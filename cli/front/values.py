@@ -41,9 +41,10 @@ class Parsed(click.ParamType[Any]):
 
 
 def _whole(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text[:20]) > most:
+    number = int(text.lstrip("0")[:20] or "0") if text.isascii() and text.isdigit() else -1
+    if not 0 <= number <= most:
         raise invalid(f"malformed number {text[:40]!r}: use a whole number from 0 to {most}")
-    return int(text)
+    return number
 
 
 def _percent(text: str) -> int:
@@ -59,7 +60,7 @@ def _percent(text: str) -> int:
 
 
 def _signal(text: str) -> str:
-    """`9`, `KILL` and `SIGKILL` are SIGKILL; real-time signals are SIGRTMIN+n or their number."""
+    """`9`, `KILL` and `SIGKILL` are SIGKILL; of the real-time signals the first and the last have names."""
     word = text.strip().upper()
     try:
         if word.isascii() and word.isdigit():

@@ -9,8 +9,8 @@ from typing import Final
 
 import click
 
-from cli.client.escape import escape_line
 from cli.client.exits import EXIT_OF_REASON, Exit
+from cli.front.output import STDOUT, let_go, prepare_streams, tell, unwritable
 from common.errors import JobletError
 
 COMMANDS: Final = {
@@ -63,6 +63,7 @@ def joblet() -> None:
 
 def main() -> None:
     """Run the command line; leaves by SystemExit. Errors are one line on stderr: what, then what to do."""
+    prepare_streams()
     raise SystemExit(run(sys.argv[1:]))
 
 
@@ -79,12 +80,19 @@ def run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         code = Exit.INTERRUPTED
     except BrokenPipeError:
+        let_go(STDOUT)
         code = Exit.BROKEN_PIPE
+    except OSError as error:
+        text = unwritable(error)
+        if not text:
+            raise
+        let_go(STDOUT)
+        code = _fail(text, Exit.FAILURE)
     return int(code) if isinstance(code, int) else int(Exit.OK)
 
 
 def _fail(text: str, code: Exit) -> int:
-    print(f"joblet: {escape_line(text)}", file=sys.stderr)  # noqa: T201  # the one place that tells errors
+    tell(f"joblet: {text}")
     return int(code)
 
 

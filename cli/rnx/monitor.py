@@ -21,7 +21,7 @@ from cli.client.views import job_object, state_word
 from cli.rnx.commands import Verb
 from cli.rnx.invocation import Invocation, pass_invocation
 from cli.rnx.show import QUEUE, command_text, exit_text, pressure_text, queue_text
-from cli.rnx.tables import cell, make_table, print_json, print_table, used_columns
+from cli.rnx.tables import cell, make_table, print_json, print_table, stdout_console, used_columns
 from common.errors import JobletError, Reason, unavailable
 from common.quantities import format_duration_ms, format_size
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2
@@ -97,11 +97,11 @@ def monitor_command(invocation: Invocation) -> None:
     Fills the screen; Ctrl-C leaves. It lives through a restart of the node's services. Elsewhere than on a terminal it
     prints one view and ends.
     """
-    console = Console(highlight=False)
+    console = stdout_console()
     with invocation.session() as session:
         if invocation.json:
             print_json([job_object(job) for job in list_jobs(session, limit=KEPT_JOBS_MAX)])
-        elif console.is_terminal:
+        elif console.is_terminal and not console.is_dumb_terminal:
             _follow(session, console)
         else:
             jobs = list(list_jobs(session, limit=KEPT_JOBS_MAX))

@@ -25,7 +25,7 @@ from cli.rnx.show import waiting_text
 from cli.rnx.sink import attached_sink
 from cli.rnx.spec import RunOptions, build_spec, job_options
 from cli.rnx.tables import print_json
-from common.errors import JobletError
+from common.errors import JobletError, Reason
 from common.identifiers import parse_key
 from proto.joblet.v1 import job_pb2
 
@@ -135,10 +135,7 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
     def end_job(job_id: str) -> None:
         if sys.stderr.isatty():
             tell(f"rnx: {policy.value} job {job_id}; Ctrl-C again leaves at once")
-        try:
-            _end_job(session, job_id, policy)
-        except JobletError as error:
-            tell(f"rnx: {error}")
+        _end_told(session, job_id, policy)
 
     with Interrupts(policy, end_job) as interrupts:
         try:
@@ -154,17 +151,32 @@ def _attached(session: Session, spec: job_pb2.JobSpec, policy: Policy, key: str)
             interrupts.job_started(job.id)
             stream.follow(attached_sink().write)
         except KeyboardInterrupt:
-            tell(f"rnx: left job {job.id}: go on with `rnx job log {job.id} --from-seq {stream.next_sequence}`")
+            _tell_left(job.id, stream)
             raise
-        except BrokenPipeError:
-            # Whoever read the output has gone: that ends the job as an interrupt would.
+        except OSError as error:
+            # Whoever read the output has gone, or it cannot be written: that ends the job as an interrupt would.
+            if not isinstance(error, BrokenPipeError):
+                _tell_left(job.id, stream)
             if policy is not Policy.DETACH:
-                _end_job(session, job.id, policy)
+                _end_told(session, job.id, policy)
             raise
         interrupted = interrupts.count > 0
     assert stream.ended is not None
     tell_end(stream.ended)
     return Exit.INTERRUPTED if interrupted else exit_of_job(stream.ended)
+
+
+def _tell_left(job_id: str, stream: LogStream) -> None:
+    tell(f"rnx: left job {job_id}: go on with `rnx job log {job_id} --from-seq {stream.next_sequence}`")
+
+
+def _end_told(session: Session, job_id: str, policy: Policy) -> None:
+    """End the job; what hinders that is told. One that ended by itself meanwhile is what was wanted."""
+    try:
+        _end_job(session, job_id, policy)
+    except JobletError as error:
+        if error.reason not in (Reason.PRECONDITION, Reason.NOT_FOUND):
+            tell(f"rnx: {error}")
 
 
 def _end_job(session: Session, job_id: str, policy: Policy) -> None:

@@ -4,7 +4,7 @@ Here: names of options, their meaning and what the client refuses itself. Not he
 can do it is the node's to say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -156,8 +156,8 @@ def build_spec(options: RunOptions) -> job_pb2.JobSpec:
         args=arguments,
         name=options.name,
         labels=pairs(options.label, "--label"),
-        environment=environment(options.env, "--env"),
-        secret_environment=environment(options.secret_env, "--secret-env"),
+        environment=_check_environment(environment(options.env, "--env")),
+        secret_environment=_check_environment(environment(options.secret_env, "--secret-env")),
         workdir=options.workdir,
         work_bytes=options.work_size,
         limits=_limits(options),
@@ -195,3 +195,10 @@ def _check_utf8(options: RunOptions) -> None:
     check_utf8((*options.command, *options.env, *options.label, options.name, options.workdir))
     for variable in options.secret_env:
         check_utf8((variable,), shown=variable.partition("=")[0])
+
+
+def _check_environment(variables: Mapping[str, str]) -> Mapping[str, str]:
+    """`variables`; those that were copied from here, too, are UTF-8. Values are not shown: some are secrets."""
+    for name, value in variables.items():
+        check_utf8((value,), shown=f"the value of {name}")
+    return variables

@@ -5,6 +5,7 @@ Here: the three shapes, with everything that came from a job or a node escaped (
 """
 
 import json
+import sys
 from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
@@ -32,12 +33,19 @@ def print_json(value: Value) -> None:
     click.echo(json.dumps(value, separators=(",", ":")))
 
 
+def stdout_console() -> Console:
+    """Of stdout as it is: FORCE_COLOR and the like must not make a terminal, with its width, of a pipe to a program."""
+    return Console(highlight=False, soft_wrap=False, force_terminal=None if sys.stdout.isatty() else False)
+
+
 def make_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table without lines; states are coloured. Only the last column is cut: an id is there to be copied."""
+    rows = [*rows]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings[:-1]:
         table.add_column(heading, no_wrap=True)
     table.add_column(headings[-1])  # rich takes space from columns that may wrap only; its cells do not, all the same
+    table.columns[0].min_width = max((cell(row[0]).cell_len for row in rows), default=None)
     for row in rows:
         cells = [cell(text) for text in row]
         cells[-1].no_wrap, cells[-1].overflow = True, "ellipsis"
@@ -64,9 +72,9 @@ def cell(text: str) -> Text:
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """The table on stdout."""
-    console = Console(highlight=False, soft_wrap=False)
+    console = stdout_console()
     if not console.is_terminal:
-        console = Console(highlight=False, width=_UNCUT_COLUMNS, no_color=True)
+        console = Console(highlight=False, width=_UNCUT_COLUMNS, force_terminal=False)
     with console.capture() as capture:
         console.print(make_table(headings, rows))
     for line in capture.get().splitlines():

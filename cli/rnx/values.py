@@ -14,8 +14,9 @@ import click
 
 from cli.front.values import COUNT_MAX, Parsed
 from common.errors import JobletError, invalid
-from common.quantities import parse_duration_ms, parse_time_ns
+from common.quantities import SECONDS_BELOW, parse_duration_ms, parse_time_ns
 
+_TIME_NS_MAX: Final = 2**63 - 1
 _VOLUME = re.compile(r"([^:]+)(?::(/[^:]*))?(?::(ro|rw))?")
 
 
@@ -35,7 +36,8 @@ class ContentArgument(NamedTuple):
 
 
 def _past(text: str) -> int:
-    return parse_time_ns(text, now_ns=time.time_ns())
+    """Where a request has no room for a time, the nearest that it has: nothing was written before or behind those."""
+    return min(max(parse_time_ns(text, now_ns=time.time_ns()), SECONDS_BELOW), _TIME_NS_MAX)
 
 
 def _future(text: str) -> int:
@@ -103,7 +105,9 @@ def environment(values: Iterable[str], option: str) -> dict[str, str]:
     for value in values:
         key, equals, text = value.partition("=")
         if not key:
-            raise click.BadParameter(f"{value!r} has no name", param_hint=option)
+            raise click.BadParameter(
+                f"a value without a name: write NAME={'…' if text else 'VALUE'}", param_hint=option
+            )
         if not equals and key not in os.environ:
             raise click.BadParameter(f"{key} is not set here: write {key}=VALUE", param_hint=option)
         result[key] = text if equals else os.environ[key]

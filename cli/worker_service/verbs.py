@@ -14,7 +14,7 @@ from cli.client.logs import STREAM_WORDS, LogStream, missing_text
 from cli.front.output import STDOUT, print_line, tell, write_all
 from cli.front.values import COUNT, DURATION, MEMORY, PERCENT, RATE, SIGNAL, SIZE, check_utf8
 from cli.worker_service.commands import PROGRAM, Verb, WorkerConnection, flags, pass_connection
-from cli.worker_service.words import UnknownOption, arguments, arranged
+from cli.worker_service.words import MissingValue, UnknownOption, arguments, arranged
 from proto.joblet.v1 import job_pb2
 
 job_argument = click.argument("job", metavar="ID")
@@ -34,6 +34,8 @@ class Start(Verb):
             raise click.UsageError(
                 f"No such option {unknown.word!r}: did you mean {unknown.nearest}? Arguments stand behind --", ctx
             ) from unknown
+        except MissingValue as missing:
+            raise click.BadOptionUsage(missing.word, f"Option {missing.word!r} requires an argument", ctx) from missing
         return super().parse_args(ctx, words)
 
 

@@ -22,11 +22,19 @@ class UnknownOption(Exception):
         self.nearest = nearest
 
 
+class MissingValue(Exception):
+    """The last word is an option that takes a value."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__(word)
+        self.word = word
+
+
 def arranged(words: Sequence[str], *, valued: Collection[str], bare: Collection[str]) -> list[str]:
     """`words` with the options first, then `--`, then all others: arguments of a program often begin with a dash.
 
     `valued` and `bare` are the options that take a value and those that take none. Raises UnknownOption for a word that
-    resembles one of them: a misspelled limit must not become an argument.
+    resembles one of them: a misspelled limit must not become an argument. Raises MissingValue: `--` is nobody's value.
     """
     options: list[str] = []
     others: list[str] = []
@@ -38,7 +46,9 @@ def arranged(words: Sequence[str], *, valued: Collection[str], bare: Collection[
             others += reversed(left)
             break
         if name in valued:
-            options += [word] if equals or not left else [word, left.pop()]
+            if not equals and not left:
+                raise MissingValue(word)
+            options += [word] if equals else [word, left.pop()]
         elif word in bare:
             options.append(word)
         else:

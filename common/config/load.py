@@ -62,7 +62,7 @@ def settings_of(text: str, *, source: str) -> Settings:
         return msgspec.convert(_without_empty_sections(document, Settings), Settings)
     except JobletError as error:
         raise JobletError(error.reason, f"{source}: {error.message}", detail=error.detail) from error
-    except (yaml.YAMLError, RecursionError) as cause:
+    except (yaml.YAMLError, ValueError, RecursionError) as cause:  # ValueError: a date that there is not
         raise invalid(f"{source}: not YAML: {_one_line(str(cause))}", "correct the file") from cause
 
 

@@ -53,6 +53,7 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         self.end_gate = threading.Event()  # followed streams end when it is set
         self.end_gate.set()
         self.streaming = threading.Event()
+        self.has_ended = False  # a stop comes too late
         self.samples: list[persist_pb2.Metric] = []
         self.uploaded: list[job_pb2.UploadFilesRequest] = []
         self.page_size_max = 2
@@ -128,9 +129,11 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         return job_pb2.ListJobsResponse(jobs=matching[start:end], next_page_token=token)
 
     def StopJob(self, request: job_pb2.StopJobRequest, context: Any) -> job_pb2.Job:  # noqa: N802
-        """The job ends at once."""
+        """The job ends at once, unless it has already."""
         self.requests.append(request)
         job = self._find(request.job_id, context)
+        if self.has_ended:
+            refuse(context, grpc.StatusCode.FAILED_PRECONDITION, "only running jobs can be stopped", "it needs no stop")
         self.end = job_pb2.Job(state=job_pb2.STOPPED, signal=15)
         self.end_gate.set()
         return job

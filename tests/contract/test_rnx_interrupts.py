@@ -61,8 +61,10 @@ def test_a_second_interrupt_leaves_at_once(node: FakeNode, monkeypatch: pytest.M
     assert b"rnx job log 00000001-0000-4000-8000-000000000000 --from-seq 2" in err
 
 
-def test_a_reader_that_leaves_ends_the_run_quietly(node: FakeNode) -> None:
-    """`rnx run … | head -1`: no traceback, no message, and the job is stopped as by an interrupt."""
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_reader_that_leaves_ends_the_run_quietly(node: FakeNode, has_ended: bool) -> None:  # noqa: FBT001  # of pytest
+    """`rnx run … | head -1`: no traceback, no message, and the job is stopped as by an interrupt if it still runs."""
+    node.jobs.has_ended = has_ended
     node.jobs.chunks = [chunk(1 + n, b"x" * 65535 + b"\n") for n in range(64)]
     read, write = os.pipe()
     process = node.start("run", "x", stdout=write)

@@ -76,6 +76,24 @@ def test_every_option_reaches_the_node(node: FakeNode) -> None:
     assert plain == job_pb2.StreamLogsRequest(job_id=ID, follow=True)
 
 
+@pytest.mark.parametrize(
+    ("option", "time", "sent"),
+    [
+        ("--since", "0001-01-01T00:00:00Z", 10**11),
+        ("--since", "1970-01-01T00:00:00Z", 10**11),
+        ("--until", "1970-01-01T00:00:30Z", 10**11),
+        ("--until", "9999-12-31T23:59:59Z", 2**63 - 1),
+    ],
+)
+def test_the_first_and_the_last_time_that_other_programs_know(
+    node: FakeNode, option: str, time: str, sent: int
+) -> None:
+    """What scripts write for "always" is sent as what the request has room for; 0 would be no bound at all."""
+    assert node.rnx("job", "log", ID, option, time, "--no-follow").err == ""
+    (request,) = node.jobs.of(job_pb2.StreamLogsRequest)
+    assert (request.start_time, request.end_time) == ((sent, 0) if option == "--since" else (0, sent))
+
+
 def test_json_lines(node: FakeNode) -> None:
     """One object an entry with stable keys; content_b64 where the bytes are no UTF-8; partial only where it is true."""
     node.jobs.chunks = [

@@ -33,6 +33,14 @@ def node(tmp_path: Path) -> Iterator[FakeNode]:
         ("job run --max-cpu 50 --cpus 1 x", 2, "give one of them"),
         ("job run --env NOT_SET_ANYWHERE x", 2, "NOT_SET_ANYWHERE is not set here"),
         ("job run --upload /no/such/file x", 2, "/no/such/file"),
+        ("job run --pids 00000000000000000000099999999999 x", 2, "malformed number"),
+        ("job list --owner \udcff", 2, "'--owner' is not UTF-8"),
+        ("job delete-all --yes --label a=\udcff", 2, "'--label' is not UTF-8"),
+        ("job run --cpu-cores \udcff x", 2, "'--cpu-cores' is not UTF-8"),
+        ("job run --volume data:/\udcff x", 2, "'--volume' is not UTF-8"),
+        ("job log 00000001 --filter \udcff", 2, "'--filter' is not UTF-8"),
+        ("node audit --who \udcff", 2, "'--who' is not UTF-8"),
+        ("volume create \udcff --size 1GB", 2, "'NAME' is not UTF-8"),
         ("--node other job list", 2, "has no context 'other'"),
         ("job", 2, ""),
         ("job fly", 2, "No such command"),
@@ -48,6 +56,39 @@ def test_table_of_exit_codes(
     assert out == ""
     assert told in err
     assert err.count("\n") == 1 or not told
+
+
+@pytest.mark.parametrize("option", ["--env", "--secret-env"])
+def test_a_variable_that_is_no_text_is_named_without_its_value(
+    node: FakeNode, option: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was copied from the environment here is checked as what was written."""
+    monkeypatch.setenv("TOKEN", "hunter2\udcff")
+    assert node.call("run", option, "TOKEN", "x") == 2
+    assert capfd.readouterr().err.startswith("rnx: 'the value of TOKEN' is not UTF-8: ")
+
+
+def test_a_secret_without_a_name_is_not_told(node: FakeNode, capfd: pytest.CaptureFixture[str]) -> None:
+    """Whoever forgot the name finds his secret in no log of a pipeline."""
+    assert node.call("run", "--secret-env", "=hunter2", "x") == 2
+    err = capfd.readouterr().err
+    assert "without a name" in err
+    assert "hunter2" not in err
+
+
+def test_files_that_do_not_belong_together_are_named(node: FakeNode) -> None:
+    """To gRPC all of these are a closed connection, for which nothing in the node's audit log tells the reason."""
+    alice, bob = node.authority.client("alice"), Authority("other").client("bob")
+    for identity, ca, told in (
+        (alice._replace(key=bob.key), None, "the key of this context is not the one that its cert was made with"),
+        (alice._replace(key=alice.cert), None, "the key of this context cannot be read"),
+        (alice, alice.key, "the ca of this context cannot be read"),
+    ):
+        node.write_config(identity, ca=ca)
+        outcome = node.rnx("job", "list")
+        assert (outcome.code, outcome.out) == (5, b"")
+        assert told in outcome.err
+        assert outcome.err.count("\n") == 1
 
 
 def test_no_node_is_exit_code_5(node: FakeNode) -> None:

@@ -9,12 +9,13 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from proto.joblet.v1 import job_pb2, node_pb2
-from tests.contract.rnx_fake_node import FakeNode, fake_node
+from tests.contract.rnx_fake_node import REPOSITORY, FakeNode, environment, fake_node
 from tests.waiting import wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"
@@ -124,6 +125,42 @@ def test_the_live_view(node: FakeNode) -> None:
         os.close(leader)
     for forbidden in (b"\x1b]", b"\x07", "\x9b".encode(), "\u202e".encode(), b"\x1b[2J\x9b"):
         assert forbidden not in shown
+
+
+@pytest.mark.parametrize("words", [("job", "list"), ("monitor",)])
+def test_a_pipe_is_no_terminal_whatever_the_environment_says(node: FakeNode, words: tuple[str, ...]) -> None:
+    """FORCE_COLOR, which pipelines set, neither colours nor cuts what a program reads, and no view fills its screen."""
+    plain = node.rnx(*words)
+    forced = subprocess.run(
+        ["env", "FORCE_COLOR=1", "TTY_COMPATIBLE=1", "COLUMNS=80", *node.command(*words)],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert (forced.returncode, forced.stdout) == (plain.code, plain.out)
+    assert b"\x1b" not in forced.stdout
+
+
+def test_a_terminal_that_cannot_draw_gets_one_view(node: FakeNode) -> None:
+    """With TERM=dumb, as in an editor's shell, `rnx monitor` showed nothing for ever."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        ["env", "TERM=dumb", *node.command("monitor")], cwd=REPOSITORY, env=environment(), stdout=follower
+    )
+    os.close(follower)
+    shown = bytearray()
+    try:
+        assert process.wait(timeout=20) == 0
+        with suppress(OSError):  # EIO: the other side is closed, pty(7)
+            while data := os.read(leader, 65536):
+                shown += data
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    assert b"00000001" in shown
 
 
 @pytest.mark.threat("F38")

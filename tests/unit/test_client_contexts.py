@@ -71,6 +71,13 @@ def test_a_key_that_everyone_can_read_is_warned_about(tmp_path: Path, inline: bo
         ({"nodes": {"default": entry(address="h:70000")}}, "nodes.default.address 'h:70000' is malformed"),
         ({"nodes": {"default": entry(ca="no-such.pem")}}, "nodes.default.ca: cannot read"),
         ({"nodes": {"default": entry(ca="rnx-config.yml", cert="x", key="x")}}, "nodes.default.cert: cannot read"),
+        (
+            {"nodes": {"default": entry(cert="~no-such-user/a.crt")}},
+            "nodes.default.cert: cannot read ~no-such-user/a.crt",
+        ),
+        ({"nodes": {"default": entry(cert="a\0b")}}, "nodes.default.cert: 'a\\x00b' is no path"),
+        ("version: 2026-13-45", "is no valid YAML"),
+        ("[" * 10_000, "is no valid YAML"),
         ({"nodes": {"other": entry()}}, "has no context 'default': it has other"),
     ],
 )
@@ -104,6 +111,19 @@ def test_the_directory_at_hand_comes_before_the_home(tmp_path: Path, monkeypatch
     (here / "rnx-config.yml").write_text("x")
     assert find_config(None) == Path("rnx-config.yml")
     assert find_config(Path("/else")) == Path("/else")
+
+
+def test_a_user_without_a_home_has_the_other_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container the user may have neither an entry in passwd(5) nor a HOME."""
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rnx-config.yml").write_text("x")
+    assert find_config(None) == Path("rnx-config.yml")
 
 
 def test_other_contexts_are_not_read(tmp_path: Path) -> None:

@@ -17,6 +17,14 @@ def refused(files: list[Path], directories: list[Path]) -> str:
     return str(caught.value)
 
 
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Here, and not by gRPC in the middle of the upload: named alone, or found in a directory."""
+    file = tmp_path / os.fsdecode(b"\xff.txt")
+    file.write_bytes(b"1")
+    assert refused([file], []) == "the name '\\udcff.txt' is no UTF-8: rename the file"
+    assert refused([], [tmp_path]) == "the name '\\udcff.txt' is no UTF-8: rename the file"
+
+
 def test_parents_come_before_children(tmp_path: Path) -> None:
     """Each directory is sent before what is in it; names are relative to the directory that was named."""
     (tmp_path / "b" / "c").mkdir(parents=True)

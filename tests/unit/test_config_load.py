@@ -374,8 +374,9 @@ def test_what_has_no_effect_is_noted(tmp_path: Path) -> None:
         "server: {port: 99999999999999999999999999}",
         "- just\n- a list",
         "--- {}\n--- {}",
+        "server: {nodeId: 2026-13-45}",
     ],
-    ids=["object", "aliases", "depth", "size", "twice", "syntax", "huge", "list", "two documents"],
+    ids=["object", "aliases", "depth", "size", "twice", "syntax", "huge", "list", "two documents", "no such date"],
 )
 def test_hostile_or_broken_yaml_is_an_error(tmp_path: Path, text: str) -> None:
     """No code runs, nothing grows, and the error names the file."""

@@ -17,3 +17,14 @@ def test_only_the_last_column_is_cut() -> None:
     assert row.split()[0] == ID
     assert row.rstrip().endswith("…")
     assert len(row) <= 80
+
+
+def test_the_id_stays_whole_where_much_stands_behind_it() -> None:
+    """The columns of `rnx job list` do not fit into 80 characters: the others give way, not what is copied."""
+    headings = ("ID", "NAME", "OWNER", "STATE", "EXIT", "CREATED", "COMMAND")
+    rows = [(ID, "nightly", "alice", "completed", "signal 15", "2026-11-22T21:21:40Z", "sh -c true")]
+    for width in (40, 60, 80):
+        console = Console(width=width, highlight=False)
+        with console.capture() as capture:
+            console.print(make_table(headings, rows))
+        assert [line.split()[0] for line in capture.get().splitlines()] == ["ID", ID]

@@ -135,13 +135,21 @@ def test_no_words_at_all_is_a_usage_error(program: Program, capsys: pytest.Captu
         (["-command", "x", "--", "-memory", "--"], ["-command", "x", "--", "-memory", "--"]),
         (["-memroy 5"], ["--", "-memroy 5"]),
         (["-"], ["--", "-"]),
-        (["-command"], ["-command", "--"]),
         ([], ["--"]),
     ],
 )
 def test_options_first_then_the_rest(words: list[str], expected: list[str]) -> None:
     """What is no option is left as it is, and a value is never taken for an option."""
     assert arranged(words, valued=VALUED, bare=BARE) == expected
+
+
+@pytest.mark.parametrize("words", [["-command"], ["a b", "-command", "x", "--memory"]])
+def test_an_option_without_its_value_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--`, which stands behind the options, is nobody's value: it would be the job's command."""
+    assert WORKER.run(["start", *words]) == 2
+    assert capsys.readouterr().err == (
+        f"worker-service: Option '{words[-1]}' requires an argument: see `worker-service start --help`\n"
+    )
 
 
 @pytest.mark.parametrize("word", ["-memroy=5", "--memry", "-comand", "-rw"])
