@@ -23,6 +23,9 @@ _PIECE_BYTES: Final = 2**20
 _LOOK_BYTES: Final = 512  # a look counts at least so much: it costs a system call
 _CHECKED_BYTES: Final = HEADER_BYTES - 4
 _INTEGER_MAX: Final = 2**63 - 1  # of sequences and times: persist stores no larger ones
+_MISSING_MAX: Final = 2**44
+"""No damaged place had so many entries, at a million lost in each second of half a year. A record that the job printed
+itself may say so, and all readers would be told of as many by the billion."""
 
 
 class Header(NamedTuple):
@@ -189,7 +192,7 @@ def _believable(header: Header, last_sequence: int) -> bool:
     """Whether a monitor can have written such a header behind `last_sequence`."""
     if header.problem or header.sequence <= last_sequence or header.flags not in (Flags.NONE, Flags.PARTIAL):
         return False
-    if header.sequence + header.lines > _INTEGER_MAX or header.time_ns > _INTEGER_MAX:
+    if header.sequence - last_sequence > _MISSING_MAX or header.time_ns > _INTEGER_MAX:
         return False
     if header.type == RecordType.OUTPUT:
         return header.stream in (Stream.STDOUT, Stream.STDERR) and header.lines >= 1

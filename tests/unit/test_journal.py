@@ -132,6 +132,13 @@ def test_what_a_job_prints_is_not_taken_for_its_journal(reader: Reader) -> None:
     assert sequences(reader.rest()) == [(GAP, 4, 1), (OUTPUT, 5, 1)]
 
 
+@pytest.mark.threat("C21")
+def test_a_job_cannot_make_up_a_loss_of_any_size(reader: Reader) -> None:
+    """A record that it printed says that 2^62 entries are missing: readers would be told of them by the billion."""
+    reader.append(line(1), flipped(line(2, line(2**62), partial=True), 1), line(3))
+    assert sequences(reader.rest()) == [(OUTPUT, 1, 1), (GAP, 2, 1), (OUTPUT, 3, 1)]
+
+
 def test_an_exit_behind_damage_is_found(reader: Reader) -> None:
     """When the monitor is gone: then nothing comes behind it any more."""
     reader.append(line(1), flipped(line(2), 0), end(3))
