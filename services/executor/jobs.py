@@ -299,6 +299,7 @@ class Jobs:
         self._lost_bytes += job.record.lost_bytes - before.record.lost_bytes
         ends = job.record.state in TERMINAL and before.record.state not in TERMINAL
         if ends:
+            self._samples.finish(job_id)  # whoever follows the samples until the end is announced has the last one
             job = self._last(job)
             self._active.pop(job_id, None)
             if not self.output.begun(job_id):  # it was never launched: persist is told of its end all the same
@@ -395,7 +396,6 @@ class Jobs:
         self._tasks.spawn(self.settle_without_monitor(job))
 
     async def _clean_up(self, job: Job) -> None:
-        self._samples.finish(job.record.id)
         self._drop_staged(job)
         await self._cleans.end(job.record.id)
         reached("executor.cleaned")

@@ -175,6 +175,8 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         self, request_iterator: Iterator[volume_pb2.ImportVolumeRequest], context: Any
     ) -> volume_pb2.Volume:
         """Kept as it came."""
+        left = threading.Event()
+        context.add_callback(left.set)
         context.add_callback(self.gone.set)
         volume = self._asked("ImportVolume", first := next(request_iterator), first.volume, context)
         self.begun.set()
@@ -184,7 +186,7 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         for one in request_iterator:
             assert not one.volume
             received += one.data
-        if context.is_active():  # else it was broken off, which ends the iteration as well
+        if not left.wait(0.5):  # else it was broken off, which ends the iteration as well, and is told after it
             self.imported = received
         volume.used_bytes = len(received)
         return volume

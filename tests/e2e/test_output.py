@@ -1,13 +1,14 @@
 """A job's output and end, as its user sees them: every byte, each on its own stream, and the job's own exit code."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 
 import pytest
 
 from common.quantities import format_time_ns
-from tests.e2e.node import Node, numbers
+from tests.e2e.node import Node, end, numbers
 from tests.waiting import wait_for
 
 MIB = 2**20
@@ -218,3 +219,16 @@ def test_times_of_a_stored_log(node: Node) -> None:
     assert contents("--since", moment) == ["second"]
     assert contents("--until", moment) == ["first"]
     assert first["timestamp"] < second["timestamp"]
+
+
+def test_who_follows_the_samples_of_a_job_has_the_last_one(node: Node) -> None:
+    """It is taken at the job's end and printed before that ends the command; asked later there is no other."""
+    job = node.detached("--", "sleep", "1")
+    follower = node.background("--json", "job", "metrics", "--follow", job)
+    try:
+        followed, _ = follower.communicate(timeout=60)
+    finally:
+        end(follower)
+    ended_at = json.loads(node.ok("--json", "job", "status", job))["ended_at"]
+    assert format_time_ns(json.loads(followed.splitlines()[-1])["timestamp"]) >= ended_at
+    wait_for(lambda: node.ok("--json", "job", "metrics", job) == followed, what="the same of what is stored")
