@@ -134,7 +134,7 @@ class Volumes(Section, frozen=True, kw_only=True):
     size_bytes_max: int = 2**40  # of one volume
     count_max: int = 1000  # on this node
     owner_count_max: int = 100
-    owner_bytes_max: int | None = None  # sizes of one owner's volumes together
+    owner_bytes_max: int | None = None  # sizes of one owner's volumes and snapshots together
     memory_share_percent: int = 50  # of the machine's memory: sizes of all memory volumes together
     memory_idle_ms: int = 86_400_000  # a memory volume that nobody used for so long is removed
     snapshots_max: int = 32  # of one volume

@@ -8,9 +8,9 @@ from common.config.settings import Volumes as Settings
 from common.errors import JobletError, exhausted, invalid
 from common.identifiers import parse_name, parse_volume_id
 from common.messages.jobs import VolumeMount
-from common.messages.volumes import VolumeKind, VolumeStatus
+from common.messages.volumes import SnapshotRecord, VolumeKind, VolumeStatus
 from common.quantities import format_size
-from services.volumes.events import Volume
+from services.volumes.events import Volume, WorkKind
 
 SIZE_BYTES_MIN: Final = 2**20
 """A file system of its own takes some of it: below this nothing useful would be left."""
@@ -37,13 +37,16 @@ class Tally(NamedTuple):
 
     volumes: int
     owner_volumes: int
-    owner_bytes: int
+    owner_bytes: int  # with his snapshots
     memory_bytes: int  # of all memory volumes
     pending_bytes: int  # of those that are being made, and may not yet have taken their space
 
 
-def tally(volumes: Iterable[Volume], owner: str) -> Tally:
-    """Counted for a volume of `owner`."""
+def tally(volumes: Iterable[Volume], owner: str, snapshots: Iterable[SnapshotRecord]) -> Tally:
+    """Counted for a volume of `owner`, who has `snapshots`; one that is being taken counts already.
+
+    A snapshot counts as what it may come to take: the size of its volume.
+    """
     known = tuple(volumes)
     own = [volume for volume in known if volume.record.owner == owner]
     memory = [volume for volume in known if volume.record.kind is VolumeKind.MEMORY]
@@ -52,10 +55,12 @@ def tally(volumes: Iterable[Volume], owner: str) -> Tally:
         for volume in known
         if volume.record.kind is VolumeKind.FILESYSTEM and volume.record.status is VolumeStatus.CREATING
     ]
+    copied = [volume for volume in own if volume.work is not None and volume.work.kind is WorkKind.SNAPSHOT]
+    copies_bytes = sum(volume.record.size_bytes for volume in copied) + sum(each.size_bytes for each in snapshots)
     return Tally(
         volumes=len(known),
         owner_volumes=len(own),
-        owner_bytes=sum(volume.promised_bytes for volume in own),
+        owner_bytes=sum(volume.promised_bytes for volume in own) + copies_bytes,
         memory_bytes=sum(volume.promised_bytes for volume in memory),
         pending_bytes=sum(volume.promised_bytes for volume in pending),
     )
@@ -138,15 +143,19 @@ def admit(kind: VolumeKind, size_bytes: int, there_is: Tally, room: Room, settin
     admit_bytes(kind, size_bytes, there_is, room, settings)
 
 
-def admit_bytes(kind: VolumeKind, more_bytes: int, there_is: Tally, room: Room, settings: Settings) -> None:
-    """Refuse `more_bytes` of volume, new or in a present one, for which there is no room: EXHAUSTED."""
-    owned_bytes = there_is.owner_bytes + more_bytes
-    if settings.owner_bytes_max is not None and owned_bytes > settings.owner_bytes_max:
+def admit_owned(size_bytes: int, settings: Settings) -> None:
+    """Refuse that all of an owner together has so much: EXHAUSTED."""
+    if settings.owner_bytes_max is not None and size_bytes > settings.owner_bytes_max:
         raise exhausted(
-            f"your volumes would have {format_size(owned_bytes)} together, "
+            f"your volumes and their snapshots would have {format_size(size_bytes)} together, "
             f"at most {format_size(settings.owner_bytes_max)} are given",
             "remove some, or ask for less (joblet.volumes.owner_bytes_max)",
         )
+
+
+def admit_bytes(kind: VolumeKind, more_bytes: int, there_is: Tally, room: Room, settings: Settings) -> None:
+    """Refuse `more_bytes` of volume, new or in a present one, for which there is no room: EXHAUSTED."""
+    admit_owned(there_is.owner_bytes + more_bytes, settings)
     if kind is VolumeKind.MEMORY:
         share_bytes = room.memory_bytes * settings.memory_share_percent // 100
         if there_is.memory_bytes + more_bytes > share_bytes:

@@ -47,6 +47,7 @@ class Copies:
         async with self._works.alone(volume, Work(kind=WorkKind.SNAPSHOT, snapshot=snapshot)) as (known, outcome):
             now_ns = self._clock_ns()
             chosen = self._free_name(known, name, now_ns)
+            self._life.admit_snapshot(known.record.owner)
             method = await self._disk.snapshot(known, snapshot)
             outcome.adds = SnapshotRecord(
                 id=snapshot,

@@ -19,8 +19,10 @@ from common.identifiers import VolumeId, new_volume_id
 from common.messages.volumes import CreateVolume, VolumeRecord, VolumeStatus
 from services.volumes.admission import (
     Room,
+    Tally,
     admit,
     admit_bytes,
+    admit_owned,
     check_encryption,
     check_labels,
     check_name,
@@ -123,11 +125,15 @@ class Life:
                 record = self._records.get(volume).record
                 if size_bytes > record.size_bytes:
                     room = await self._disk.room()
-                    there_is = tally(self._records.all(), record.owner)
-                    admit_bytes(record.kind, size_bytes - record.size_bytes, there_is, room, self._settings)
+                    more_bytes = size_bytes - record.size_bytes
+                    admit_bytes(record.kind, more_bytes, self._tally(record.owner), room, self._settings)
                 decision = await self._records.apply(volume, event)
             if asks(decision, Resize):
                 await self._resize(volume)
+
+    def admit_snapshot(self, owner: str) -> None:
+        """Refuse a snapshot that is being taken if `owner` has too much with it: EXHAUSTED."""
+        admit_owned(self._tally(owner).owner_bytes, self._settings)
 
     async def delete(self, volume: VolumeId) -> None:
         """Remove the volume, unless somebody has it."""
@@ -156,8 +162,10 @@ class Life:
 
     def _admit(self, record: VolumeRecord, room: Room) -> None:
         if self._records.named(record.owner, record.name) is None:  # else `insert` says so
-            there_is = tally(self._records.all(), record.owner)
-            admit(record.kind, record.size_bytes, there_is, room, self._settings)
+            admit(record.kind, record.size_bytes, self._tally(record.owner), room, self._settings)
+
+    def _tally(self, owner: str) -> Tally:
+        return tally(self._records.all(), owner, self._records.snapshots_of(owner))
 
     @contextlib.asynccontextmanager
     async def _making(self, volume: Volume) -> AsyncIterator[None]:

@@ -71,6 +71,11 @@ class Records:
         known = self._snapshots.get(volume, {})
         return tuple(sorted(known.values(), key=lambda snapshot: (snapshot.created_at_ns, snapshot.name)))
 
+    def snapshots_of(self, owner: str) -> tuple[SnapshotRecord, ...]:
+        """Those of all the owner's volumes, in no order."""
+        own = (volume.id for volume in self._volumes.values() if volume.record.owner == owner)
+        return tuple(snapshot for volume in own for snapshot in self._snapshots.get(volume, {}).values())
+
     def snapshot(self, volume: VolumeId, name: str) -> SnapshotRecord:
         """The volume's snapshot of this name. Raises NOT_FOUND."""
         known = self._snapshots.get(volume, {}).get(name)

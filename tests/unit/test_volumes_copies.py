@@ -107,6 +107,25 @@ def test_snapshots_have_a_bound_and_memory_volumes_have_none(tmp_path: Path) -> 
     serve(scenario, tmp_path, snapshots_max=2)
 
 
+@pytest.mark.threat("C07")
+def test_snapshots_count_among_the_bytes_of_their_owner(tmp_path: Path) -> None:
+    """Each as large as its volume, also while several are taken at once; what is removed counts no more."""
+
+    async def scenario(node: Node) -> None:
+        one, other = await node.create("one"), await node.create("other")
+        at_once = await asyncio.gather(take(node, one.id), take(node, other.id), return_exceptions=True)
+        assert [type(each) for each in at_once].count(SnapshotRecord) == 1
+        (refused,) = (each for each in at_once if isinstance(each, JobletError))
+        assert refused.reason is Reason.EXHAUSTED
+        assert (await refusal(node.create("third"))).reason is Reason.EXHAUSTED
+        assert (await refusal(clone(node, one.id, "third"))).reason is Reason.EXHAUSTED
+        (taken,) = (each for each in at_once if isinstance(each, SnapshotRecord))
+        await node.api.request(DeleteSnapshot(volume=taken.volume, name=taken.name), SnapshotDeleted)
+        await clone(node, one.id, "third")
+
+    serve(scenario, tmp_path, owner_bytes_max=3 * MIB)
+
+
 def test_a_snapshot_that_fails_leaves_nothing(tmp_path: Path) -> None:
     """No record, no copy, not frozen, not busy."""
     disk = FakeDisk()
