@@ -33,8 +33,9 @@ log = structlog.get_logger(__name__)
 GIVE_BACK_BYTES: Final = 4 * 2**20
 TICK_S: Final = 0.5
 """How often outboxes are looked at for being overdue."""
-LEAP_MAX: Final = 2**40
-"""Epochs that a new process may pass over. Enough that no two of a node's life begin with the same one."""
+LEAP_MAX: Final = 2**26
+"""Epochs that a new process may pass over: so many that no two count from the same one, and fewer than the nanoseconds
+that a process takes to start, so that whoever comes later is above as long as the wall clock goes on."""
 PROBE_NS: Final = 10_000_000_000
 """How often a batch goes to a persist that is silent."""
 

@@ -307,8 +307,7 @@ class FakePersist:
             return
         epoch, batch = self._expected.get(body.job, (-1, 0))
         if not ((body.epoch > epoch and body.batch == 0) or (body.epoch, body.batch) == (epoch, batch)):
-            if body.epoch >= epoch:
-                await self.say(Resend(job=body.job, epoch=body.epoch))
+            await self.say(Resend(job=body.job, epoch=max(epoch, body.epoch)))
             return
         self._expected[body.job] = body.epoch, body.batch + 1
         if isinstance(body, StoreRecords):
