@@ -323,8 +323,7 @@ def test_the_job_changes_nothing_in_the_directory_of_its_volumes(sandboxes: Sand
 
 def test_a_full_work_has_no_room_for_a_directory(sandboxes: Sandboxes, volume: Attaching) -> None:
     """It is told, and nothing is mounted."""
-    fill = "i=0; while mkdir /work/$i 2>/dev/null; do i=$((i+1)); done; echo full"
-    job = start(sandboxes, f"{fill}; sleep 60")
+    job = start(sandboxes, "mkdir $(seq -f /work/%g 5000) 2>/dev/null || echo full; sleep 60")
     job.wait_for_output(b"full")
     before = mounts_of(job)
     assert refusal(lambda: volume.attach(job, "/work/data")).reason is Reason.EXHAUSTED
