@@ -53,12 +53,13 @@ class Busy(FakeHost):
         monitor.start()
         monitor.output(numbered(1, 5))
         monitor.append(monitor.exit_record())
-        self.enough = asyncio.Event()
-        asyncio.get_running_loop().create_task(self._use_up())
-        await asyncio.sleep(0.01)
+        self.enough, none_left = asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().create_task(self._use_up(none_left))
+        await none_left.wait()
 
-    async def _use_up(self) -> None:
+    async def _use_up(self, none_left: asyncio.Event) -> None:
         with no_descriptor_left():
+            none_left.set()
             await self.enough.wait()
 
 
