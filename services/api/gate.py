@@ -128,7 +128,10 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                     return answer
                 calls.current().allowed()
                 async with aclosing(answer) as responses:
+                    begun = False
                     async for response in responses:
+                        if not begun:
+                            begun = await _begin(context)
                         await context.write(response)
                 return None
 
@@ -259,6 +262,21 @@ def _parsed(parse: Callable[[bytes], Any], raw: bytes) -> Any:  # a request of a
 async def _parsed_each(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes]) -> AsyncIterator[Any]:
     async for one in raw:
         yield _parsed(parse, one)
+
+
+async def _begin(context: Context) -> bool:
+    """Send the initial metadata, by itself and to the end, also when the call is cut meanwhile; True.
+
+    gRPC notes that it has sent them only when the whole batch has gone out, which is that of the first message
+    otherwise. Who is cut before would be sent them again with his status: that fails, and his call never ends.
+    """
+    sending = asyncio.ensure_future(context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.gather(sending, return_exceptions=True)
+        raise
+    return True
 
 
 async def _abort(context: Context, error: JobletError) -> None:

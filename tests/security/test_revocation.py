@@ -6,7 +6,7 @@ files, a keeper and a whole node, is in test_rotation.py.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import pytest
 from grpc import aio
 
 from common.config.settings import Security
+from common.errors import JobletError, Reason
 from proto.joblet.v1 import job_pb2, node_pb2
+from services.api.job_service import JobService
 from services.api.looks import Look, Reading
+from services.api.revocation import Trust
 from services.api.rotation import Rotation
 from tests.api_node import Client, Node, running_node
 from tests.certificates import Authority, Identity
@@ -125,6 +128,36 @@ def test_every_running_call_of_a_revoked_client_is_cut_and_nobody_elses(tmp_path
             assert {line["why"] for line in refused} == {REVOKED}
             assert not [line for line in audit_of(node, "ann") if line["outcome"] == "unauthenticated"]
             assert rotation(node).counters["revoked_calls_cut"] == len(kinds)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.threat("D32")
+def test_who_is_cut_while_his_first_message_goes_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call ends with the status then, too: gRPC has begun to send metadata and does not know that it has."""
+
+    class Refusing(Trust):
+        def refusal(self, presented: bytes) -> JobletError | None:  # noqa: ARG002
+            return JobletError(Reason.UNAUTHENTICATED, REVOKED)
+
+    async def scenario() -> None:
+        cut: list[Callable[[], object]] = []
+
+        async def watch(*_: object) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+            async def changes() -> AsyncIterator[job_pb2.WatchJobsResponse]:
+                asyncio.get_running_loop().call_soon(cut[0])
+                yield job_pb2.WatchJobsResponse()
+                await asyncio.Event().wait()
+
+            return changes()
+
+        monkeypatch.setattr(JobService, "WatchJobs", watch)
+        async with running_node(tmp_path) as node:
+            cut.append(lambda: node.api.gate.trust_from_now_on(Refusing()))
+            call = node.caller(node.authority.client("eve", "admin")).jobs.WatchJobs(job_pb2.WatchJobsRequest())
+            end = asyncio.create_task(ended(call))
+            await await_for(end.done, what="the end of the call")
+            assert end.result() == (grpc.StatusCode.UNAUTHENTICATED, REVOKED)
 
     asyncio.run(scenario())
 
