@@ -29,6 +29,7 @@ from services.api.permissions import RULES, Scope, roles_with, scope_of
 from services.api.rates import Rates
 from services.api.revocation import Trust
 from services.api.status import reason_of, status_of
+from services.api.unbroken import to_its_end
 
 log = structlog.get_logger(__name__)
 
@@ -131,7 +132,8 @@ class Gate(aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the s
                     begun = False
                     async for response in responses:
                         if not begun:
-                            begun = await _begin(context)
+                            await _begin(context)
+                            begun = True
                         await context.write(response)
                 return None
 
@@ -264,19 +266,13 @@ async def _parsed_each(parse: Callable[[bytes], Any], raw: AsyncIterator[bytes])
         yield _parsed(parse, one)
 
 
-async def _begin(context: Context) -> bool:
-    """Send the initial metadata, by itself and to the end, also when the call is cut meanwhile; True.
+async def _begin(context: Context) -> None:
+    """Send the initial metadata, by itself and to the end, also when the call is cut meanwhile.
 
     gRPC notes that it has sent them only when the whole batch has gone out, which is that of the first message
     otherwise. Who is cut before would be sent them again with his status: that fails, and his call never ends.
     """
-    sending = asyncio.ensure_future(context.send_initial_metadata(()))
-    try:
-        await asyncio.shield(sending)
-    except asyncio.CancelledError:
-        await asyncio.gather(sending, return_exceptions=True)
-        raise
-    return True
+    await to_its_end(context.send_initial_metadata(()))
 
 
 async def _abort(context: Context, error: JobletError) -> None:

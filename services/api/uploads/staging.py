@@ -15,6 +15,7 @@ from common.errors import JobletError, Reason, exhausted, invalid
 from common.messages.jobs import Upload
 from proto.joblet.v1 import job_pb2
 from services.api.quotas import Bound
+from services.api.unbroken import to_its_end
 from services.api.uploads.entries import END, Tree, padding
 from services.api.uploads.registry import Registry, Staged
 
@@ -142,21 +143,10 @@ class _Archive:
 async def _in_thread(work: Callable[..., None], *arguments: object) -> None:
     """Work on the file, which is over when this returns or raises.
 
-    Who is cancelled waits for it, however often he is: else the descriptor would be closed under the thread, which
-    would go on in whatever file has the number next; and a file made late would stay.
+    Else the descriptor of who is cancelled would be closed under the thread, which would go on in whatever file has the
+    number next; and a file made late would stay.
     """
-    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    cancelled: asyncio.CancelledError | None = None
-    while not working.done():
-        try:
-            await asyncio.wait({working})
-        except asyncio.CancelledError as cause:
-            cancelled = cause
-    error = working.exception()
-    if cancelled is not None:
-        raise cancelled
-    if error is not None:
-        raise error
+    await to_its_end(asyncio.to_thread(work, *arguments))
 
 
 def _write_all(descriptor: int, data: bytearray) -> None:
