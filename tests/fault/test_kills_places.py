@@ -6,6 +6,7 @@ A place that is never passed fails its row. Retention's places are not here: a r
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -39,6 +40,8 @@ OF_OTHERS: Final = {
 ALSO_AFTER_WAITING: Final = ("executor.recorded", "executor.launching", "executor.launched")
 """Places that a job passes at once, or after it has waited: then it is another step that leads there."""
 FIRST_LINES: Final = 20
+ROUNDS: Final = 60
+"""Of printing."""
 PAIR_S: Final = 15.0
 """One pair is tried for each so many seconds of JOBLET_TEST_ROUNDS_S."""
 
@@ -51,7 +54,7 @@ class Way(NamedTuple):
     state: str = "failed"
     exit_code: int = 5
     recovers: bool = False
-    """The executor is killed first: the place is on the way of the one that takes its place."""
+    """The executor is killed first, while the job waits: the place is on the way of the one that comes after."""
     torn: bool = False
     """Something that is no member is put behind the stored ones."""
     one_end: bool = True
@@ -117,7 +120,7 @@ def fragile(node: Node) -> Iterator[Fragile]:
 
 def program(chance: random.Random) -> Program:
     """A job that prints 2.6 MB in about a second and a half, on both streams: through every place some times."""
-    return Program(chance.randrange(2**32), rounds=60, lines=900, records=100, pause_ms=20)
+    return Program(chance.randrange(2**32), rounds=ROUNDS, lines=900, records=100, pause_ms=20)
 
 
 def test_every_place_has_its_row() -> None:
@@ -151,18 +154,21 @@ def killed_at(node: Node, fragile: Fragile, place: str, way: Way) -> None:
     before = node.service(service)
     if not (way.recovers or way.torn):
         fragile.points.arm(place, chance.choice(way.numbers))
-    printing = program(chance)
+    prepared = way.recovers or way.torn
+    printing = program(chance)._replace(gate=ROUNDS // 2 if prepared else 0)
     options = ["--upload", str(Path(__file__))] if way.uploads else []
     options += ["--schedule", "1s"] if way.waits else []
     job = node.detached(*options, "--", *printing.arguments)
     follower = Follower(node, job)
     try:
-        if way.recovers:
+        if prepared:  # while the job stands at its gate: it cannot end before
+            pid = node.wait_for_state(job, "running")["pid"]
             wait_for(lambda: follower.bytes > FIRST_LINES, what="the job to print")
+            if way.torn:
+                tear(node, job)
             fragile.points.arm(place)
-            before = node.kill("executor")
-        if way.torn:
-            tear(node, job, fragile.points, place)
+            before = node.kill("executor") if way.recovers else before
+            os.kill(pid, signal.SIGUSR1)
         died(fragile, place, before)
         record = ended(node, job)
         assert (record["state"], record["exit_code"]) == (way.state, way.exit_code), record
@@ -211,11 +217,10 @@ def test_jobs_know_nothing_of_places(node: Node, fragile: Fragile) -> None:
     assert b"FAILPOINTS" not in node.ok("job", "run", "--", "env")
 
 
-def tear(node: Node, job: str, points: Failpoints, place: str) -> None:
-    """Put bytes behind the stored members of a job that is printing."""
+def tear(node: Node, job: str) -> None:
+    """Put bytes behind the stored members of a job that will print more."""
     stored = node.base / "logs" / job / "stdout.log.gz"
     wait_for(stored.exists, what="the first member")
-    points.arm(place)
     with stored.open("ab") as file:
         file.write(b"\x1f\x8b\x08\x04 torn")
 

@@ -107,7 +107,7 @@ def test_a_full_disk_drops_exactly_what_it_says(tmp_path: Path) -> None:
     with Sandboxes(tmp_path) as sandboxes:
         launch = sandboxes.plan("seq", str(LINES), on_full=OnFull.DROP)
         directory = Path(launch.task.job_dir)
-        with small_disk(directory, "3m"):
+        with small_disk(directory, "5m"):  # of the 2.5 MiB that are free, one read of a full pipe takes 1 at the most
             filler = directory / "filler"
             filler.write_bytes(bytes(MIB * 5 // 2))
             job = sandboxes.start_launch(launch)
