@@ -5,6 +5,7 @@ suite; what this fake promises is proto/joblet/v1 and nothing else.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -26,6 +27,7 @@ from proto.joblet.v1 import (
 from tests.certificates import Authority, Identity
 from tests.contract.rnx_fake_services import FakeJobs, FakeNodeInfo
 from tests.contract.rnx_fake_volumes import FakeVolumes
+from tests.waiting import SLOWNESS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -71,21 +73,25 @@ class FakeNode:
         self.config = directory / "rnx-config.yml"
         self._directory = directory
         self._server: grpc.Server | None = None
-        self.port = 0
+        # Bound all the time, and listened on by the server only: nobody else gets the port while that is stopped.
+        self._reserved = socket.socket()
+        self._reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._reserved.bind(("127.0.0.1", 0))
+        self.port = self._reserved.getsockname()[1]
         self.serve()
         self.write_config(self.authority.client("alice"))
 
     def serve(self) -> None:
-        """Listen; on the port of the time before, if any."""
+        """Listen, always on the same port."""
         identity = self.authority.server()
-        server = grpc.server(ThreadPoolExecutor(16), interceptors=[self.breaks], options=[("grpc.so_reuseport", 0)])
+        server = grpc.server(ThreadPoolExecutor(16), interceptors=[self.breaks], options=[("grpc.so_reuseport", 1)])
         job_pb2_grpc.add_JobServiceServicer_to_server(self.jobs, server)
         node_pb2_grpc.add_NodeServiceServicer_to_server(self.nodes, server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         credentials = grpc.ssl_server_credentials(
             [(identity.key, identity.cert)], root_certificates=self.authority.pem, require_client_auth=True
         )
-        self.port = server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
+        server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         server.start()
         self._server = server
 
@@ -93,6 +99,11 @@ class FakeNode:
         """Break every connection, as a killed service does."""
         assert self._server is not None
         self._server.stop(grace=None).wait()
+
+    def close(self) -> None:
+        """Stop, and give the port back."""
+        self.stop()
+        self._reserved.close()
 
     def write_config(self, identity: Identity, *, ca: bytes | None = None) -> None:
         """Make `identity` the default context."""
@@ -128,7 +139,7 @@ class FakeNode:
     def outcome(self, program: str, *arguments: str) -> Outcome:
         """The outcome of a program run to its end."""
         process = self.start(*arguments, program=program)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=30 * SLOWNESS)
         return Outcome(process.returncode, out, err.decode())
 
 
@@ -152,4 +163,4 @@ def fake_node(directory: Path) -> Iterator[FakeNode]:
         node.jobs.end_gate.set()
         node.jobs.upload_gate.set()
         node.volumes.gate.set()
-        node.stop()
+        node.close()

@@ -175,9 +175,13 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         self, request_iterator: Iterator[volume_pb2.ImportVolumeRequest], context: Any
     ) -> volume_pb2.Volume:
         """Kept as it came."""
-        left = threading.Event()
-        context.add_callback(left.set)
-        context.add_callback(self.gone.set)
+
+        def ended() -> None:
+            if context._state.client == "cancelled":  # nothing public tells how a call came to its end
+                self.imported = None  # it was broken off, which ends the iteration as well, and is told after it
+            self.gone.set()
+
+        context.add_callback(ended)
         volume = self._asked("ImportVolume", first := next(request_iterator), first.volume, context)
         self.begun.set()
         while context.is_active() and not self.gate.wait(0.05):
@@ -186,7 +190,6 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         for one in request_iterator:
             assert not one.volume
             received += one.data
-        if not left.wait(0.5):  # else it was broken off, which ends the iteration as well, and is told after it
-            self.imported = received
+        self.imported = received
         volume.used_bytes = len(received)
         return volume

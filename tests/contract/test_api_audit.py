@@ -107,7 +107,7 @@ def test_a_call_whose_caller_leaves_is_unfinished(tmp_path: Path) -> None:
             job = node.executor.add("ann", state=jobs.State.RUNNING).id
             client = node.client("ann", "user")
             await client.channel.channel_ready()  # or its time may be over before the call has come
-            wait = client.jobs.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=SLOWNESS)
+            wait = client.jobs.WaitJob(job_pb2.WaitJobRequest(job_id=job), timeout=10 * SLOWNESS)
             assert await code_of(wait) is Code.DEADLINE_EXCEEDED
             await await_for(lambda: told(node, "WaitJob"), what="the line of the call")
             ((found, outcome, _),) = told(node, "WaitJob")

@@ -15,6 +15,7 @@ from common.config.settings import Jobs, LimitBounds, LimitPolicy, LimitValues, 
 from common.messages import jobs
 from proto.joblet.v1 import job_pb2
 from tests.api_node import Client, Node, running_node
+from tests.waiting import SLOWNESS
 
 REPOSITORY = Path(__file__).parents[2]
 MIB = 2**20
@@ -122,7 +123,7 @@ async def rnx(node: Node, directory: Path, *arguments: str) -> tuple[int, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), 30 * SLOWNESS)
     assert process.returncode is not None
     return process.returncode, err.decode()
 

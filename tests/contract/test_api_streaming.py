@@ -20,7 +20,7 @@ from tests.waiting import SLOWNESS, await_for
 async def collect(client: Client, job: str, **fields: Any) -> tuple[list[tuple[int, bytes]], job_pb2.Job | None]:
     """Every chunk of a stream until its end: (first sequence, data), and the ended job."""
     chunks, ended = [], None
-    async for message in client.jobs.StreamLogs(job_pb2.StreamLogsRequest(job_id=job, **fields), timeout=30):
+    async for message in client.jobs.StreamLogs(job_pb2.StreamLogsRequest(job_id=job, **fields), timeout=30 * SLOWNESS):
         chunks += [(chunk.first_sequence, chunk.data) for chunk in message.chunks]
         ended = message.ended if message.HasField("ended") else ended
     return chunks, ended
@@ -383,7 +383,7 @@ def test_fifty_followers_one_of_which_never_reads(tmp_path: Path) -> None:
 
             async def count(client: Client) -> tuple[int, int]:
                 size = lines = 0
-                async for message in client.jobs.StreamLogs(request, timeout=60):
+                async for message in client.jobs.StreamLogs(request, timeout=60 * SLOWNESS):
                     for one in message.chunks:
                         assert one.first_sequence == lines + 1
                         lines += one.lines
@@ -391,7 +391,7 @@ def test_fifty_followers_one_of_which_never_reads(tmp_path: Path) -> None:
                 return size, lines
 
             lazy_client = node.client("ann", "user")
-            lazy = lazy_client.jobs.StreamLogs(request, timeout=60)
+            lazy = lazy_client.jobs.StreamLogs(request, timeout=60 * SLOWNESS)
             readers = [asyncio.create_task(count(clients[n % 5])) for n in range(49)]
             await await_for(lambda: node.api.capacity.streams == 50, what="fifty streams")
             before = peak_rss_bytes()
@@ -438,13 +438,13 @@ def test_capacity_is_bounded_and_given_back(tmp_path: Path) -> None:
             assert (await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))).id == job
             for stream in open_streams:
                 stream.cancel()
-            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="all streams to be given back")
+            await await_for(lambda: node.api.capacity.streams == 0, what="all streams to be given back")
             # Behind the others: as long as they are checked above, all three have to be there.
             with pytest.raises(aio.AioRpcError) as late:
                 await client.jobs.StreamMetrics(metrics, timeout=0.5 * SLOWNESS).read()
             assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="its place to be given back")
-            await await_for(lambda: not node.api.hub.topics, timeout_s=2, what="no subscription left")
+            await await_for(lambda: node.api.capacity.streams == 0, what="its place to be given back")
+            await await_for(lambda: not node.api.hub.topics, what="no subscription left")
             assert len(node.api.feeds) == 0
             await await_for(lambda: node.persist.open == 0, what="the reads to end")
 

@@ -29,7 +29,7 @@ def run(tmp_path: Path, scene: Callable[[Node], Awaitable[None]]) -> None:
     """One scene on a node of its own; behind it no wait, no stream and no socket is left."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(60), running_node(tmp_path) as node:
+        async with asyncio.timeout(60 * SLOWNESS), running_node(tmp_path) as node:
             await scene(node)
             await await_for(lambda: not waiting(node), what="nobody to wait any more")
             await await_for(lambda: not node.api.capacity.streams, what="the places of streams to be free")
@@ -425,10 +425,10 @@ def test_long_commands_wait_and_who_leaves_waits_no_more(tmp_path: Path) -> None
         node.volumes.gate.clear()
         ann = node.client("ann", "user").volumes
         request = pb.CreateSnapshotRequest(volume="data")
-        gone, patient = (ann.CreateSnapshot(request, timeout=30 * SLOWNESS) for _ in range(2))
+        gone, patient = (ann.CreateSnapshot(request, timeout=40 * SLOWNESS) for _ in range(2))
         await await_for(lambda: waiting(node) == 2, what="two to wait")
         # The connection is there: this one comes to the service before its time is over.
-        late = ann.CreateSnapshot(request, timeout=SLOWNESS)
+        late = ann.CreateSnapshot(request, timeout=10 * SLOWNESS)
         await await_for(lambda: len(node.volumes.of(volumes.CreateSnapshot)) == 3, what="the third to be asked for")
         gone.cancel()
         assert (await refused(late))[0] is Code.DEADLINE_EXCEEDED

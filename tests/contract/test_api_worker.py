@@ -14,7 +14,7 @@ from common.messages import jobs
 from proto.joblet.v1 import job_pb2, worker_pb2
 from services.api.worker_service import RESOURCES, status_of
 from tests.api_node import Client, running_node
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 UNKNOWN = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
 MIB = 2**20
@@ -30,7 +30,7 @@ async def refusal(call: object) -> tuple[grpc.StatusCode, str]:
 async def streamed(client: Client, job: str) -> list[str]:
     """The messages of Stream until its end."""
     request = worker_pb2.StreamRequest(jobID=job)
-    return [message.output async for message in client.worker.Stream(request, timeout=30)]
+    return [message.output async for message in client.worker.Stream(request, timeout=30 * SLOWNESS)]
 
 
 @pytest.mark.requirement("S4.7", "S4.8", "S4.9", "S4.10", "S4.12")
@@ -262,7 +262,7 @@ def test_a_client_that_never_reads_costs_its_bound(tmp_path: Path) -> None:
         async with running_node(tmp_path, limits=Grpc(follower_queue_bytes=256 * 1024)) as node:
             job = node.executor.add("ann").id
             lazy_client, client = node.client("ann", "user"), node.client("ann", "user")
-            lazy = lazy_client.worker.Stream(worker_pb2.StreamRequest(jobID=job), timeout=60)
+            lazy = lazy_client.worker.Stream(worker_pb2.StreamRequest(jobID=job), timeout=60 * SLOWNESS)
             await await_for(lambda: node.api.hub.topics, what="the subscription")
             for _ in range(lines // 640):
                 node.executor.write(job, line * 640)

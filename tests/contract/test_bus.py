@@ -33,13 +33,13 @@ from common.messages.topics import (
     metrics_topic,
 )
 from common.messages.volumes import ListVolumes, VolumePage
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 JOB = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355e")
 OTHER = JobId("6fa459ea-ee8a-4ca4-894e-db77e160355f")
 REPLY_FILE = f"api-replies-{os.getpid()}.sock"
 MARK = "counted"
-DEADLINE_S = 20.0
+DEADLINE_S = 20.0 * SLOWNESS
 
 
 @pytest.fixture(params=["memory", "zeromq"])

@@ -1,6 +1,7 @@
 """PersistService over its socket and the bus on the other side: what the executor and the api rely on."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub, add_PersistServiceServicer_to_server
 from services.persist.audit_reader import AuditQueries
 from services.persist.changes import Changes
+from services.persist.disk import Disk, HostDisk
 from services.persist.ingest import Ingest
 from services.persist.keeping import Keeper, Line
 from services.persist.machine import Limits
@@ -32,7 +34,7 @@ from services.persist.queries import LogQueries
 from services.persist.samples import Samples
 from services.persist.server import PersistServer
 from tests.unit.test_persist_journal import TIME_NS, gap, make_store, output
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 JOB = new_job_id()
 
@@ -80,9 +82,11 @@ class Lines:
 
 
 @asynccontextmanager
-async def running(base: Path, *, concurrent: int = 50, retention: Retention | None = None) -> AsyncIterator[Rig]:
+async def running(
+    base: Path, *, concurrent: int = 50, retention: Retention | None = None, disk: Disk | None = None
+) -> AsyncIterator[Rig]:
     """A rig below `base`. Retention happens when it is asked for."""
-    transport, store, changes, audit = Memory(), make_store(base), Changes(), Lines()
+    transport, store, changes, audit = Memory(), make_store(base, disk=disk), Changes(), Lines()
     samples, outbox = Samples(store), Outbox(transport.push(PERSIST_ACKS))
     with ThreadPoolExecutor(2) as writers, ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(1) as keepers:
         ingest = Ingest(
@@ -166,7 +170,7 @@ def run(base: Path, scenario: Callable[[Rig], Awaitable[None]], **options: Any) 
     """Run a scenario against a rig, with a deadline."""
 
     async def main() -> None:
-        async with running(base, **options) as rig, asyncio.timeout(20):
+        async with running(base, **options) as rig, asyncio.timeout(20 * SLOWNESS):
             await scenario(rig)
 
     asyncio.run(main())
@@ -305,17 +309,34 @@ def test_queries_at_once_are_bounded(tmp_path: Path) -> None:
     run(tmp_path, scenario, concurrent=3)
 
 
+class Held(HostDisk):
+    """Writes of one job wait until `gate` is set."""
+
+    def __init__(self, job: JobId) -> None:
+        self._job = job
+        self.gate = threading.Event()
+
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        """See Disk.write."""
+        if self._job in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            self.gate.wait(60 * SLOWNESS)
+        return super().write(descriptor, data, offset)
+
+
 def test_a_job_that_floods_does_not_hold_up_another(tmp_path: Path) -> None:
     """While one job has much to write, the other's line is acknowledged: before the flood's end, and not behind it."""
+    flood, line = new_job_id(), b"y" * 99 + b"\n"
+    disk = Held(flood)
 
     async def scenario(rig: Rig) -> None:
-        flood, line = new_job_id(), b"y" * 99 + b"\n"
-        for batch in range(60):
-            await rig.send(store_records(output(line * 5000, 1 + batch * 5000), batch=batch, job=flood))
-        await rig.send(store_records(output(b"me too\n", 1)))
-        await rig.answered(stored(1))
-        last = 60 * 5000
-        assert Stored(job=flood, epoch=1, last_sequence=last) not in rig.answers, "the flood was still being written"
-        await rig.answered(Stored(job=flood, epoch=1, last_sequence=last))
+        try:
+            for batch in range(60):
+                await rig.send(store_records(output(line * 5000, 1 + batch * 5000), batch=batch, job=flood))
+            await rig.send(store_records(output(b"me too\n", 1)))
+            await rig.answered(stored(1))
+            assert [one for one in rig.answers if isinstance(one, Stored) and one.job == flood] == []
+        finally:
+            disk.gate.set()
+        await rig.answered(Stored(job=flood, epoch=1, last_sequence=60 * 5000))
 
-    run(tmp_path, scenario)
+    run(tmp_path, scenario, disk=disk)

@@ -12,7 +12,7 @@ import pytest
 from proto.joblet.v1 import job_pb2, persist_pb2
 from tests.contract.rnx_fake_node import FakeNode, fake_node
 from tests.contract.rnx_fake_services import STARTED_NS, chunk
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"
 
@@ -192,7 +192,7 @@ def test_who_gives_up_says_how_to_go_on(node: FakeNode) -> None:
     """A stream that the deadline ends names the next sequence, with exit code 5."""
     node.jobs.chunks = [chunk(1, b"1\n2\n")]
     node.jobs.end_gate.clear()
-    outcome = node.rnx("job", "log", ID, "--timeout", "1500ms")
+    outcome = node.rnx("job", "log", ID, "--timeout", f"{10 * SLOWNESS:.0f}s")
     assert (outcome.code, outcome.out) == (5, b"1\n2\n")
     assert f"rnx job log {ID} --from-seq 3" in outcome.err
     assert outcome.err.count("\n") == 1

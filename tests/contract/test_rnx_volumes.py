@@ -15,7 +15,7 @@ from cli.client.views import volume_object
 from proto.joblet.v1 import volume_pb2
 from tests.contract.rnx_fake_node import REPOSITORY, FakeNode, environment, fake_node
 from tests.contract.rnx_fake_volumes import USED, Refusal
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"
 OTHER = "00000002-0000-4000-8000-000000000000"
@@ -396,7 +396,7 @@ def test_an_interrupted_export_leaves_nothing(node: FakeNode, tmp_path: Path, nu
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (130, b"", b"")
     assert [*file.parent.iterdir()] == []
-    assert node.volumes.gone.wait(10)
+    assert node.volumes.gone.wait(10 * SLOWNESS)
 
 
 @pytest.mark.requirement("S1.45")
@@ -436,7 +436,7 @@ def test_an_interrupted_import_is_none(node: FakeNode) -> None:
     assert process.wait(30) == 130
     out, err = process.communicate(timeout=30)
     assert (out, err) == (b"", b"")
-    assert node.volumes.gone.wait(10)
+    assert node.volumes.gone.wait(10 * SLOWNESS)
     assert node.volumes.imported is None
 
 
@@ -453,12 +453,16 @@ def test_an_input_that_cannot_be_read_to_its_end_is_no_import(node: FakeNode) ->
     node.volumes.add("data")
     outcome = node.rnx("volume", "import", "data", "/proc/self/mem")  # nothing is at 0
     assert (outcome.code, outcome.err) == (2, "rnx: cannot read /proc/self/mem: Input/output error\n")
+    assert node.volumes.gone.wait(10 * SLOWNESS)
     assert node.volumes.imported is None
 
 
 @pytest.mark.parametrize("words", ["rnx volume inspect d", "rnx volume remove other d", "rnx run --volume d"])
 def test_names_are_completed(node: FakeNode, words: str) -> None:
-    """A shell gets the volumes that the node knows, those that begin so; from a node that is away it gets none."""
+    """A shell gets the volumes that the node knows, those that begin so; from a node that is away it gets none.
+
+    And none from one that is slow, as the user's line waits: then he asks again.
+    """
     for name in ("data", "docs", "other"):
         node.volumes.add(name)
 
@@ -471,7 +475,7 @@ def test_names_are_completed(node: FakeNode, words: str) -> None:
         assert answer.stderr == b""
         return [line.partition(",")[2] for line in answer.stdout.decode().splitlines() if line]
 
-    assert proposed() == ["data", "docs"]
+    assert wait_for(proposed, timeout_s=30, what="proposals") == ["data", "docs"]
     node.stop()
     assert proposed() == []
     node.serve()

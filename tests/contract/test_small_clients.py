@@ -15,7 +15,7 @@ from cli.worker_service.main import run as worker_service
 from proto.joblet.v1 import job_pb2, persist_pb2
 from tests.contract.rnx_fake_node import FakeNode, Outcome, fake_node
 from tests.contract.rnx_fake_services import chunk
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ID = "00000001-0000-4000-8000-000000000000"
 UNKNOWN = "99999999-0000-4000-8000-000000000000"
@@ -300,7 +300,7 @@ def test_who_gives_up_says_how_to_go_on(node: FakeNode, program: str, verb: str,
     running(node)
     node.jobs.chunks = [chunk(1, b"1\n2\n")]
     node.jobs.end_gate.clear()
-    outcome = node.outcome(program, "--timeout", "4s", verb, ID)
+    outcome = node.outcome(program, "--timeout", f"{10 * SLOWNESS:.0f}s", verb, ID)
     assert (outcome.code, written(program, outcome.out)) == (5, "1\n2\n")
     assert f"go on with `{command}`" in outcome.err
     assert outcome.err.count("\n") == 1

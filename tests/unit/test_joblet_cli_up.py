@@ -292,11 +292,24 @@ def test_without_root_a_base_directory_of_root_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sigterm_while_starting_ends_it_without_a_line(base: Path) -> None:
+STAY: Final = """
+import sys, time
+while any(word.endswith(("joblet-executor", "services.executor")) for word in sys.orig_argv[1:3]):
+    time.sleep(1)
+"""
+"""As sitecustomize (see the module site): the executor begins and never comes to its first line."""
+
+
+def test_sigterm_while_starting_ends_it_without_a_line(base: Path, tmp_path: Path) -> None:
     """Whoever gives up waiting leaves no half-started node behind."""
+    (tmp_path / "sitecustomize.py").write_text(STAY)
     with (base / "test-up.log").open("w+") as log:
         process = subprocess.Popen(
-            [*JOBLET, "up", "--base-dir", str(base), "--port", "0"], stdout=subprocess.PIPE, stderr=log, text=True
+            [*JOBLET, "up", "--base-dir", str(base), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
         )
         wait_for(
             lambda: "persist  | started" in (base / "test-up.log").read_text(),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 from tools.kernel_lane import initramfs, machine, packages
 from tools.kernel_lane.__main__ import GUEST, exit_status, settings
 from tools.kernel_lane.errors import LaneError
@@ -76,16 +76,17 @@ def test_scripts_are_shell(script: Path) -> None:
 def test_the_console_is_shown_while_it_comes() -> None:
     """Output is passed on without the carriage returns of a serial line, and the end of the program is the end."""
     shown: list[str] = []
-    machine.run(["printf", r"one\r\ntwo\r\n"], timeout_s=10, show=shown.append)
+    machine.run(["printf", r"one\r\ntwo\r\n"], timeout_s=20 * SLOWNESS, show=shown.append)
     assert "".join(shown) == "one\ntwo\n"
 
 
 def test_a_machine_that_hangs_is_ended() -> None:
     """At the deadline the program is killed, and the error says which line it hung at."""
     shown: list[str] = []
+    given_s = 10 * SLOWNESS  # for the lines to come
     program = "echo $$; echo tests/linux/test_it.py::test_hangs; exec sleep 60"
-    with pytest.raises(LaneError, match=r"ended after 2 s; it hung at: tests/linux/test_it.py::test_hangs"):
-        machine.run(["sh", "-c", program], timeout_s=2, show=shown.append)
+    with pytest.raises(LaneError, match=rf"ended after {given_s:g} s; it hung at: tests/linux/test_it.py::test_hangs"):
+        machine.run(["sh", "-c", program], timeout_s=given_s, show=shown.append)
     assert not alive(int("".join(shown).split()[0]))
 
 

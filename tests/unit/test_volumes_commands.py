@@ -29,7 +29,7 @@ from common.messages.volumes import (
 )
 from services.volumes.disk import LONG_THREADS
 from tests.unit.volumes_fakes import MIB, FakeDisk, Node, refusal, serve
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 
 async def page(node: Node, **fields: Any) -> VolumePage:
@@ -374,7 +374,7 @@ def test_nobody_waits_for_what_takes_long_with_another_volume(tmp_path: Path) ->
         slow = [asyncio.create_task(node.create(f"slow{n}")) for n in range(9)]
         await await_for(lambda: disk.times("create") == 1 + LONG_THREADS, what="all threads to be taken")
         job = new_job_id()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10 * SLOWNESS):
             await node.prepare("data", job=job)
             assert (await node.get("slow0")).status is VolumeStatus.CREATING
             assert (await refusal(node.use("slow0"))).reason is Reason.PRECONDITION

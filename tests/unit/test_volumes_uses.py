@@ -29,7 +29,7 @@ from common.messages.volumes import (
 from services.volumes.ports import Ids
 from services.volumes.sharing import USES_MAX
 from tests.unit.volumes_fakes import MIB, FakeDisk, Node, prepare_request, refusal, serve
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 
 async def check(node: Node, name: str = "data", owner: str = "ann", *, read_only: bool = False) -> None:
@@ -286,7 +286,7 @@ def test_a_job_leaves_without_waiting_for_a_copy(tmp_path: Path) -> None:
         gate = disk.gates["snapshot"] = threading.Event()
         copying = asyncio.create_task(node.api.request(CreateSnapshot(volume=made.id), SnapshotFound))
         await await_for(lambda: disk.times("snapshot"), what="the copy")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(10 * SLOWNESS):
             assert (await node.get()).status is VolumeStatus.BUSY
             await node.release(job)
             for read_only in (True, False):
