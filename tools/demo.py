@@ -144,8 +144,9 @@ def volume(session: Session) -> None:
     result = session.run("rnx", "job", "run", "--volume", "data", "--", "sh", "-c", fill)
     check(0 < int(result.stdout) <= 8 * 2**20, "no more than 8 MiB fit")
     check("space" in result.stderr, "the job is told that there is no space left")
-    wait = "until [ -d /volumes/data ]; do sleep 0.1; done; cat /volumes/data/file"
+    wait = "echo waiting; until [ -d /volumes/data ]; do sleep 0.1; done; cat /volumes/data/file"
     job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", wait).stdout.strip()
+    wait_until(lambda: printed(session, job) == "waiting\n", what="the job runs")
     session.run("rnx", "volume", "attach", "data", job, show=False)
     session.run("rnx", "job", "log", job)
     session.run("rnx", "volume", "list")
