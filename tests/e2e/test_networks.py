@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.node import Node, make_base
 from tests.linux.network_bench import HOST, METADATA, WEB, Host, on_host
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a node")
 
@@ -53,7 +53,7 @@ def with_node(body: Callable[[Host, Node], None]) -> None:
         finally:
             node.remove()
 
-    on_host(run, timeout_s=NODE_S)
+    on_host(run, timeout_s=NODE_S * SLOWNESS)
 
 
 def visit(node: Node, network: str, *places: str, user: str = "default") -> list[str]:
