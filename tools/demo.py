@@ -5,6 +5,7 @@ does not behave. Here: the story. Not here: how commands are run and shown (`ses
 """
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ from typing import Final
 
 from tools.session import Misbehaved, Session, alive, check, children_named, mentions, wait_until
 
-READY_TIMEOUT_S: Final = 60
+READY_TIMEOUT_S: Final = 180
 COUNT_TO: Final = 150
 UPLOAD_BYTES: Final = 3 * 2**20
 
@@ -72,7 +73,6 @@ class Node:
         os.kill(pid, signal.SIGKILL)
         wait_until(
             lambda: bool(children_named(self.pid, f"joblet-{name}")) and not alive(pid),
-            timeout_s=15,
             what=f"joblet-{name} is started again",
         )
 
@@ -93,12 +93,16 @@ def hello(session: Session) -> None:
 def live(session: Session) -> None:
     """A second client follows while the job runs."""
     session.title("Live output, followed by another client while the job runs")
-    job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", count(12, "0.2")).stdout.strip()
+    script = f"trap told=1 USR1; {count(12, '0.2')}; while [ -z $told ]; do sleep 0.1; done"
+    job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", script).stdout.strip()
     follower = session.start("rnx", "--node", "reader", "job", "log", job)
     assert follower.stdout is not None
     first = follower.stdout.readline()
     state = session.run("rnx", "--json", "job", "status", job, show=False).stdout
     check('"running"' in state.lower(), "the first line arrives while the job still runs")
+    pid = json.loads(state)["pid"]
+    session.typed("kill", "-USR1", str(pid))
+    os.kill(pid, signal.SIGUSR1)
     rest = follower.stdout.read()  # to the end of the job; communicate() would lose what is buffered already
     check(follower.wait(READY_TIMEOUT_S) == 0, "the follower ends with the job")
     session.output(first + rest)
@@ -111,7 +115,7 @@ def limits(session: Session) -> None:
     session.run("rnx", "job", "run", "--name", "hog", "--max-memory", "32", "--", "tail", "/dev/zero", exits=137)
     job = session.run("rnx", "--json", "job", "list", "--limit", "1", show=False).stdout
     check('"oom_killed": true' in job or '"oom_killed":true' in job, "the record says that memory ran out")
-    forks = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; kill $(jobs -p); exit 3"
+    forks = "for i in 1 2 3 4 5 6 7 8; do sleep 60 & done; kill $(jobs -p); exit 3"
     result = session.run("rnx", "job", "run", "--pids", "5", "--", "sh", "-c", forks, exits=2)
     check("fork" in result.stderr, "the shell says that it cannot fork")
     session.run("rnx", "job", "run", "--timeout", "500ms", "--grace", "0s", "--", "sleep", "60", exits=137)
@@ -140,8 +144,9 @@ def volume(session: Session) -> None:
     result = session.run("rnx", "job", "run", "--volume", "data", "--", "sh", "-c", fill)
     check(0 < int(result.stdout) <= 8 * 2**20, "no more than 8 MiB fit")
     check("space" in result.stderr, "the job is told that there is no space left")
-    wait = "until [ -d /volumes/data ]; do sleep 0.1; done; cat /volumes/data/file"
+    wait = "echo waiting; until [ -d /volumes/data ]; do sleep 0.1; done; cat /volumes/data/file"
     job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", wait).stdout.strip()
+    wait_until(lambda: printed(session, job) == "waiting\n", what="the job runs")
     session.run("rnx", "volume", "attach", "data", job, show=False)
     session.run("rnx", "job", "log", job)
     session.run("rnx", "volume", "list")
@@ -151,8 +156,10 @@ def volume(session: Session) -> None:
 def stop(session: Session) -> None:
     """What ignores SIGTERM is killed, with everything below it."""
     session.title("Stop: SIGTERM, a grace period, then everything of the job is killed")
-    stubborn = "trap '' TERM; setsid sh -c 'trap \"\" TERM; while :; do sleep 1; done' & while :; do sleep 1; done"
+    forever = "while :; do sleep 1; done"
+    stubborn = f"trap '' TERM; setsid sh -c 'trap \"\" TERM; {forever}' & echo deaf; {forever}"
     job = session.run("rnx", "job", "run", "-d", "--", "sh", "-c", stubborn).stdout.strip()
+    wait_until(lambda: printed(session, job) == "deaf\n", what="the job ignores SIGTERM")
     session.run("rnx", "job", "stop", job, "--grace", "1s", show=False)
     session.run("rnx", "job", "wait", job, exits=137)
     session.run("rnx", "job", "status", job)
@@ -168,7 +175,7 @@ def survive(session: Session, node: Node) -> str:
     session.run("rnx", "job", "metrics", job, "--no-follow", show=False)
     for service in ("executor", "persist", "api"):
         node.kill_service(service)
-        wait_until(lambda: answers(session), timeout_s=20, what="the node answers again")
+        wait_until(lambda: answers(session), what="the node answers again")
     session.say("and now all of it: down, and up again on the same directory")
     session.typed("joblet", "down")
     node.down()
@@ -188,6 +195,7 @@ def stored(session: Session, node: Node, job: str) -> None:
     session.say(f"{COUNT_TO} numbers, each once, in order")
     session.run("rnx", "job", "log", job, "--no-follow", "--filter", "99", "--timestamps")
     file = node.base / "logs" / job / "stdout.log.gz"
+    wait_until(lambda: not (node.base / "jobs" / job).exists(), what="all of the log is stored")
     lines = session.run("zcat", str(file), show=False).stdout.splitlines()
     session.output("\n".join(lines[-2:]))
     check(len(lines) == COUNT_TO, f"zcat shows {COUNT_TO} lines")
@@ -200,13 +208,22 @@ def nothing_left(session: Session, node: Node, group: str) -> None:
     session.run("rnx", "job", "list")
     session.typed("joblet", "down")
     node.down()
-    wait_until(lambda: not mentions(node.base), timeout_s=10, what="no process and no mount of the node is left")
-    parents = list(Path("/sys/fs/cgroup").glob(f"**/{group}*"))
-    left = [str(path) for parent in parents for path in parent.iterdir() if path.is_dir()]
-    check(not left, f"no control group of a job is left: {left}")
-    for parent in parents:
+    wait_until(lambda: not mentions(node.base), what="no process and no mount of the node is left")
+    wait_until(lambda: not groups_of_jobs(group), what="no control group of a job is left")
+    for parent in parents_of_groups(group):
         parent.rmdir()  # the demo's own parent groups, empty; a node keeps its own for the next start
     session.say("no process, no mount, no control group")
+
+
+def parents_of_groups(group: str) -> list[Path]:
+    """The demo's own control groups, one in each tree."""
+    walked = os.walk("/sys/fs/cgroup")  # which bears that groups of others come and go
+    return [Path(at, name) for at, below, _ in walked for name in below if name.startswith(group)]
+
+
+def groups_of_jobs(group: str) -> list[str]:
+    """What is below them."""
+    return [str(at) for parent in parents_of_groups(group) for at in parent.iterdir() if at.is_dir()]
 
 
 def count(to: int, pause: str) -> str:
@@ -214,9 +231,15 @@ def count(to: int, pause: str) -> str:
     return f"i=0; while [ $i -lt {to} ]; do i=$((i+1)); echo $i; sleep {pause}; done"
 
 
+def printed(session: Session, job: str) -> str:
+    """What a job has printed so far; not shown."""
+    command = session.command("rnx", "job", "log", job, "--no-follow")
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
 def answers(session: Session) -> bool:
     """Whether the node answers a request now."""
-    command = session.command("rnx", "--timeout", "5s", "job", "list", "--limit", "1")
+    command = session.command("rnx", "--timeout", "20s", "job", "list", "--limit", "1")
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-COMMAND_TIMEOUT_S: Final = 60
+COMMAND_TIMEOUT_S: Final = 180
+"""Of all waiting here: nothing takes long, but nobody knows how busy the machine is."""
 SHOWN_LINES: Final = 12
 
 
@@ -107,7 +108,7 @@ def check(holds: bool, what: str) -> None:  # noqa: FBT001  # reads as assert do
         raise Misbehaved(what)
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], *, what: str, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
     """Misbehaved when `condition` is not true within the time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

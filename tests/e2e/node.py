@@ -29,7 +29,14 @@ from tests.waiting import SLOWNESS, wait_for
 PROGRAMS: Final = Path(sys.executable).parent
 READY: Final = re.compile(rb"joblet ready: 127\.0\.0\.1:(\d+) config=(\S+)\n")
 START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 60.0
+"""The supervisor gives each of its four services ten seconds before it kills it."""
+UNAVAILABLE: Final = 5
+"""What rnx exits with when nobody answers for longer than it asks again."""
+GATE: Final = "trap go=1 USR1"
+"""Shell: at the beginning of a job that is to wait until the test has prepared what comes then."""
+AT_GATE: Final = "while [ -z $go ]; do sleep 0.05; done"
+"""Shell: wait here for `Node.open_gate`. What the job printed before tells that the gate stands."""
 SERVICES: Final = ("volumes", "persist", "executor", "api")
 SETTINGS: Final[dict[str, Any]] = {
     "version": "3.0",
@@ -88,7 +95,7 @@ class Node:
         up, self._up = self._up, None
         up.send_signal(number)
         try:
-            return up.wait(STOP_TIMEOUT_S)
+            return up.wait(STOP_TIMEOUT_S * SLOWNESS)
         except subprocess.TimeoutExpired:
             up.kill()
             up.wait()
@@ -140,7 +147,11 @@ class Node:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run rnx to its end, without a terminal."""
         return subprocess.run(
-            self.command(*arguments, node=node), input=stdin, capture_output=True, timeout=timeout_s, check=False
+            self.command(*arguments, node=node),
+            input=stdin,
+            capture_output=True,
+            timeout=timeout_s * SLOWNESS,
+            check=False,
         )
 
     def ok(self, *arguments: str, stdin: bytes = b"", node: str = "default", timeout_s: float = 60.0) -> bytes:
@@ -173,12 +184,19 @@ class Node:
         return found
 
     def wait_for_state(self, job: str, *states: str, timeout_s: float = 30.0) -> dict[str, Any]:
-        """The job's status when its state is one of `states`."""
-        return wait_for(
-            lambda: (now := self.status(job))["state"] in states and now,
-            timeout_s=timeout_s,
-            what=f"job {job} to be {' or '.join(states)}",
-        )
+        """The job's status when its state is one of `states`; a service may be away meanwhile, and come back slowly."""
+
+        def reached() -> dict[str, Any] | None:
+            done = self.rnx("--json", "job", "status", job)
+            assert done.returncode in (0, UNAVAILABLE), done.stderr.decode()
+            now: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
+            return now if now.get("state") in states else None
+
+        return wait_for(reached, timeout_s=timeout_s, what=f"job {job} to be {' or '.join(states)}")
+
+    def open_gate(self, job: str) -> None:
+        """Let a job go on that waits AT_GATE."""
+        os.kill(self.status(job)["pid"], signal.SIGUSR1)
 
     def entries(self, job: str, *arguments: str) -> list[dict[str, Any]]:
         """The stored entries of `rnx --json job log`."""
@@ -207,11 +225,16 @@ def read_all(stream: IO[bytes] | None) -> "Reader":
 
 
 class Reader:
-    """Collects what comes out of a pipe while the test does something else."""
+    """Collects what comes out of a pipe while the test does something else.
+
+    It reads a descriptor of its own: whoever closes the stream does not close what is read at this moment, whose number
+    something else may have by then.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._chunks: list[bytes] = []
         self._stream = stream
+        self._descriptor = os.dup(stream.fileno())
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -222,14 +245,17 @@ class Reader:
 
     def finished(self, timeout_s: float = 60.0) -> bytes:
         """All of it, when the pipe has ended."""
-        self._thread.join(timeout_s)
-        assert not self._thread.is_alive(), f"the pipe did not end within {timeout_s} s"
+        self._thread.join(timeout_s * SLOWNESS)
+        assert not self._thread.is_alive(), f"the pipe did not end within {timeout_s * SLOWNESS} s"
         self._stream.close()
         return self.data
 
     def _run(self) -> None:
-        while chunk := os.read(self._stream.fileno(), 1 << 20):
-            self._chunks.append(chunk)
+        try:
+            while chunk := os.read(self._descriptor, 1 << 20):
+                self._chunks.append(chunk)
+        finally:
+            os.close(self._descriptor)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.e2e import identities
 from tests.e2e.identities import ADMIN_MARK, CLIENT, READER_MARK, ROLES, SERVER, authority_of, client_certificate
 from tests.e2e.node import PROGRAMS, Node
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 UNKNOWN = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
@@ -35,8 +35,15 @@ class Caller:
 
     def rnx(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run rnx with this identity."""
-        command = [str(PROGRAMS / "rnx"), "--config", str(self._config), "--timeout", "10s", *arguments]
-        return subprocess.run(command, capture_output=True, timeout=60, check=False)
+        command = [
+            str(PROGRAMS / "rnx"),
+            "--config",
+            str(self._config),
+            "--timeout",
+            f"{20 * SLOWNESS:.0f}s",
+            *arguments,
+        ]
+        return subprocess.run(command, capture_output=True, timeout=60 * SLOWNESS, check=False)
 
 
 @pytest.fixture
@@ -116,7 +123,7 @@ def test_older_tls_is_refused(node: Node, version: str) -> None:
         identity = ["-cert", str(certs / "default.crt"), "-key", str(certs / "default.key")]
         trust = ["-CAfile", str(certs / "ca.crt"), "-alpn", "h2"]
         command = ["openssl", "s_client", option, "-connect", f"127.0.0.1:{node.port}", *identity, *trust]
-        return subprocess.run(command, input=b"", capture_output=True, timeout=20, check=False)
+        return subprocess.run(command, input=b"", capture_output=True, timeout=20 * SLOWNESS, check=False)
 
     refused = dial(version)
     assert b"Cipher is (NONE)" in refused.stdout or b"Cipher    : 0000" in refused.stdout
@@ -134,7 +141,7 @@ def test_no_certificate_is_refused(node: Node) -> None:
     context = ssl.create_default_context(cafile=str(node.base / "certs" / "ca.crt"))
     context.set_alpn_protocols(["h2"])
     answer = b"never asked"
-    with socket.create_connection(("127.0.0.1", node.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20 * SLOWNESS) as raw:
         try:
             with context.wrap_socket(raw, server_hostname="127.0.0.1") as secured:
                 secured.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
@@ -148,7 +155,7 @@ def test_no_certificate_is_refused(node: Node) -> None:
 @pytest.mark.threat("D13")
 def test_plain_http_is_closed(node: Node) -> None:
     """The port speaks TLS only."""
-    with socket.create_connection(("127.0.0.1", node.port), timeout=15) as raw:
+    with socket.create_connection(("127.0.0.1", node.port), timeout=20 * SLOWNESS) as raw:
         raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
         try:
             answer = raw.recv(100)

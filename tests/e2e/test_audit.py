@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.identities import authority_of, client_certificate, write_config
-from tests.e2e.node import PROGRAMS, Node, end, read_all
-from tests.waiting import wait_for
+from tests.e2e.node import PROGRAMS, Node, Reader, end, read_all
+from tests.waiting import SLOWNESS, wait_for
 
 
 def verify(node: Node, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
     """Exit code and reports of `joblet verify --audit`."""
     command = [str(PROGRAMS / "joblet"), "verify", "--audit", "--json", "--base-dir", str(node.base), *arguments]
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60 * SLOWNESS)
     assert done.stderr == b""
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -22,6 +22,12 @@ def verify(node: Node, *arguments: str) -> tuple[int, list[dict[str, Any]]]:
 def audit(node: Node, *arguments: str) -> list[dict[str, Any]]:
     """`rnx --json node audit` of an admin."""
     return [json.loads(line) for line in node.ok("--json", "node", "audit", *arguments).splitlines()]
+
+
+def read_by(follower: Reader) -> list[int]:
+    """Numbers of the lines that a follower has got whole."""
+    whole, _, _ = follower.data.rpartition(b"\n")
+    return [json.loads(line)["number"] for line in whole.splitlines()]
 
 
 def as_(node: Node, directory: Path, who: str, role: str) -> Callable[..., subprocess.CompletedProcess[bytes]]:
@@ -35,7 +41,7 @@ def as_(node: Node, directory: Path, who: str, role: str) -> Callable[..., subpr
 
     def rnx(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         command = [str(PROGRAMS / "rnx"), "--config", str(config), *arguments]
-        return subprocess.run(command, capture_output=True, timeout=60, check=False)
+        return subprocess.run(command, capture_output=True, timeout=60 * SLOWNESS, check=False)
 
     return rnx
 
@@ -79,8 +85,8 @@ def test_one_chain_over_kills_of_the_api(own_node: Callable[..., Node], tmp_path
         assert {entry["who"] for entry in audit(node, "--outcome=denied")} == {"some-reader"}
         assert [entry["object"] for entry in audit(node, "--who=some-user", "--method=RunJob", "--tail=2")] == jobs[1:]
         last = entries[-1]["number"]
-        wait_for(lambda: f'"number":{last},'.encode() in followed.data, timeout_s=30, what="the follower to have all")
-        numbers = [json.loads(line)["number"] for line in followed.data.splitlines()[: len(entries)]]
+        wait_for(lambda: last in read_by(followed), timeout_s=30, what="the follower to have all")
+        numbers = read_by(followed)[: len(entries)]
         assert numbers == list(range(1, len(entries) + 1)), "each once, over three kills"
     finally:
         end(follower)

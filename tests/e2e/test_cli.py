@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.node import PROGRAMS, Node, end, read_all
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 UNKNOWN = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
 STATUS_KEYS = {
@@ -182,16 +182,17 @@ def test_tap(node: Node) -> None:
         def tapped() -> list[bytes]:
             job = node.detached("--", "echo", "tapped words")
             node.ok("job", "wait", job)
-            return [line for line in reader.data.splitlines() if job.encode() in line]
+            whole, _, _ = reader.data.rpartition(b"\n")
+            return [line for line in whole.splitlines() if job.encode() in line]
 
-        lines = wait_for(
-            lambda: (found := tapped()) and any(b"tapped words" in line for line in found) and found,
-            what="a job's output on the tap",
-        )
-        kinds = {json.loads(line).get("type") for line in lines}
-        assert {"job", "output"} <= kinds
+        def both() -> bool:
+            found = [json.loads(line) for line in tapped()]
+            words = any(each["type"] == "output" and each["content"] == "tapped words" for each in found)
+            return words and any(each["type"] == "job" for each in found)
+
+        wait_for(both, timeout_s=30, what="a job's state and output on the tap")
         tap.send_signal(signal.SIGINT)
-        assert tap.wait(timeout=10) in (0, 130)
+        assert tap.wait(timeout=10 * SLOWNESS) in (0, 130)
     finally:
         end_with_reader(tap)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import Node, end, numbers, read_all
+from tests.e2e.node import AT_GATE, GATE, Node, end, numbers, read_all
 from tests.waiting import wait_for
 
 FOLLOWERS = 49
@@ -54,7 +53,8 @@ def test_fifty_followers_one_of_which_never_reads(node: Node) -> None:
     expected = "".join(LINE % number + "\n" for number in range(1, LINES + 1)).encode()
     digest = hashlib.sha256(expected).hexdigest()
     assert [each["ended"] for each in results] == ["COMPLETED"] * FOLLOWERS
-    assert [each["entries"] for each in results] == [LINES] * FOLLOWERS
+    # A job that loses its processor within a line leaves it in two entries, the first one partial.
+    assert all(LINES <= each["entries"] == results[0]["entries"] for each in results)
     assert {each["sha256"] for each in results} == {digest}
     assert peak - before < API_GROWTH_BYTES_MAX
     assert node.service("api") == api
@@ -92,15 +92,15 @@ def test_a_client_that_is_stopped_goes_on_without_a_gap(own_node: Callable[..., 
     """Ctrl-Z in the middle of a flood: the job and the other client go on, and later it has missed nothing."""
     node = own_node({"joblet": {"grpc": {"follower_queue_bytes": 256 * 1024}}})
     rounds = 40
-    script = (
-        f"i=0; while [ $i -lt {rounds} ]; do seq $((i * 5000 + 1)) $((i * 5000 + 5000)); i=$((i+1)); sleep 0.1; done"
-    )
-    job = node.detached("--", "sh", "-c", script)
+    a_round = "seq $((i * 5000 + 1)) $((i * 5000 + 5000)); i=$((i+1))"
+    flood = f"while [ $i -lt {rounds} ]; do {a_round}; sleep 0.1; done"
+    job = node.detached("--", "sh", "-c", f"{GATE}; i=0; {a_round}; {AT_GATE}; {flood}")
     sleepy, other = (node.background("job", "log", job) for _ in range(2))
     heard, heard_by_other = read_all(sleepy.stdout), read_all(other.stdout)
     try:
-        wait_for(lambda: heard.data.count(b"\n") > 100, timeout_s=30, what="the client to hear some lines")
+        wait_for(lambda: heard.data.count(b"\n") == 5000, timeout_s=30, what="the client to hear the first round")
         sleepy.send_signal(signal.SIGSTOP)
+        node.open_gate(job)
         assert node.rnx("job", "wait", job).returncode == 0
         assert other.wait(timeout=60) == 0
         assert numbers(heard_by_other.finished()) == list(range(1, rounds * 5000 + 1))
@@ -118,9 +118,8 @@ def test_a_client_that_is_stopped_goes_on_without_a_gap(own_node: Callable[..., 
 def test_a_connection_that_is_too_old_is_made_again(own_node: Callable[..., Node]) -> None:
     """The node cuts each connection after two seconds; the client goes on at its place, and its output is the log."""
     node = own_node({"joblet": {"grpc": {"connection_age_ms": 1000, "connection_age_grace_ms": 1000}}})
-    script = "trap go=1 USR1; i=0; while [ -z $go ]; do i=$((i+1)); echo $i; sleep 0.01; done"
-    job = node.detached("--", "sh", "-c", script)
-    pid = node.wait_for_state(job, "running")["pid"]
+    job = node.detached("--", "sh", "-c", f"{GATE}; i=0; while [ -z $go ]; do i=$((i+1)); echo $i; sleep 0.01; done")
+    node.wait_for_state(job, "running")
     follower = node.background("job", "log", job)
     heard = read_all(follower.stdout)
 
@@ -131,7 +130,7 @@ def test_a_connection_that_is_too_old_is_made_again(own_node: Callable[..., Node
 
     try:
         wait_for(lambda: streams() >= 4, timeout_s=60, what="three connections to be cut")
-        os.kill(pid, signal.SIGUSR1)
+        node.open_gate(job)
         out = heard.finished()
         assert follower.wait(60) == 0
     finally:

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from common.quantities import format_time_ns
-from tests.e2e.node import Node, end, numbers
+from tests.e2e.node import AT_GATE, GATE, Node, end, numbers
 from tests.waiting import wait_for
 
 MIB = 2**20
@@ -136,7 +136,7 @@ def test_late_follower_gets_everything_from_the_start(node: Node) -> None:
     late = node.background("job", "log", job, "--tail", "10")
     node.ok("job", "stop", job)
     for follower, first in ((early, 1), (late, 991)):
-        out, err = follower.communicate(timeout=30)
+        out, err = follower.communicate(timeout=60)
         assert numbers(out) == list(range(first, 1001)), err
 
 
@@ -183,7 +183,7 @@ def test_an_expression_and_an_offset_on_a_running_job(node: Node) -> None:
     node.ok("job", "stop", job)
     expected = [n for n in range(1, 2001) if n % 100 in (17, 77)][15:25]
     for follower, lines in zip(followers, (expected, []), strict=True):
-        out, err = follower.communicate(timeout=30)
+        out, err = follower.communicate(timeout=60)
         assert numbers(out) == lines, err
 
 
@@ -203,7 +203,9 @@ def test_removed_output_is_told_at_once(node: Node) -> None:
 @pytest.mark.requirement("S0.53")
 def test_times_of_a_stored_log(node: Node) -> None:
     """--since and --until take RFC 3339, durations back, and now; since is inclusive, until exclusive."""
-    job = node.detached("--", "sh", "-c", "echo first; sleep 0.5; echo second")
+    job = node.detached("--", "sh", "-c", f"{GATE}; echo first; {AT_GATE}; echo second")
+    wait_for(lambda: node.entries(job), what="the first entry to have its time")
+    node.open_gate(job)
     node.ok("job", "wait", job)
     first, second = node.entries(job)
     assert second["sequence"] == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.node import Node, end, make_base, numbers, read_all
+from tests.e2e.node import AT_GATE, GATE, Node, end, make_base, numbers, read_all
 from tests.waiting import wait_for
 
 COUNT = 400
@@ -202,15 +202,19 @@ def test_torn_journal_of_a_dead_monitor(own_node: Callable[..., Node]) -> None:
 def test_persist_that_stands_still(fragile: Node) -> None:
     """While persist is stopped the job and its live followers go on; afterwards everything is stored, once."""
     persist = fragile.service("persist")
-    job = fragile.detached("--", "sh", "-c", COUNTING.replace(str(COUNT), str(2 * COUNT)))
+    job = fragile.detached(
+        "--", "sh", "-c", f"{GATE}; seq 100; {AT_GATE}; go=; seq 101 {COUNT}; {AT_GATE}; seq {COUNT + 1} {2 * COUNT}"
+    )
+    pid = fragile.wait_for_state(job, "running")["pid"]
     follower = fragile.background("job", "log", job)
     heard = read_all(follower.stdout)
     try:
         # By then it has read what was stored before it came, for which it needs persist, and is live.
-        wait_for(lambda: heard.data.count(b"\n") > COUNT // 2, timeout_s=30, what="the follower to be live")
+        wait_for(lambda: heard.data.count(b"\n") == 100, timeout_s=30, what="the follower to be live")
         os.kill(persist, signal.SIGSTOP)
-        at = heard.data.count(b"\n")
-        wait_for(lambda: heard.data.count(b"\n") > at + 100, what="live lines without persist")
+        os.kill(pid, signal.SIGUSR1)
+        wait_for(lambda: heard.data.count(b"\n") == COUNT, timeout_s=30, what="live lines without persist")
+        os.kill(pid, signal.SIGUSR1)
         os.kill(persist, signal.SIGCONT)
         assert numbers(heard.finished()) == list(range(1, 2 * COUNT + 1))
     finally:

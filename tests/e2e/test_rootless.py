@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +20,8 @@ import pytest
 
 from tests.e2e import node as nodes
 from tests.e2e.node import PROGRAMS, READY, SERVICES, START_TIMEOUT_S, Node, make_base, numbers
-from tests.leaks import CGROUP_ROOT, OWN_MARK
-from tests.waiting import wait_for
+from tests.leaks import CGROUP_ROOT, OWN_MARK, SPARE_TITLE
+from tests.waiting import SLOWNESS, wait_for
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 UID: Final = 61_000 + os.getpid() % 3_000
@@ -76,7 +77,7 @@ class RootlessNode(Node):
                 [*command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, cwd=ROOT
             )
         assert self._up.stdout is not None
-        ready, _, _ = select.select([self._up.stdout], [], [], START_TIMEOUT_S)
+        ready, _, _ = select.select([self._up.stdout], [], [], START_TIMEOUT_S * SLOWNESS)
         match = READY.fullmatch(self._up.stdout.readline() if ready else b"")
         assert match, self.log_text()[-5000:]
         self.port = int(match[1])
@@ -86,7 +87,7 @@ class RootlessNode(Node):
     def doctor(self) -> subprocess.CompletedProcess[bytes]:
         """What the doctor says to the user."""
         command = as_user(str(PROGRAMS / "joblet"), "doctor", "--json", "--base-dir", str(self.base))
-        return subprocess.run(command, capture_output=True, timeout=60, check=False, cwd=ROOT)
+        return subprocess.run(command, capture_output=True, timeout=60 * SLOWNESS, check=False, cwd=ROOT)
 
 
 def processes_of_user() -> list[str]:
@@ -111,7 +112,15 @@ def started(name: str, group: str = "") -> Iterator[RootlessNode]:
         yield node
     finally:
         node.remove()
-    wait_for(lambda: set(processes_of_user()) <= others, what="everything of the user to end")
+    wait_for(
+        lambda: all(is_spare(each) for each in set(processes_of_user()) - others), what="everything of the user to end"
+    )
+
+
+def is_spare(command: str) -> bool:
+    """Whether it is a spare sandbox of a node that is still there, which prepares them when it likes."""
+    job = command.removeprefix(SPARE_TITLE).strip()
+    return job != command.strip() and any(Path(tempfile.gettempdir()).glob(f"{OWN_MARK}-*/jobs/{job}"))
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,8 @@ def _removed(group: Path) -> str:
     """Why not; "": it is."""
     try:
         group.rmdir()
+    except FileNotFoundError:
+        return ""  # whoever was in it has removed it, a moment ago
     except OSError as cause:
         return str(cause)
     return ""

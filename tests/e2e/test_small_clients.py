@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.e2e.node import PROGRAMS, Node, read_all
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 UNKNOWN = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
@@ -73,7 +73,7 @@ def started(node: Node, who: str, *words: str, **resources: int) -> str:
 @pytest.mark.requirement("S3.4", "S3.5", "S3.6", "S3.8", "X18")
 def test_jobc_start_status_stop(node: Node) -> None:
     """Killed by signal 9, as in the sample; ended by TERM; and by KILL after the grace when TERM is not heeded."""
-    code, out, err = small(node, "jobc", "start", "sleep", "60")
+    code, out, err = small(node, "jobc", "start", "sleep", "1000")
     job = out.strip()
     assert (code, err) == (0, "")
     assert ID.fullmatch(job)
@@ -83,7 +83,7 @@ def test_jobc_start_status_stop(node: Node) -> None:
     assert small(node, "jobc", "status", job) == (0, "stopped (signal: 9)\n", "")
     code, _, err = small(node, "jobc", "stop", job)
     assert (code, err.count("\n")) == (4, 1)
-    job = small(node, "jobc", "start", "sleep", "60")[1].strip()
+    job = small(node, "jobc", "start", "sleep", "1000")[1].strip()
     node.wait_for_state(job, "running")
     assert small(node, "jobc", "stop", job) == (0, "", "")
     assert small(node, "jobc", "status", job) == (0, "stopped (signal: 15)\n", "")
@@ -118,7 +118,7 @@ def test_jobc_logs(node: Node) -> None:
 @pytest.mark.requirement("S2.17", "S2.18", "S2.19", "S2.20")
 def test_worker_service(node: Node) -> None:
     """Its sentences to the letter, and raw bytes; what ended by itself has stopped, too."""
-    script = "-c 'echo out; echo err >&2; printf \"\\377\\000 no end\"; sleep 60'"
+    script = "-c 'echo out; echo err >&2; printf \"\\377\\000 no end\"; sleep 1000'"
     code, out, err = small(node, "worker-service", "start", "-command", "sh", script)
     job = out.split()[3]
     assert ID.fullmatch(job)
@@ -164,7 +164,7 @@ def test_small_clients_and_roles(node: Node, program: str, start: tuple[str, ...
 @pytest.mark.requirement("S4.7", "S4.8", "S4.9", "S4.10", "S4.11", "S4.12", "X9")
 def test_the_facade_for_a_client_of_its_own(node: Node) -> None:
     """Start, query, stream and stop with nothing but the stubs of worker.proto; bytes become text; roles hold."""
-    script = r"printf 'bad \377\n\342'; sleep 0.5; printf '\202\254\n'; exec sleep 60"
+    script = r"printf 'bad \377\n\342'; sleep 0.5; printf '\202\254\n'; exec sleep 1000"
     job = started(node, "user", "sh", "-c", script, memory_bytes=64 * 2**20)
     assert node.status(job)["limits"]["memory_bytes"] == 64 * 2**20
     running = node.wait_for_state(job, "running")
@@ -217,7 +217,7 @@ def test_api_is_killed_under_streams(own_node: Callable[..., Node]) -> None:
         assert [json.loads(line)["log"] for line in logs.splitlines()] == ["begun\n"]
         assert stream == b"begun\n"
         assert [reader.finished() for reader in told[1:]] == [b"", b""]
-        assert [process.wait(30) for process in clients] == [0, 0]
+        assert [process.wait(30 * SLOWNESS) for process in clients] == [0, 0]
     finally:
         for process in everybody:
             process.kill()

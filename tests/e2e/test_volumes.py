@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.node import SERVICES, Node
 from tests.e2e.volumes import MIB, create, free, inspect, names, remove, run, running, stop
 from tests.leaks import mounts_below
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 FILL = r"""
 import os, sys
@@ -111,19 +111,19 @@ def test_what_a_volume_cannot_do(node: Node) -> None:
 def test_one_writer_or_many_readers(node: Node) -> None:
     """Who comes second is told which job has it; readers share; `--shared` volumes take several writers."""
     create(node, "one")
-    writer = running(node, "one", "sleep 60")
+    writer = running(node, "one", "sleep 1000")
     refused = node.rnx("job", "run", "--volume", "one", "--", "true")
     assert refused.returncode == 4
     assert writer[:8] in refused.stderr.decode()
     assert node.rnx("job", "run", "--volume", "one:/x:ro", "--", "true").returncode == 4
     stop(node, writer)
     free(node, "one")
-    readers = [running(node, "one:/x:ro", "sleep 60") for _ in range(3)]
+    readers = [running(node, "one:/x:ro", "sleep 1000") for _ in range(3)]
     assert [use["job_id"] for use in inspect(node, "one")["uses"]] == readers
     assert node.rnx("job", "run", "--volume", "one", "--", "true").returncode == 4
     stop(node, *readers)
     create(node, "all", "16MB", "--shared")
-    writers = [running(node, "all", f"echo {n} > /volumes/all/{n}; sleep 60") for n in range(3)]
+    writers = [running(node, "all", f"echo {n} > /volumes/all/{n}; sleep 1000") for n in range(3)]
     wait_for(lambda: run(node, "all:/a:ro", "ls /a").split() == [b"0", b"1", b"2"], timeout_s=20, what="all of them")
     stop(node, *writers)
     remove(node, "one", "all")
@@ -140,7 +140,11 @@ def test_removing_what_is_in_use(node: Node) -> None:
     assert "--force" in refused.stderr.decode()
     node.ok("volume", "remove", "busy", "--force")
     assert "busy" not in names(node)
-    wait_for(lambda: node.entries(job, "--tail", "1")[0]["content"] == "0", timeout_s=20, what="the job to lose it")
+    wait_for(
+        lambda: [each["content"] for each in node.entries(job, "--tail", "1")] == ["0"],
+        timeout_s=20,
+        what="the job to lose it",
+    )
     assert node.status(job)["volumes"] == []
     stop(node, job)
     wait_for(lambda: not any("busy" in each for each in loops_of(node)), what="the loop device to go")
@@ -192,8 +196,8 @@ def test_a_volume_comes_to_a_running_job_and_leaves_it(node: Node) -> None:
     create(node, "hot")
     job = node.detached(
         "--", "/bin/sh", "-c",
-        "until [ -d /volumes/hot ] && echo from-job > /volumes/hot/file; do sleep 0.05; done 2>/dev/null; echo wrote;"
-        "cd /volumes/hot; until [ -e leave ]; do sleep 0.05; done; cd /; echo left; exec sleep 60",
+        "until [ -d /volumes/hot ] && echo from-job > /volumes/hot/file; do sleep 0.05; done 2>/dev/null;"
+        "cd /volumes/hot; echo wrote; until [ -e leave ]; do sleep 0.05; done; cd /; echo left; exec sleep 1000",
     )  # fmt: skip
     node.wait_for_state(job, "running")
     node.ok("volume", "attach", "hot", job)
@@ -222,7 +226,7 @@ def test_a_volume_comes_to_a_running_job_and_leaves_it(node: Node) -> None:
 def test_a_memory_volume_is_empty_after_its_last_job(node: Node) -> None:
     """Made at mount, in memory, gone when the last job has left; the record stays until its time is over."""
     create(node, "quick", "4MB", "--type=memory", "--shared")
-    first = running(node, "quick", "echo x > /volumes/quick/x; sleep 60")
+    first = running(node, "quick", "echo x > /volumes/quick/x; sleep 1000")
     wait_for(lambda: run(node, "quick", "ls /volumes/quick") == b"x\n", timeout_s=20, what="the file")
     stop(node, first)
     free(node, "quick")
@@ -261,7 +265,7 @@ def test_paths_that_cannot_be(node: Node, path: str) -> None:
     refused = node.rnx("job", "run", "--volume", f"paths:{path}", "--", "true")
     assert refused.returncode in (1, 2), (path, refused.stderr)
     assert refused.stderr.count(b"\n") == 1
-    assert mounts_below(node.base) == before
+    assert mounts_below(node.base) <= before, "those of an earlier test may go meanwhile"
 
 
 @pytest.mark.requirement("S1.17", "S1.37")
@@ -276,7 +280,7 @@ def test_io_limits_hold_on_the_volume(node: Node) -> None:
     )
     command = ("--", "/usr/bin/python3", "-I", "-c", program)
     took = float(node.ok("job", "run", "--volume", "slow", "--write-bps", "2MB", *command))
-    assert 1.5 < took < 8, took
+    assert 1.5 < took < 10 * SLOWNESS, took
     remove(node, "slow")
 
 
@@ -294,7 +298,7 @@ def test_io_limits_hold_on_a_volume_that_came_later(node: Node) -> None:
     node.wait_for_state(job, "running")
     node.ok("volume", "attach", "late", job)
     took = float(node.ok("job", "log", job))
-    assert 1.5 < took < 8, took
+    assert 1.5 < took < 10 * SLOWNESS, took
     free(node, "late")
     remove(node, "late")
 
@@ -321,7 +325,7 @@ def test_everything_is_restarted_under_a_job(own_node: Callable[..., Node]) -> N
     assert lines == [b"%d" % n for n in range(1, len(lines) + 1)]
     node.stop()
     assert not [each for each in mounts_below(node.base) if each.startswith(f"{node.base}/")]
-    assert not loops_of(node)
+    wait_for(lambda: not loops_of(node), what="the loop devices to go")
     node.start()
     assert run(node, "held", "wc -l < /volumes/held/n").strip() == b"%d" % len(lines)
     remove(node, "held")
@@ -336,7 +340,7 @@ def test_fifty_jobs_want_one_volume(node: Node) -> None:
     jobs = [node.background("job", "run", "--volume", "wanted", "--", "/bin/sh", "-c", script) for _ in range(50)]
     codes = []
     for process in jobs:
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=120 * SLOWNESS)
         codes.append(process.returncode)
         assert process.returncode in (0, 1, 4), err
     assert codes.count(0) >= 1
@@ -397,4 +401,4 @@ def test_many_volumes_in_one_job(node: Node) -> None:
     assert run(node, "m0", "ls /volumes | wc -l", *options).strip() == b"8"
     began = time.monotonic()
     remove(node, *(f"m{n}" for n in range(8)))
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60 * SLOWNESS

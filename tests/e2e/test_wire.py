@@ -11,7 +11,7 @@ import pytest
 
 from common.messages.topics import ENDPOINTS
 from tests.e2e.node import SERVICES, Node
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ZEROMQ_GARBAGE = """
 import os, random, sys, zmq
@@ -20,8 +20,8 @@ context = zmq.Context()
 for path in sys.argv[1:]:
     kind = zmq.SUB if path.endswith("events.sock") else zmq.PUSH
     client = context.socket(kind)
-    client.setsockopt(zmq.LINGER, 2000)
-    client.setsockopt(zmq.SNDTIMEO, 2000)
+    client.setsockopt(zmq.LINGER, 30000)
+    client.setsockopt(zmq.SNDTIMEO, 30000)
     client.connect("ipc://" + path)
     if kind == zmq.SUB:
         client.setsockopt(zmq.SUBSCRIBE, b"x" * 100000)
@@ -31,7 +31,7 @@ for path in sys.argv[1:]:
     for payload in tricks:
         client.send(payload)
         client.send_multipart([payload, payload])
-context.destroy(linger=3000)
+context.destroy(linger=30000)
 """
 
 
@@ -48,7 +48,7 @@ credentials = grpc.ssl_channel_credentials(context.ca, context.key, context.cert
 with grpc.secure_channel(context.address, credentials, [("grpc.max_send_message_length", -1)]) as channel:
     spec = job_pb2.JobSpec(command="true", args=["x" * 5_000_000])
     try:
-        job_pb2_grpc.JobServiceStub(channel).RunJob(job_pb2.RunJobRequest(spec=spec), timeout=20)
+        job_pb2_grpc.JobServiceStub(channel).RunJob(job_pb2.RunJobRequest(spec=spec), timeout=50)
     except grpc.RpcError as error:
         print(error.code(), error.details())
 """
@@ -76,7 +76,7 @@ def test_garbage_on_every_zeromq_socket(node: Node) -> None:
                     raw.sendall(garbage)
                 except (BrokenPipeError, ConnectionResetError, TimeoutError):
                     continue
-    subprocess.run([sys.executable, "-c", ZEROMQ_GARBAGE, *sockets], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", ZEROMQ_GARBAGE, *sockets], check=True, timeout=60 * SLOWNESS)
     assert node.ok("job", "run", "echo", "still here") == b"still here\n"
     assert pids(node) == before
     wait_for(lambda: "refused" in node.log_text(), what="the refusals to be logged")
@@ -187,10 +187,10 @@ def test_malformed_jobs(node: Node, options: list[str]) -> None:
 @pytest.mark.threat("D20")
 def test_silent_connections_do_not_stay(node: Node) -> None:
     """A hundred connections that never begin a handshake are dropped, and others are served meanwhile."""
-    idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30) for _ in range(100)]
+    idle = [socket.create_connection(("127.0.0.1", node.port), timeout=30 * SLOWNESS) for _ in range(100)]
     try:
         assert node.ok("job", "run", "echo", "served") == b"served\n"
-        idle[0].settimeout(30)
+        idle[0].settimeout(30 * SLOWNESS)
         assert idle[0].recv(1) == b""
     finally:
         for each in idle:
