@@ -10,6 +10,7 @@ row's probe finds by trying that this host really lacks the thing.
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import settings
 
 from tests.leaks import CGROUP_ROOT, left_behind, snapshot
-from tests.waiting import NeverHappened, wait_for
+from tests.waiting import SLOWNESS, NeverHappened, wait_for
 
 settings.register_profile("joblet", deadline=None)  # a busy machine is no failure
 settings.load_profile("joblet")
@@ -103,6 +104,26 @@ EXPECTED_SKIPS: Final[dict[str, Callable[[], bool]]] = {
     "needs /usr/bin/python3": lambda: not Path("/usr/bin/python3").exists(),
 }
 """Words of a skip reason → True when the host lacks it. A skip for another reason is unexpected."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What a test may take altogether grows with the slowness, as the deadlines within it do."""
+    given = config.getoption("timeout")  # of the command line
+    usual_s = float(config.getini("timeout") if given is None else given)
+    for item in items if SLOWNESS != 1 else ():
+        own = item.get_closest_marker("timeout")
+        item.add_marker(pytest.mark.timeout((own.args[0] if own else usual_s) * SLOWNESS), append=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> Iterator[None]:
+    """A script that runs the tests in its background has them ignore SIGINT, and what they start would inherit that."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)

@@ -109,9 +109,12 @@ def mounts_below(base: Path) -> frozenset[str]:
 
 def own_parents() -> frozenset[Path]:
     """Parents of jobs' groups that carry OWN_MARK, one for each tree and base directory."""
-    return frozenset(
-        parent for depth in range(CGROUP_DEPTH_MAX) for parent in CGROUP_ROOT.glob("*/" * depth + f"{OWN_MARK}*")
-    )
+    found: set[Path] = set()
+    for directory, below, _ in os.walk(CGROUP_ROOT):  # which bears that groups of others come and go
+        found.update(Path(directory, each) for each in below if each.startswith(OWN_MARK))
+        if len(Path(directory).relative_to(CGROUP_ROOT).parts) >= CGROUP_DEPTH_MAX - 1:
+            below.clear()
+    return frozenset(found)
 
 
 def own_groups(mark: str = OWN_MARK) -> frozenset[str]:

@@ -23,7 +23,7 @@ CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 UPLOAD = "/joblet.v1.JobService/UploadFiles"
 OK, EXHAUSTED = "0", "8"
-PATIENCE_MS = round(10_000 * SLOWNESS)
+PATIENCE_MS = round(5_000 * SLOWNESS)
 """Of the node with what this client does in time: both share a process, which a busy machine may hold up."""
 NEVER_MS = 3_600_000
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.leaks import CGROUP_DEPTH_MAX, CGROUP_ROOT, OWN_MARK
+from tests.leaks import OWN_MARK, own_parents
 from tests.waiting import SLOWNESS, await_for
 from worker import Command, JobId, Output, Resources, Status, Stream, Worker
 
@@ -48,21 +48,15 @@ async def running(of: Worker, job: JobId) -> Status:
     return await of.query(job)
 
 
-def parents() -> frozenset[str]:
-    """Control groups above those of jobs."""
-    found = (CGROUP_ROOT.glob("*/" * depth + f"{OWN_MARK}*") for depth in range(CGROUP_DEPTH_MAX))
-    return frozenset(str(each) for level in found for each in level)
-
-
 @contextlib.contextmanager
 def nothing_left(temporary: Path) -> Iterator[None]:
     """Of a worker that is closed in here there is nothing: no temporary directory, no control group."""
-    before = parents()
+    before = own_parents()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(temporary))
         yield
     assert list(temporary.iterdir()) == []
-    assert parents() == before
+    assert own_parents() == before
 
 
 def run(command: list[str], temporary: Path) -> bytes:
