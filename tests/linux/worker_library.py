@@ -48,6 +48,11 @@ async def running(of: Worker, job: JobId) -> Status:
     return await of.query(job)
 
 
+def work_of(status: Status) -> Path:
+    """The directory /work of a running job."""
+    return Path(f"/proc/{status.pid}/root/work")
+
+
 def parents() -> frozenset[str]:
     """Control groups above those of jobs."""
     found = (CGROUP_ROOT.glob("*/" * depth + f"{OWN_MARK}*") for depth in range(CGROUP_DEPTH_MAX))
