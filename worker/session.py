@@ -131,10 +131,7 @@ class Session:
         """See Worker.wait."""
         await self.record(job)
         with self._changes.watched(job) as changed:
-            while job in self._executor.jobs.active:
-                await changed.wait()
-                changed.clear()
-                self._require_open()
+            await self._until_known(job, changed)
         if self._logs is not None:
             await self._logs.complete(job)
         return await self.record(job)
@@ -166,6 +163,7 @@ class Session:
                     if portion.outputs:
                         yield portion.outputs
                     if portion.ended or (over and not portion.advanced):
+                        await self._until_known(job, changed)
                         return
                     if portion.advanced:
                         await asyncio.sleep(0)  # who never waits himself would keep the executor from its work
@@ -174,6 +172,13 @@ class Session:
         finally:
             self._readers.discard(reader)
             reader.close()
+
+    async def _until_known(self, job: JobId, changed: asyncio.Event) -> None:
+        """Until the record tells the end, too: the journal does so before."""
+        while job in self._executor.jobs.active:
+            await changed.wait()
+            changed.clear()
+            self._require_open()
 
     async def close(self) -> None:
         """End or leave the jobs, and serve no more. Raises UNAVAILABLE when a job could not be ended.

@@ -4,6 +4,7 @@ Belongs here: what the tests of the executor process share. Does not belong here
 """
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -66,7 +67,7 @@ class ExecutorProcess:
         """Send `number`, and wait for the end; the exit status."""
         assert self._process is not None
         self._process.send_signal(number)
-        status = self._process.wait(timeout=15)
+        status = self._process.wait(timeout=15 * SLOWNESS)
         self._process = None
         return status
 
@@ -83,8 +84,23 @@ class ExecutorProcess:
         parent = parent_name(load_settings(self._configuration, base_dir=self.base))
         for group in CGROUP_ROOT.glob(f"*/{parent}"):
             for below in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-                below.rmdir()
+                _remove(below)
+            _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group; one whose last process has only just died is busy for a moment."""
+
+    def gone() -> bool:
+        try:
             group.rmdir()
+        except OSError as cause:
+            if cause.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    wait_for(gone, what=f"{group} to be empty: {group.joinpath('cgroup.procs').read_text().split()}")
 
 
 class Asker:
@@ -142,6 +158,11 @@ async def asking(base: Path) -> AsyncIterator[Asker]:
     finally:
         await asker.close()
         transport.close()
+
+
+def root_of(pid: int) -> Path:
+    """The root directory that a job sees."""
+    return Path(f"/proc/{pid}/root")
 
 
 def wait_until_bound(base: Path) -> None:

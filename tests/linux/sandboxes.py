@@ -33,7 +33,7 @@ from services.executor.plan import Launch, NetworkPlan, plan_launch
 from services.executor.rootfs import Rootfs
 from services.executor.seccomp.compile import compile_filter
 from tests.leaks import OWN_MARK
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 NO_GROUPS: Final = CgroupPlan((), (), (), "", (), "")
 IDENTITY: Final = JobIdentity(uid=701_000, gid=701_000, range_first=700_000)
@@ -103,7 +103,7 @@ class Launched:
 
         return wait_for(started, timeout_s=JOB_S_MAX, what="the START record")
 
-    def ended(self, timeout_s: float = JOB_S_MAX) -> bool:
+    def ended(self, timeout_s: float = JOB_S_MAX * SLOWNESS) -> bool:
         """Whether the monitor ends within `timeout_s`."""
         if self.pidfd is None:
             return True
@@ -111,7 +111,7 @@ class Launched:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000))
 
-    def result(self, timeout_s: float = JOB_S_MAX) -> Result:
+    def result(self, timeout_s: float = JOB_S_MAX * SLOWNESS) -> Result:
         """The journal when the monitor has ended."""
         assert self.ended(timeout_s), f"the monitor still runs; records: {[r[:6] for r in self.records()]}"
         crash = self.directory / "monitor.crash"

@@ -25,12 +25,13 @@ from services.executor.monitors import open_inside
 from tests.e2e.test_rootless import as_user
 from tests.leaks import children_of
 from tests.linux.sandboxes import IDENTITY, Launched, Sandboxes, alive, fields, host_mounts, prepared
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 CYCLES: Final = 100
 SWAPS: Final = 150
+IDLE_DESCRIPTORS: Final = 4  # of a launcher that has no request: three standard ones and the requests
 IDLE: Final = "echo up; while [ ! -e /work/end ]; do sleep 0.02; done"
 BUSY: Final = """
 until [ -e /work/go ]; do sleep 0.02; done
@@ -242,14 +243,15 @@ def test_many_cycles_leave_everything_as_it_was(sandboxes: Sandboxes, volume: At
     """Mounts of host and job, what the launcher has open, and the directory /volumes."""
     job = start(sandboxes)
     host_before, before = volume.on_host(), mounts_of(job)
-    descriptors = len(list(Path(f"/proc/{sandboxes.launcher.pid}/fd").iterdir()))
     for _ in range(CYCLES):
         volume.attach(job)
         assert len(mounts_of(job)) == len(before) + 1
         volume.detach(job)
     assert (volume.on_host(), mounts_of(job)) == (host_before, before)
     assert not list(inside(job, "/volumes").iterdir())
-    assert len(list(Path(f"/proc/{sandboxes.launcher.pid}/fd").iterdir())) == descriptors
+    # Those of the last request it closes when it comes to it: the answer is another process's.
+    descriptors = Path(f"/proc/{sandboxes.launcher.pid}/fd")
+    wait_for(lambda: len(list(descriptors.iterdir())) == IDLE_DESCRIPTORS, what="the launcher to close what it got")
     wait_for(lambda: not children_of(sandboxes.launcher.pid) - {job.monitor}, what="the processes to end")
 
 
@@ -378,18 +380,22 @@ def test_a_job_that_swaps_directories_for_links_moves_no_mount(
     job = start(sandboxes, f"echo up; {script}")
     job.wait_for_output(b"up")
     host_before, before = volume.on_host(), mounts_of(job)
-    done = 0
-    for _ in range(SWAPS):
+    tries = done = 0
+
+    def try_once() -> bool:
+        nonlocal tries, done
         refused = volume.tried(job, "/work/a/data")
         assert refused is None or refused.reason in (Reason.INVALID, Reason.PRECONDITION), refused
         places = [line.split()[2] for line in set(mounts_of(job)) - set(before)]
         assert all(place.startswith("/work/") for place in places), places
         assert len(places) <= 1
-        done += len(places)
+        tries, done = tries + 1, done + len(places)
         if places:
             volume.detach(job, "/work/a/data")
         assert mounts_of(job) == before
-    assert done > SWAPS // 20, "it was hardly ever attached: nothing was attacked"
+        return tries >= SWAPS and done > SWAPS // 20
+
+    wait_for(try_once, timeout_s=60, what="attaches enough: else nothing was attacked")
     assert volume.on_host() == host_before
     inside(job, "/work/end").touch()
     job.wait_for_output(b"over")
@@ -519,5 +525,6 @@ def test_it_works_without_root() -> None:
     script = "echo begun; until [ -e /volumes/data/here ]; do sleep 0.02; done; cat /volumes/data/here"
     script += "; while [ -e /volumes/data/here ]; do sleep 0.02; done; echo gone; sleep 60"
     command = as_user(sys.executable, "-c", WITHOUT_ROOT, script)
-    shown = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, check=False, timeout=60)
+    root = Path(__file__).parents[2]
+    shown = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=60 * SLOWNESS)
     assert shown.stdout.decode().strip() == "['/volumes/data', 'ro,nosuid,nodev,relatime'] True", shown.stderr.decode()

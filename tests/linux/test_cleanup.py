@@ -18,7 +18,7 @@ from services.executor.cgroups.memory import MemoryDriver
 from services.executor.cleanup import Cleanup
 from services.executor.host import probe_host
 from tests.linux.test_cgroups_contract import FORKING, make, own_settings, start
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 MS_BIND = 4096
 MNT_DETACH = 2
@@ -116,7 +116,7 @@ def test_end_with_real_groups(layout: Layout, tmp_path: Path) -> None:
     procs = Path(plan.directories[0], "cgroup.procs")
     wait_for(lambda: len(procs.read_text().split()) > 50, what="fifty processes")
     assert asyncio.run(Cleanup(driver, layout).end(job))
-    process.communicate(timeout=2)
+    process.communicate(timeout=10 * SLOWNESS)
     assert driver.present() == frozenset()
     driver.release()
 

@@ -17,7 +17,7 @@ from common.identifiers import JobId
 from common.linux import mounts
 from common.messages.jobs import GetNode, NodeFacts, OnFull, State
 from common.records import HEADER_BYTES, Record, RecordType
-from tests.linux.executor_process import Asker, ExecutorProcess, asking, wait_until_bound
+from tests.linux.executor_process import Asker, ExecutorProcess, asking, root_of, wait_until_bound
 from tests.linux.test_executor_process import monitor_of
 from tests.unit.executor_asking import flipped
 from tests.unit.executor_fakes import FakePersist
@@ -235,15 +235,21 @@ def test_below_the_reserve_no_job_is_taken_and_none_is_harmed(what: str) -> None
         asyncio.run(scenario(executor))
 
 
-def root_of(pid: int) -> Path:
-    """The root directory that a job sees."""
-    return Path(f"/proc/{pid}/root")
-
-
 async def nine_lines(asker: Asker, executor: ExecutorProcess, script: str) -> tuple[JobId, Path]:
-    """A job that has printed the lines 1 to 9, each a record, and goes on with `script`; and its journal."""
-    job = await asker.run(f"i=0; while [ $i -lt 9 ]; do i=$((i+1)); echo $i; sleep 0.02; done; {script}")
-    await asker.until(job, State.RUNNING)
+    """A job that has printed the lines 1 to 9, each a record, and goes on with `script`; and its journal.
+
+    It prints none before the one before it is recorded: a slow monitor would make one record of several.
+    """
+    wait = "until [ -e /work/$i ]; do sleep 0.01; done"
+    job = await asker.run(f"i=0; while [ $i -lt 9 ]; do i=$((i+1)); echo $i; {wait}; done; {script}")
+    work = root_of((await asker.until(job, State.RUNNING)).pid) / "work"
     journal = executor.base / "jobs" / job / "journal"
-    await await_for(lambda: b"9\n" in journal.read_bytes(), what="nine lines")
+
+    def printed() -> list[bytes]:
+        return [bytes(record.payload) for _, record in placed(journal.read_bytes()) if record.type == RecordType.OUTPUT]
+
+    for number in range(1, 10):
+        lines = [b"%d\n" % each for each in range(1, number + 1)]
+        await await_for(lambda lines=lines: printed() == lines, what=f"line {number}")  # type: ignore[misc]
+        (work / str(number)).touch()
     return job, journal

@@ -232,7 +232,7 @@ def image(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 @pytest.mark.requirement("S1.17")
 @pytest.mark.requirement("S1.37")
 def test_limits_of_input_and_output_hold_on_a_volume(executor: ExecutorProcess, image: tuple[Path, str]) -> None:
-    """8 MiB at 4 MiB a second take some 2 s on the volume's own device; without a limit, a fraction of that."""
+    """8 MiB at 4 MiB a second take some 2 s on the volume's own device; without a limit they need not."""
     point, device = image
     directory = point / "data"
     directory.mkdir()
@@ -240,14 +240,19 @@ def test_limits_of_input_and_output_hold_on_a_volume(executor: ExecutorProcess, 
     async def scenario() -> None:
         service = Service(executor.base / "run", directory, device)
         async with service.serving(), asking(executor.base) as asker:
-            unlimited_s = await took(asker, Limits())
-            limits = Limits(write_bytes_per_s=4 * 2**20)
             try:
-                assert await took(asker, limits) > max(1.5, unlimited_s)
+                limited_s = await took(asker, Limits(write_bytes_per_s=4 * 2**20))
             except JobletError as error:
                 if "cannot enforce" not in str(error):
                     raise
                 pytest.skip(str(error))
+            assert limited_s > 1.5
+
+            async def quicker() -> bool:
+                return await took(asker, Limits()) < limited_s
+
+            # Anything may take long now and then; the limit does so every time.
+            await await_for(quicker, timeout_s=30, what="a job without a limit to be quicker")
             await await_for(lambda: not service.users, what="the release")
 
     async def took(asker: Asker, limits: Limits) -> float:

@@ -112,13 +112,14 @@ def test_a_failing_step_is_told_with_its_path(sandboxes: Sandboxes) -> None:
 
 
 def test_a_launch_that_nobody_waits_for_does_not_run(sandboxes: Sandboxes) -> None:
-    """The executor is gone before the answer: the sandbox is taken down, the journal says why, nothing has run."""
+    """The executor has given up before the answer: the sandbox is taken down, the journal says why, nothing has run."""
     launch = sandboxes.plan("sh", "-c", "echo ran")
     directory = Path(launch.task.job_dir)
     caller, theirs = socket.socketpair()
     assert sandboxes.launcher._requests is not None  # the request is made here, without waiting for the answer
     socket.send_fds(sandboxes.launcher._requests, [b"launch"], [theirs.fileno()])
     theirs.close()
+    caller.shutdown(socket.SHUT_RD)  # before it could be answered, however quick that is
     caller.sendall(encode_beginning(launch.task) + encode_rest(launch.task))
     caller.close()
     journal = directory / "journal"

@@ -165,7 +165,7 @@ def test_every_ignored_signal_can_be_reset() -> None:
 
     before, after = in_child(action).split()
     assert int(before, 16) & 0x180000200 == 0x180000200
-    assert int(after, 16) == 0
+    assert int(after, 16) & 0x181001200 == 0  # others may be ignored by who has started the tests
 
 
 def test_loopback_comes_up() -> None:

@@ -19,6 +19,7 @@ from services.executor.launcher.volumes import PlaceVolume
 from tests.e2e.test_rootless import UID, as_user
 from tests.leaks import OWN_MARK
 from tests.linux.sandboxes import IDENTITY, Result, Sandboxes, host_mounts, prepared, with_task
+from tests.waiting import SLOWNESS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -304,6 +305,7 @@ def test_links_that_a_job_leaves_harm_nobody(sandboxes: Sandboxes, data: Path, t
     assert sandboxes.shell("rm d f; ls", prepared=(outer,)).stdout == b""
 
 
+FOR_EVER = str(10**9)
 SWAPPING = """
 import os, sys
 directory, swaps = sys.argv[1], int(sys.argv[2])
@@ -321,7 +323,7 @@ from common.linux import mounts
 from services.executor.launcher.newroot import NewRoot
 from services.executor.launcher.operations import MakeDirectory, MakeMountsPrivate, MountRoot, PlaceVolume
 from services.executor.linux import namespaces
-place, outer, inner, swapping = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+place, outer, inner, enough = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 namespaces.unshare(namespaces.CLONE_NEWNS)
 root = NewRoot(place)
 for step in (MakeMountsPrivate(), MountRoot(2**20, 1024), MakeDirectory("/etc"), MakeDirectory("/etc/x")):
@@ -330,7 +332,7 @@ root.trees["outer"] = mounts.open_tree(outer, recursive=False)
 PlaceVolume("outer", "/vol", 0, 0, False).execute(root)
 found = {"inside": 0, "refused": 0, "elsewhere": []}
 before = set(open("/proc/self/mountinfo"))
-while os.path.exists(f"/proc/{swapping}/exe"):
+while found["inside"] < enough or found["refused"] < 10 * enough:
     tree = mounts.open_tree(inner, recursive=False)
     root.trees["inner"], kept = tree, os.dup(tree)
     try:
@@ -352,26 +354,25 @@ print(json.dumps(found))
 
 @pytest.mark.threat("A03")
 def test_a_mount_point_that_is_swapped_for_a_link_leads_nowhere(tmp_path: Path, data: Path) -> None:
-    """10,000 swaps by who shares the volume, while another mounts in it: none lands anywhere else.
+    """Who shares the volume swaps without end, while another mounts in it hundreds of times: none lands anywhere else.
 
-    The one who mounts here has not changed its root yet: were a link followed, it would be seen.
+    It ends when many were refused and many were not. Who mounts here has not changed its root yet: were a link
+    followed, it would be seen.
     """
     inner, place, outside = make(tmp_path / "inner"), tmp_path / "root", tmp_path / "outside"
     for directory in (place, data / "d", data / "d/x", outside, outside / "x"):
         directory.mkdir()
     before = host_mounts()
     targets = ["/etc", str(outside), f"{place}/etc", "../etc", "/proc/self/root/etc"]
-    swapper = subprocess.Popen([sys.executable, "-c", SWAPPING, str(data), "10000", *targets])
-    placing = [sys.executable, "-c", PLACING, str(place), str(data), str(inner), str(swapper.pid)]
+    swapper = subprocess.Popen([sys.executable, "-c", SWAPPING, str(data), FOR_EVER, *targets])
+    placing = [sys.executable, "-c", PLACING, str(place), str(data), str(inner), "300"]
     try:
-        out = subprocess.run(placing, cwd=ROOT, check=True, capture_output=True, timeout=100).stdout
+        out = subprocess.run(placing, cwd=ROOT, check=True, capture_output=True, timeout=100 * SLOWNESS).stdout
     finally:
         swapper.kill()
         swapper.wait()
     found = json.loads(out)
     assert found["elsewhere"] == []
-    assert found["inside"] > 0, found
-    assert found["refused"] > 0, found
     assert host_mounts() == before
     assert names(outside / "x") == names(inner) == []
 
@@ -382,7 +383,7 @@ def test_jobs_start_or_are_refused_while_their_mount_point_is_swapped(sandboxes:
     inner = make(data.parent / "inner")
     (inner / "mine").touch()
     (data / "d/x").mkdir(parents=True)
-    swapper = subprocess.Popen([sys.executable, "-c", SWAPPING, str(data), "10000000", "/etc", "/proc", "/"])
+    swapper = subprocess.Popen([sys.executable, "-c", SWAPPING, str(data), FOR_EVER, "/etc", "/proc", "/"])
     try:
         for _ in range(20):
             result = sandboxes.shell(
@@ -444,7 +445,7 @@ def test_without_root_a_volume_is_bound_as_well() -> None:
         for path in (place, *place.rglob("*")):
             os.chown(path, UID, UID)
         command = as_user(sys.executable, "-c", ROOTLESS, str(place))
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60 * SLOWNESS, check=False)
         written = (place / "work/f").read_text(), (flags / "one/f").read_text(), names(flags / "two")
     finally:
         mounts.umount2(str(flags), 0)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.linux.worker_library import nothing_left, output, running, sh, text, worker
-from tests.waiting import await_for
+from tests.linux.worker_library import nothing_left, output, running, sh, text, work_of, worker
+from tests.waiting import await_for, wait_for
 from worker import Command, Job, JobId, JobletError, OnFull, Reason, Resources, State, Status, Stream, Worker
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -75,12 +75,18 @@ def test_a_running_job_and_one_that_a_signal_ended_have_no_exit_code() -> None:
 
 
 def test_a_job_that_ignores_the_stop_signal_is_killed_after_the_grace() -> None:
-    """TERM reaches the program; when it goes on, all of the job is killed."""
+    """TERM reaches the program; when it goes on, all of the job is killed.
+
+    It is stopped for good when it was heard to hear: a second stop may shorten the grace.
+    """
 
     async def scenario() -> None:
         async with worker() as our:
-            job = await our.start(sh("trap 'echo heard' TERM; echo ready; while :; do sleep 0.1; done"))
+            once = "trap 'trap \"\" TERM; echo heard' TERM"
+            job = await our.start(sh(f"{once}; echo ready; while :; do sleep 0.1; done"))
             async with contextlib.aclosing(our.stream(job)) as pieces:
+                await anext(pieces)
+                await our.stop(job, grace_s=600)
                 await anext(pieces)
                 await our.stop(job, grace_s=0.5)
             ended = await our.wait(job)
@@ -110,15 +116,36 @@ def test_a_stream_is_live() -> None:
 
 
 @pytest.mark.requirement("S4.10")
+def test_the_end_of_a_stream_is_the_end_of_its_job(tmp_path: Path) -> None:
+    """A program that is held up finds the end in the journal before its worker has learned it: it is told no sooner."""
+
+    async def scenario() -> None:
+        async with worker(tmp_path / "base") as our:
+            job = await our.start(sh("echo up; until [ -e /work/go ]; do sleep 0.02; done; exit 3"))
+            status = await running(our, job)
+            async with contextlib.aclosing(our.stream(job)) as pieces:
+                await anext(pieces)
+                (work_of(status) / "go").touch()
+                journal = tmp_path / "base" / "jobs" / job / "journal"
+                wait_for(lambda: b"exit_code" in journal.read_bytes(), what="the end")  # nobody else goes on meanwhile
+                assert [piece async for piece in pieces] == []
+            assert (await our.query(job)).exit_code == 3
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.requirement("S4.10")
 def test_many_streams_of_one_job_see_the_same() -> None:
     """Some from before its start, some in the middle, some behind its end: each has all from the first byte."""
 
     async def scenario() -> None:
         async with worker() as our:
-            job = await our.start(sh("for i in $(seq 2000); do echo $i; done; sleep 0.2; seq 2001 4000"))
+            wait = "until [ -e /work/go ]; do sleep 0.02; done"
+            job = await our.start(sh(f"for i in $(seq 2000); do echo $i; done; {wait}; seq 2001 4000"))
             early = [asyncio.create_task(output(our, job)) for _ in range(10)]
-            await await_for(lambda: running(our, job), what="it to run")
+            status = await running(our, job)
             late = [asyncio.create_task(output(our, job)) for _ in range(10)]
+            (work_of(status) / "go").touch()
             await our.wait(job)
             seen = [await output(our, job), *await asyncio.gather(*early, *late)]
             expected = b"".join(b"%d\n" % number for number in range(1, 4001))
@@ -153,11 +180,14 @@ def test_a_slow_reader_costs_the_memory_of_a_portion() -> None:
 
 @pytest.mark.requirement("X1")
 def test_output_beyond_the_journal_is_lost_and_told() -> None:
-    """What was kept and what is told as lost are together what the job wrote; it ends by itself."""
+    """What was kept and what is told as lost are together what the job wrote; it ends by itself.
+
+    It writes whole lines: of one that came in two parts each would count.
+    """
 
     async def scenario() -> None:
         async with worker(journal_bytes_max=256 * 1024) as our:
-            job = await our.start(sh("seq 1 500000"))
+            job = await our.start(sh("i=0; while [ $i -lt 500000 ]; do i=$((i+1)); echo $i; done"))
             status = await our.wait(job)
             assert status.exit_code == 0
             assert 0 < status.lost_entries < 500_000

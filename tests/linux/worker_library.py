@@ -48,6 +48,11 @@ async def running(of: Worker, job: JobId) -> Status:
     return await of.query(job)
 
 
+def work_of(status: Status) -> Path:
+    """The directory /work of a running job."""
+    return Path(f"/proc/{status.pid}/root/work")
+
+
 @contextlib.contextmanager
 def nothing_left(temporary: Path) -> Iterator[None]:
     """Of a worker that is closed in here there is nothing: no temporary directory, no control group."""
