@@ -12,6 +12,7 @@ import os
 import select
 import shutil
 import signal
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -256,9 +257,11 @@ def host_mounts() -> list[str]:
 
 
 def _is_of_another_worker(line: str) -> bool:
+    """All of them mount below the directory for temporary files only, where ours have our name in their path."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    of_a_node = "/joblet-test-" in line and OWN_MARK not in line
-    return of_a_node or (bool(worker) and "/popen-" in line and f"/popen-{worker}/" not in line)
+    ours = OWN_MARK in line or f"/popen-{worker}/" in line
+    temporary = line.split()[4].startswith(f"{tempfile.gettempdir()}/")
+    return not ours and (temporary if worker else "/joblet-test-" in line)
 
 
 def processes_of(job: Launched) -> set[int]:
