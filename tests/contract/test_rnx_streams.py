@@ -71,6 +71,7 @@ def test_without_a_stderr_the_exit_code_is_the_same(node: FakeNode, redirection:
 
 def test_without_a_stdin_nothing_else_is_read(node: FakeNode) -> None:
     """Commands that ask or read say what is the matter; the others do not care."""
+    node.volumes.add("data")
     asked = outcome(node, "<&-", "job", "delete-all")
     assert (asked.code, "give --yes" in asked.err) == (2, True)
     read = outcome(node, "<&-", "volume", "import", "data")
