@@ -100,6 +100,12 @@ def launcher_of(node: Node) -> int:
     return launchers[0] if launchers else 0
 
 
+def ends_told(node: Node, name: str) -> list[str]:
+    """What the supervisor says about each end of the service."""
+    lines = [line.split("| ", 1) for line in node.log_text().splitlines() if "| ended with " in line]
+    return [text.removeprefix("ended with ") for head, text in lines if name in head.split()]
+
+
 def kill_now(pid: int, number: signal.Signals = signal.SIGKILL) -> bool:
     """Send a signal to a process of the node; False: it was not there."""
     if not pid:

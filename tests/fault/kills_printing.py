@@ -50,15 +50,15 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def main(*numbers: int) -> int:
-    """Print until `rounds` are printed or `seconds` are over; the job's exit code.
+    """Print until `rounds` are printed, `seconds` are over or SIGUSR2 says that it is enough; the job's exit code.
 
     Before the round `gate`, if it is not 0, wait for SIGUSR1; the seconds begin behind it.
     """
     seed, rounds, seconds, lines, records, pause_ms, code, gate = numbers
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
     until = time.monotonic() + seconds
     number = 0
-    while number < rounds and time.monotonic() < until:
+    while number < rounds and time.monotonic() < until and signal.SIGUSR2 not in signal.sigpending():
         if gate and number == gate:
             signal.sigwait({signal.SIGUSR1})
             until = time.monotonic() + seconds

@@ -19,7 +19,10 @@ needs_python: Final = "needs /usr/bin/python3"
 
 
 class Program(NamedTuple):
-    """One job. It ends after `rounds` or `seconds`, whichever comes first, with `exit_code`."""
+    """One job. It ends after `rounds`, after `seconds` or when SIGUSR2 says that it is enough, with `exit_code`.
+
+    With neither of the first two it prints for as long as a test needs it to, however long that takes.
+    """
 
     seed: int
     rounds: int = ROUNDS_ALL

@@ -4,6 +4,7 @@ Belongs here: passing bytes on, ceasing to, and cutting. Does not belong here: w
 both ends see a connection that is open and says nothing, as behind a router that lost its memory: no FIN, no RST.
 """
 
+import math
 import socket
 import threading
 import time
@@ -13,10 +14,17 @@ from typing import Final
 CHUNK_BYTES: Final = 65536
 
 
+class _Stretch:
+    """The time until the next cut: what the target may still say in it."""
+
+    left_bytes: float = math.inf
+
+
 class SilentProxy:
     """Listens on `port` and passes connections on to 127.0.0.1:`target`, for as long as the with-block lasts.
 
-    Whatever passes, in either direction, takes `delay_s`.
+    Whatever passes, in either direction, takes `delay_s`. A client that was cut off and comes again while there is
+    silence meets silence.
     """
 
     def __init__(self, target: int, *, delay_s: float = 0.0) -> None:
@@ -26,7 +34,8 @@ class SilentProxy:
         self.port: int = self._listener.getsockname()[1]
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads: list[threading.Thread] = []
-        self._silent: list[threading.Event] = []
+        self._stretch = _Stretch()
+        self._lock = threading.Lock()
         self._closed = threading.Event()
 
     def __enter__(self) -> "SilentProxy":
@@ -44,14 +53,16 @@ class SilentProxy:
             for end in pair:
                 end.close()
 
-    def silence(self) -> None:
-        """Pass nothing on any more on the connections there are now."""
-        for event in self._silent:
-            event.set()
+    def silence_after(self, size_bytes: int) -> None:
+        """Pass on so many bytes more from the target, and then nothing in either direction until `cut`."""
+        self._stretch.left_bytes = size_bytes
 
     def cut(self) -> None:
         """End the connections there are now; new ones are passed on."""
-        for pair in self._pairs:
+        with self._lock:
+            self._stretch = _Stretch()
+            pairs = list(self._pairs)
+        for pair in pairs:
             for end in pair:
                 with suppress(OSError):  # one that the other side has ended already
                     end.shutdown(socket.SHUT_RDWR)
@@ -68,17 +79,21 @@ class SilentProxy:
             except OSError:
                 return
             node = socket.create_connection(("127.0.0.1", self._target))
-            silent = threading.Event()
-            self._pairs.append((client, node))
-            self._silent.append(silent)
-            self._spawn(self._pass_on, client, node, silent)
-            self._spawn(self._pass_on, node, client, silent)
+            with self._lock:
+                stretch = self._stretch
+                self._pairs.append((client, node))
+            self._spawn(self._pass_on, client, node, stretch)
+            self._spawn(self._pass_on, node, client, stretch, node)
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket, silent: threading.Event) -> None:
+    def _pass_on(
+        self, source: socket.socket, sink: socket.socket, stretch: _Stretch, target: socket.socket | None = None
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
-                if silent.is_set():
+                if stretch.left_bytes <= 0:
                     return  # both sockets stay open, and nobody reads them
                 time.sleep(self._delay_s)
                 sink.sendall(data)
+                if source is target:
+                    stretch.left_bytes -= len(data)
             sink.shutdown(socket.SHUT_WR)

@@ -17,7 +17,7 @@ from tests.e2e.test_followers import resident_bytes
 from tests.fault.crowd_plan import Group, crowd
 from tests.fault.silent_proxy import SilentProxy
 from tests.fault.waiting_jobs import READY, lines_of, rounds_of_lines, start_waiting
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a node"),
@@ -83,7 +83,7 @@ def test_a_thousand_followers_two_hundred_of_which_never_read(node_with: Callabl
         def finished() -> bool:
             nonlocal peak, answers
             peak = max(peak, resident_bytes(api))
-            node.ok("job", "status", job.id, timeout_s=ANSWER_TIMEOUT_S)
+            node.ok("job", "status", job.id, timeout_s=ANSWER_TIMEOUT_S * SLOWNESS)
             answers += 1
             return people.ready()
 
@@ -136,6 +136,7 @@ def test_a_connection_that_goes_silent(node_with: Callable[..., Node], pause_s: 
     """The node finds out by its keepalive and gives the place back; the client, cut off at last, misses nothing."""
     node = node_with(active_streams_max=1, keepalive_time_ms=1000, keepalive_timeout_ms=1000)
     rounds, lines = (600, 1) if pause_s else (400, 1000)
+    sent_bytes = rounds * lines * 100
     job = start_waiting(node, rounds_of_lines(rounds, lines, pause_s))
     api = node.service("api")
     with SilentProxy(node.port) as network:
@@ -144,9 +145,9 @@ def test_a_connection_that_goes_silent(node_with: Callable[..., Node], pause_s: 
         complaints = read_all(follower.stderr)
         try:
             wait_for(lambda: READY in heard.data, what="the follower to hear the first line")
+            network.silence_after(sent_bytes // 2)  # however fast it is: in the middle of what comes
             job.go()
             wait_for(lambda: heard.data.count(b"\n") > 100, what="the follower to hear some lines")
-            network.silence()
             wait_for(
                 lambda: node.rnx("job", "log", job.id, "--limit", "1").returncode == 0,
                 timeout_s=30,

@@ -37,7 +37,8 @@ SERVICE_GROWTH_MAX: Final = 192 * MIB
 BURST_LINES: Final = 20_000
 PADDING: Final = "-" * 92
 QUEUED_BYTES_MAX: Final = EVENTS.queue_messages_max * SLICE_BYTES
-"""What the publisher may hold for a subscriber that does not read; subscribers share the messages."""
+"""What the publisher may hold for a subscriber that does not read; those who ceased to at one time share messages."""
+SAYING: Final = ("--", "sh", "-c", "while :; do echo said; sleep 0.05; done")
 ENDLESS: Final = f"i=0; while [ ! -e /tmp/stop ]; do i=$((i+1)); yes $i{PADDING} | head -n {BURST_LINES}; done"
 FLOODING: Final = ("--max-cpu", "25", "--", "sh", "-c", ENDLESS)
 """A quarter of a core is a flood, and leaves the machine to those who deal with it."""
@@ -133,9 +134,10 @@ def test_a_quiet_job_beside_a_flood(node: Node) -> None:
 
 
 def numbers_stored(node: Node, job: str) -> list[bytes]:
-    """The lines in the stored file of a running job."""
+    """The lines in the stored file of a running job; none while persist is still writing there."""
     path = node.base / "logs" / job / "stdout.log.gz"
-    return stored_output(node, job).split() if path.exists() else []
+    whole = subprocess.run(["gzip", "-t", path], capture_output=True, check=False).returncode == 0
+    return stored_output(node, job).split() if whole else []
 
 
 def assert_counted_up(node: Node, job: str) -> None:
@@ -178,20 +180,22 @@ def tap(node: Node, pattern: str) -> Iterator["subprocess.Popen[bytes]"]:
 def test_subscribers_at_their_high_water_mark(node: Node) -> None:
     """One never reads, a tap is stopped: publisher and job do not wait, a follower gets all, and the tap goes on."""
     services = Services(node)
-    flood = node.detached(*FLOODING)
-    stop = inside(node, flood) / "stop"
-    follower = node.background("job", "log", flood)
-    try:
-        with deaf_subscriber(node, "log.") as deaf, tap(node, "log.*") as stopped:
-            assert deaf.stdout is not None
-            assert deaf.stdout.readline() == b"ready\n"
-            assert stopped.stdout is not None
-            assert stopped.stdout.readline()
-            os.kill(stopped.pid, signal.SIGSTOP)
+    talker = node.detached(*SAYING)
+    with deaf_subscriber(node, "log.") as deaf, tap(node, "log.*") as stopped:
+        assert deaf.stdout is not None
+        assert deaf.stdout.readline() == b"ready\n"
+        assert stopped.stdout is not None
+        assert stopped.stdout.readline()
+        os.kill(stopped.pid, signal.SIGSTOP)
+        flood = node.detached(*FLOODING)
+        stop = inside(node, flood) / "stop"
+        follower = node.background("job", "log", flood)
+        try:
             follower_counts = counting(follower)
             passed = next(follower_counts)
             while passed < PASSED_LINES:
                 passed = next(follower_counts)
+            services.assert_bounded(QUEUED_BYTES_MAX + SERVICE_GROWTH_MAX)
             os.kill(stopped.pid, signal.SIGCONT)
             tapped = read_all(stopped.stdout)
             size = len(tapped.data)
@@ -200,14 +204,15 @@ def test_subscribers_at_their_high_water_mark(node: Node) -> None:
             *_, passed = follower_counts
             stopped.kill()
             tapped.finished()
-        assert follower.wait(60) == 0
-    finally:
-        end(follower)
+            assert follower.wait(60) == 0
+        finally:
+            end(follower)
+    node.ok("job", "stop", talker, "--grace", "0s")
     assert passed % BURST_LINES == 0
     wait_until_stored(node, [flood], timeout_s=60)
     assert_counted_up(node, flood)
     services.assert_same()
-    services.assert_bounded(QUEUED_BYTES_MAX + SERVICE_GROWTH_MAX)
+    services.assert_bounded(2 * QUEUED_BYTES_MAX + SERVICE_GROWTH_MAX)  # the tap had new messages, the other the first
     node.ok("job", "delete", flood)
 
 

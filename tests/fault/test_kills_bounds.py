@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +23,10 @@ pytestmark = [
 
 MORE_BYTES: Final = 2**20
 """What a service may have beyond what it has: less than one batch and its copy."""
-RUSH: Final = Program(0, rounds=250, lines=1000, records=100, pause_ms=20, gate=2)
-"""9 MB after the gate."""
+RUSH: Final = Program(0, lines=1000, records=100, pause_ms=20, gate=2)
+"""Behind the gate 37 kB in each round, until it is told that it is enough."""
+WAITING_BYTES: Final = 9 * 2**20
+"""What waits for persist when it goes on: however slowly it was printed, it comes at once."""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +53,20 @@ def test_out_of_memory(node: Node, name: str) -> None:
             bound.bound(SWAP_FILES, MORE_BYTES if Path("/sys/fs/cgroup/memory").is_dir() else 0)
             bound.add(victim)
             # With nobody to take it, output is on the executor's hands: up to 8 MiB of one job.
-            with still(node.service("persist")) if name == "executor" else nullcontext():
+            with still(node.service("persist")):
                 os.kill(pid, signal.SIGUSR1)
-                wait_for(lambda: not alive(victim), timeout_s=30, what=f"joblet-{name} to be killed")
+                journal = node.base / "jobs" / job / "journal"
+                wait_for(
+                    lambda: journal.stat().st_size > WAITING_BYTES if name == "persist" else not alive(victim),
+                    timeout_s=30,
+                    what="output that waits for persist, or kills the executor",
+                )
+            wait_for(lambda: not alive(victim), timeout_s=30, what=f"joblet-{name} to be killed")
             assert bound.oom_kills == 1
         assert alive(pid)
+        os.kill(pid, signal.SIGUSR2)
         assert ended(node, job)["exit_code"] == program.exit_code
-        check_whole(node, job, program.printed(program.rounds), follower=follower)
+        check_whole(node, job, program.expected, follower=follower)
     finally:
         follower.close()
     check_traces(node)

@@ -15,7 +15,7 @@ from cli.joblet.supervisor import STOP_TIMEOUT_S
 from tests.e2e.node import SERVICES, Node, end
 from tests.fault.invariants import alive, check_services, check_traces, check_whole, ended
 from tests.fault.kills_logs import Follower
-from tests.fault.kills_node import seeded, started
+from tests.fault.kills_node import ends_told, seeded, started
 from tests.fault.kills_programs import Program, needs_python
 from tests.leaks import children_of
 from tests.waiting import wait_for
@@ -27,6 +27,7 @@ pytestmark = [
 ]
 
 STEADY: Final = Program(0, lines=20, records=5, pause_ms=20, exit_code=6, gate=1)
+"""It prints until it is told that it is enough."""
 FOLLOWERS: Final = 3
 
 
@@ -47,7 +48,7 @@ def own() -> Iterator[Node]:
 @pytest.mark.timeout(240)
 def test_each_service_ends_when_asked_twice(node: Node) -> None:
     """Exit code 0 in time, although a second signal follows the first; the job and its follower miss nothing."""
-    program = STEADY._replace(seed=seeded().randrange(2**32), seconds=15)
+    program = STEADY._replace(seed=seeded().randrange(2**32))
     job = node.detached("--", *program.arguments)
     follower = Follower(node, job)
     try:
@@ -62,6 +63,7 @@ def test_each_service_ends_when_asked_twice(node: Node) -> None:
             wait_for(lambda name=name: node.service(name), timeout_s=30, what=f"joblet-{name} to be restarted")  # type: ignore[misc]
             assert ends_told(node, name)[-1].startswith("exit code 0"), ends_told(node, name)
         assert alive(pid), "all of that was meant to happen while the job prints"
+        os.kill(pid, signal.SIGUSR2)
         assert ended(node, job)["exit_code"] == program.exit_code
         check_whole(node, job, program.expected, follower=follower)
     finally:
@@ -97,7 +99,7 @@ def test_streams_end_with_unavailable(node: Node) -> None:
 @pytest.mark.timeout(240)
 def test_joblet_up_ends_when_asked_twice(own: Node) -> None:
     """In order, exit code 0, every service gone; the job prints on, and is whole after the next start."""
-    program = STEADY._replace(seed=seeded().randrange(2**32), rounds=300)
+    program = STEADY._replace(seed=seeded().randrange(2**32))
     job = own.detached("--", *program.arguments)
     pid = own.wait_for_state(job, "running")["pid"]
     os.kill(pid, signal.SIGUSR1)
@@ -109,8 +111,9 @@ def test_joblet_up_ends_when_asked_twice(own: Node) -> None:
         assert f"{name:<8} | stopped with exit code 0" in own.log_text()
     assert alive(pid), "the job was meant to outlive it"
     own.start()
+    os.kill(pid, signal.SIGUSR2)
     assert ended(own, job)["exit_code"] == program.exit_code
-    check_whole(own, job, program.printed(program.rounds))
+    check_whole(own, job, program.expected)
     check_traces(own)
     check_services(own)
 
@@ -122,9 +125,3 @@ def streams(node: Node, job: str) -> int:
         each["object"] == job and each["method"].endswith("/StreamLogs") and each["outcome"] == "allowed"
         for each in decisions
     )
-
-
-def ends_told(node: Node, name: str) -> list[str]:
-    """What the supervisor says about each end of the service."""
-    lines = [line.split("| ", 1) for line in node.log_text().splitlines() if "| ended with " in line]
-    return [text.removeprefix("ended with ") for head, text in lines if name in head.split()]

@@ -55,8 +55,7 @@ def test_persist_stands_still_and_the_job_waits(blocking: Node) -> None:
     """`block`: the journal fills to its bound, the job waits, followers and other jobs go on; then all is there."""
     chance = seeded()
     flood = FLOOD._replace(seed=chance.randrange(2**32), gate=3)
-    seconds = round(STILL_S + 5)
-    calm = Program(chance.randrange(2**32), seconds=seconds, lines=2, records=1, pause_ms=50, gate=1)
+    calm = Program(chance.randrange(2**32), lines=2, records=1, pause_ms=50, gate=1)
     jobs = {blocking.detached("--", *each.arguments): each for each in (calm, flood)}
     followers = {job: Follower(blocking, job) for job in jobs}
     beside, flooding = jobs
@@ -67,11 +66,12 @@ def test_persist_stands_still_and_the_job_waits(blocking: Node) -> None:
             wait_for(lambda job=job, first=first: followers[job].bytes == first, what="the first rounds")  # type: ignore[misc]
         executor, persist = blocking.service("executor"), blocking.service("persist")
         before = peak_rss_bytes(executor)
+        heard = followers[flooding].bytes
+        pids = {job: record_of(blocking, job)["pid"] for job in jobs}
         with still(persist):
-            for job in jobs:
-                os.kill(record_of(blocking, job)["pid"], signal.SIGUSR1)
+            for pid in pids.values():
+                os.kill(pid, signal.SIGUSR1)
             begun = time.monotonic()
-            heard = followers[flooding].bytes
             journal = blocking.base / "jobs" / flooding / "journal"
             wait_for(lambda: occupied(journal) >= JOURNAL_BYTES, timeout_s=45, what="the journal to be full")
             rest(max(0.0, begun + STILL_S / 2 - time.monotonic()))
@@ -83,6 +83,7 @@ def test_persist_stands_still_and_the_job_waits(blocking: Node) -> None:
             assert followers[flooding].bytes - heard > JOURNAL_BYTES / 2, "the live follower stands still, too"
             assert followers[beside].bytes > beside_heard, "a full journal holds up another job"
             assert peak_rss_bytes(executor) - before < EXECUTOR_MORE_BYTES_MAX
+        os.kill(pids[beside], signal.SIGUSR2)
         for job, program in jobs.items():
             assert ended(blocking, job, timeout_s=90)["exit_code"] == program.exit_code
             check_whole(blocking, job, program.expected, follower=followers[job])

@@ -15,10 +15,10 @@ import pytest
 
 from common.failpoints import PLACES
 from tests.e2e.node import Node
-from tests.fault.invariants import Events, check_services, check_traces, check_whole, ended
-from tests.fault.kills_logs import Follower
-from tests.fault.kills_node import ROUNDS_S, Failpoints, failpoints, seeded, started
-from tests.fault.kills_programs import Program, needs_python
+from tests.fault.invariants import Events, check_services, check_traces, check_whole, ended, record_of
+from tests.fault.kills_logs import Follower, answer
+from tests.fault.kills_node import ROUNDS_S, Failpoints, ends_told, failpoints, seeded, started
+from tests.fault.kills_programs import ROUNDS_ALL, Program, needs_python
 from tests.waiting import wait_for
 
 pytestmark = [
@@ -39,7 +39,6 @@ OF_OTHERS: Final = {
 """Places that the jobs here never pass, and why."""
 ALSO_AFTER_WAITING: Final = ("executor.recorded", "executor.launching", "executor.launched")
 """Places that a job passes at once, or after it has waited: then it is another step that leads there."""
-FIRST_LINES: Final = 20
 ROUNDS: Final = 60
 """Of printing."""
 PAIR_S: Final = 15.0
@@ -50,7 +49,10 @@ class Way(NamedTuple):
     """How a place is passed, and what becomes of the job."""
 
     numbers: tuple[int, ...] = (1,)
-    """Which passing kills; one is chosen."""
+    """Which passing kills; one is chosen. Behind the first the job prints until that one has come.
+
+    A service that stood still takes at once what it would have taken in many steps.
+    """
     state: str = "failed"
     exit_code: int = 5
     recovers: bool = False
@@ -119,7 +121,7 @@ def fragile(node: Node) -> Iterator[Fragile]:
 
 
 def program(chance: random.Random) -> Program:
-    """A job that prints 2.6 MB in about a second and a half, on both streams: through every place some times."""
+    """A job that prints 2.6 MB, on both streams: more than twice what its journal holds, and so through every place."""
     return Program(chance.randrange(2**32), rounds=ROUNDS, lines=900, records=100, pause_ms=20)
 
 
@@ -150,12 +152,14 @@ def test_killed_at_with_a_job_that_waited(node: Node, fragile: Fragile, place: s
 def killed_at(node: Node, fragile: Fragile, place: str, way: Way) -> None:
     """Kill a process there while a job passes it."""
     chance = seeded()
-    service = place.partition(".")[0]
-    before = node.service(service)
+    ends = len(ends_told(node, service_of(place)))
+    number = chance.choice(way.numbers)
     if not (way.recovers or way.torn):
-        fragile.points.arm(place, chance.choice(way.numbers))
+        fragile.points.arm(place, number)
     prepared = way.recovers or way.torn
     printing = program(chance)._replace(gate=ROUNDS // 2 if prepared else 0)
+    if number > 1:
+        printing = printing._replace(rounds=ROUNDS_ALL)
     options = ["--upload", str(Path(__file__))] if way.uploads else []
     options += ["--schedule", "1s"] if way.waits else []
     job = node.detached(*options, "--", *printing.arguments)
@@ -163,16 +167,26 @@ def killed_at(node: Node, fragile: Fragile, place: str, way: Way) -> None:
     try:
         if prepared:  # while the job stands at its gate: it cannot end before
             pid = node.wait_for_state(job, "running")["pid"]
-            wait_for(lambda: follower.bytes > FIRST_LINES, what="the job to print")
+            first = sum(map(len, printing.begun(printing.gate).values()))
+            wait_for(lambda: follower.bytes == first, what="the follower to hear what comes before the gate")
+            wait_for(
+                lambda: len(answer(node, "job", "log", job, "--no-follow").stdout) == first,
+                what="that to be stored: nothing is being written then",
+            )
+            fragile.points.arm(place)
             if way.torn:
                 tear(node, job)
-            fragile.points.arm(place)
-            before = node.kill("executor") if way.recovers else before
+            if way.recovers:
+                node.kill("executor")
+                ends += 1
             os.kill(pid, signal.SIGUSR1)
-        died(fragile, place, before)
+        died(fragile, place, ends)
+        if number > 1:
+            os.kill(pid_of(node, job), signal.SIGUSR2)
         record = ended(node, job)
         assert (record["state"], record["exit_code"]) == (way.state, way.exit_code), record
-        check_whole(node, job, printing.printed(printing.rounds), follower=follower)
+        written = printing.expected if number > 1 else printing.printed(printing.rounds)
+        check_whole(node, job, written, follower=follower)
     finally:
         follower.close()
         fragile.points.disarm()
@@ -191,14 +205,14 @@ def test_both_killed(node: Node, fragile: Fragile) -> None:
         (one, other) for one in plain for other in plain if one.startswith("persist") and other.startswith("executor")
     ]
     for pair in chance.sample(pairs, min(len(pairs), max(3, round(ROUNDS_S / PAIR_S)))):
-        before = {place: node.service(place.partition(".")[0]) for place in pair}
+        ends = {place: len(ends_told(node, service_of(place))) for place in pair}
         for place in pair:
             fragile.points.arm(place)
         printing = program(chance)
         job = node.detached("--", *printing.arguments)
         try:
             for place in pair:
-                died(fragile, place, before[place])
+                died(fragile, place, ends[place])
             record = ended(node, job)
             assert (record["state"], record["exit_code"]) == ("failed", printing.exit_code), (pair, record)
             check_whole(node, job, printing.printed(printing.rounds))
@@ -218,17 +232,31 @@ def test_jobs_know_nothing_of_places(node: Node, fragile: Fragile) -> None:
 
 
 def tear(node: Node, job: str) -> None:
-    """Put bytes behind the stored members of a job that will print more."""
+    """Put bytes behind the stored members of a job that will print more, and of which nothing is being written."""
     stored = node.base / "logs" / job / "stdout.log.gz"
-    wait_for(stored.exists, what="the first member")
     with stored.open("ab") as file:
         file.write(b"\x1f\x8b\x08\x04 torn")
 
 
-def died(fragile: Fragile, place: str, before: int) -> None:
-    """The place was passed, and another process stands in the place of the one that did."""
+def died(fragile: Fragile, place: str, ends: int) -> None:
+    """The place was passed, and another process stands in the place of the one that did: it had ended `ends` times."""
     wait_for(lambda: not fragile.points.armed(place), timeout_s=30, what=f"somebody to pass {place}")
-    service = place.partition(".")[0]
+    service = service_of(place)
     wait_for(
-        lambda: fragile.node.service(service) not in (0, before), timeout_s=30, what=f"joblet-{service} to be restarted"
+        lambda: len(ends_told(fragile.node, service)) > ends and fragile.node.service(service),
+        timeout_s=30,
+        what=f"joblet-{service} to be restarted",
     )
+
+
+def service_of(place: str) -> str:
+    """The service that passes the place."""
+    return place.partition(".")[0]
+
+
+def pid_of(node: Node, job: str) -> int:
+    """The process of a job that does not end by itself."""
+    running = wait_for(
+        lambda: (now := record_of(node, job))["state"] == "running" and now, timeout_s=30, what="the job to run"
+    )
+    return int(running["pid"])

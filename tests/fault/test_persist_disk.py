@@ -22,7 +22,7 @@ from services.persist.samples import Samples
 from services.persist.segment import AbandonedSegment
 from services.persist.store import Store
 from tests.unit.test_persist_journal import joined, make_store, output, query, run_program, write
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 JOB = new_job_id()
 
@@ -97,7 +97,7 @@ def ingesting(store: Store, scenario: Callable[[Script, list[Body]], object]) ->
                 pool=pool,
             )
             running = asyncio.create_task(ingest.run())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(20 * SLOWNESS):
                 await scenario(script, answers)  # type: ignore[misc]
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from cli.joblet.supervisor import STOP_TIMEOUT_S
 from common.bus import codec
 from common.bus.requests import Receiver
 from common.bus.zeromq import SocketOwners, ZeroMQ
@@ -29,7 +29,7 @@ from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub
 from tests.unit.test_persist_journal import last_sequences, output, run_program
-from tests.waiting import await_for, wait_for
+from tests.waiting import SLOWNESS, await_for, wait_for
 
 BATCH_RECORDS = 5
 WINDOW_RECORDS = 300
@@ -58,10 +58,10 @@ class Service:
             self.process = subprocess.Popen(command, stdout=out, stderr=out)
 
     def kill(self, number: int = signal.SIGKILL) -> int:
-        """End it by a signal; its exit code."""
+        """End it by a signal, in time; its exit code."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(10)
+        return self.process.wait(STOP_TIMEOUT_S * SLOWNESS)
 
 
 class Sender:
@@ -151,7 +151,9 @@ async def stored_bytes(base: Path, job: JobId) -> tuple[dict[int, bytes], list[t
     spans: list[tuple[int, int]] = []
     async with grpc.aio.insecure_channel(f"unix:{base}/run/persist-grpc.sock") as channel:
         request = pb.LogBatchQueryRequest(query=pb.LogQueryRequest(job_id=job), wait=True)
-        async for answer in PersistServiceStub(channel).QueryLogBatches(request, timeout=20, wait_for_ready=True):
+        async for answer in PersistServiceStub(channel).QueryLogBatches(
+            request, timeout=20 * SLOWNESS, wait_for_ready=True
+        ):
             for batch in answer.batches:
                 found[batch.stream] += batch.data
                 spans.append((batch.first_sequence, batch.first_sequence + batch.lines - 1))
@@ -183,7 +185,7 @@ def test_killed_again_and_again(base: Path) -> None:
     job, service = new_job_id(), Service(base)
 
     async def scenario() -> None:
-        async with transport_of(base) as transport, asyncio.timeout(60):
+        async with transport_of(base) as transport, asyncio.timeout(60 * SLOWNESS):
             service.start()
             sender = Sender(transport, job, encoded)
             sending = asyncio.create_task(sender.run())
@@ -222,7 +224,7 @@ def test_the_process_has_no_privileges_and_does_all_its_work_without(base: Path)
     expected[pb.STDOUT] += b"\xff\xfe\n"
 
     async def scenario() -> None:
-        async with transport_of(base) as transport, asyncio.timeout(30):
+        async with transport_of(base) as transport, asyncio.timeout(30 * SLOWNESS):
             service.start()
             await Sender(transport, job, encoded).run()
             found, _ = await stored_bytes(base, job)
@@ -248,9 +250,7 @@ def test_the_process_has_no_privileges_and_does_all_its_work_without(base: Path)
         socket = base / "run" / "persist-grpc.sock"
         assert socket.stat().st_mode & 0o777 == 0o660
         assert (base / "logs").stat().st_uid == int(status["Uid"].split()[0])
-        started_at = time.monotonic()
         assert service.kill(signal.SIGTERM) == 0
-        assert time.monotonic() - started_at < 5
         assert "Traceback" not in service.log.read_text()
     finally:
         if service.process is not None and service.process.poll() is None:

@@ -21,11 +21,12 @@ from common.identifiers import JobId, new_job_id
 from common.records import Stream
 from proto.joblet.v1 import persist_pb2 as pb
 from proto.joblet.v1.persist_pb2_grpc import PersistServiceStub
+from services.persist.clockfile import CLOCK_FILE
 from services.persist.retention import DAY_NS
 from tests.fault.test_persist_disk import small_filesystem
 from tests.fault.test_persist_process import Sender, Service, base, numbers, transport_of
 from tests.unit.test_persist_journal import output, records
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 __all__ = ["base"]  # the fixture
 
@@ -92,7 +93,7 @@ def random_lines(count: int, size_bytes: int, *, both: bool = False) -> list[byt
 @asynccontextmanager
 async def sending(base: Path, job: JobId, encoded: list[bytes], *, days: float) -> AsyncIterator[Sender]:
     """An executor that sends a job which ended so many days ago."""
-    async with transport_of(base) as transport, asyncio.timeout(60):
+    async with transport_of(base) as transport, asyncio.timeout(60 * SLOWNESS):
         yield Sender(transport, job, encoded, owner="ann", ended_at_ns=time.time_ns() - int(days * DAY_NS))
 
 
@@ -113,7 +114,7 @@ def batches_of(base: Path, job: JobId) -> list[pb.LogBatch]:
     """All that the running process has of a job."""
     with grpc.insecure_channel(f"unix:{base}/run/persist-grpc.sock") as channel:
         request = pb.LogBatchQueryRequest(query=pb.LogQueryRequest(job_id=job))
-        answers = PersistServiceStub(channel).QueryLogBatches(request, timeout=20, wait_for_ready=True)
+        answers = PersistServiceStub(channel).QueryLogBatches(request, timeout=20 * SLOWNESS, wait_for_ready=True)
         return [batch for answer in answers for batch in answer.batches]
 
 
@@ -128,7 +129,7 @@ def start_and_die(service: Service) -> None:
     """A process that comes to an armed place."""
     service.start()
     assert service.process is not None
-    assert service.process.wait(30) == -signal.SIGKILL, service.log.read_text()
+    assert service.process.wait(30 * SLOWNESS) == -signal.SIGKILL, service.log.read_text()
 
 
 @pytest.mark.threat("F02")
@@ -156,7 +157,7 @@ def test_killed_while_it_removes_a_job(base: Path, failpoints: Path, service: Se
     assert audited(base) == [], "nothing is told before it is done"
     service.start()
     wait_for(lambda: names(base / "logs") == {young} and names(base / "metrics") == set(), what="the rest to go")
-    lines = audited(base)
+    lines = wait_for(lambda: audited(base), what="it to be told")  # which is done after it
     assert {(line["object"], line["outcome"]) for line in lines} == {(old, "removed")}
     assert {line["who"] for line in lines} == {"joblet-persist"}
     assert data_of(base, young) == expected
@@ -210,7 +211,7 @@ def test_killed_between_the_end_of_a_job_and_its_summary(base: Path, failpoints:
             service.start()
             running = asyncio.create_task(sender.run())
             assert service.process is not None
-            assert await asyncio.to_thread(service.process.wait, 30) == -signal.SIGKILL
+            assert await asyncio.to_thread(service.process.wait, 30 * SLOWNESS) == -signal.SIGKILL
             assert not sender.ended
             assert not (base / "logs" / job / "job.json").exists()
             service.start()
@@ -244,6 +245,7 @@ def test_a_flood_that_fills_the_disk_pushes_out_old_jobs(base: Path, service: Se
                 assert sender.acknowledged == 150
 
         asyncio.run(scenario())
+        assert service.kill(signal.SIGTERM) == 0, "else it may be at the last of them"
         stored_jobs = names(place / "logs")
         assert flood in stored_jobs
         gone = [job for job in old if job not in stored_jobs]
@@ -253,7 +255,6 @@ def test_a_flood_that_fills_the_disk_pushes_out_old_jobs(base: Path, service: Se
         assert "no room" in service.log.read_text(), "the disk was really full"
         assert {line["object"] for line in audited(base)} == set(gone)
         assert {line["rule"] for line in audited(base)} == {"free_bytes"}
-        assert service.kill(signal.SIGTERM) == 0
 
 
 @pytest.mark.requirement("S0.73")
@@ -263,6 +264,7 @@ def test_an_operator_asks(base: Path, service: Service, capsys: pytest.CaptureFi
     encoded, _ = numbers(count=3)
     configure(base, interval_ms=HOUR_MS, age_days=7)
     store(base, service, (young, encoded, 1))
+    assert names(base / "logs") == {young}
     where = ["--base-dir", str(base)]
     assert run(["retention", *where]) == 5
     assert "persist does not" in capsys.readouterr().err
@@ -271,7 +273,10 @@ def test_an_operator_asks(base: Path, service: Service, capsys: pytest.CaptureFi
         async with sending(base, old, encoded, days=30) as sender:
             await sender.run()
 
+    kept = base / "logs" / CLOCK_FILE
+    before = kept.stat().st_mtime_ns
     service.start()
+    wait_for(lambda: kept.stat().st_mtime_ns != before, what="the round at the start")  # it would remove what is old
     asyncio.run(send_old())
     assert run(["retention", "--dry-run", "--json", *where]) == 0
     (line,) = capsys.readouterr().out.splitlines()
