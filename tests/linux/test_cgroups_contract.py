@@ -20,7 +20,7 @@ from services.executor.cgroups.v1 import V1Driver
 from services.executor.cgroups.v2 import V2Driver
 from services.executor.host import HostFacts, probe_host
 from tests.leaks import OWN_MARK, own_groups
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 FORKING = """
 import os, time
@@ -100,7 +100,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
     for job in driver.present():
         driver.kill(job)
     for process in started:
-        process.wait(timeout=10)
+        process.wait(timeout=10 * SLOWNESS)
         assert process.stdout is not None
         process.stdout.close()
     for job in driver.present():

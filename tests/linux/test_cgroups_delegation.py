@@ -19,7 +19,7 @@ from services.executor.cgroups.v2 import V2Driver
 from services.executor.host import probe_host
 from tests.leaks import OWN_MARK
 from tests.linux.test_cgroups_contract import own_settings
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 PROGRAM = Path(__file__).resolve().parents[2]
 PREPARING = f"""
@@ -74,7 +74,7 @@ def given_group(tmp_path: Path) -> Iterator[Given]:
     finally:
         control_files.put(str(given.group / "cgroup.kill"), "1")
         for process in given.processes:
-            process.communicate(timeout=10)
+            process.communicate(timeout=10 * SLOWNESS)
         wait_for(lambda: control_files.remove_group(str(given.group)), what="the group to go")
         above.release()
 
@@ -101,7 +101,8 @@ def test_the_executor_moves_itself_below(given: Given) -> None:
 def test_a_stranger_is_not_moved(given: Given) -> None:
     """A process that is none of ours stays; what cannot be passed on because of it is told with its name."""
     stranger = given.start("sleep", "3600")
-    wait_for(lambda: given.inside() == {stranger.pid}, what="the stranger to be there")
+    name = Path(f"/proc/{stranger.pid}/comm")
+    wait_for(lambda: (given.inside(), name.read_text()) == ({stranger.pid}, "sleep\n"), what="the stranger to be there")
     _, refused = prepared(given)
     assert given.inside() == {stranger.pid}
     if "pids" in control_files.read(str(given.group / "cgroup.controllers")).split():

@@ -1,13 +1,16 @@
 """That the kernel really enforces what a plan says: each limit is run into from inside, on this host's hierarchies."""
 
+import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import pytest
@@ -23,7 +26,7 @@ from services.executor.launcher.ending import read_first
 from services.executor.launcher.oomwatch import oom_killed
 from services.executor.launcher.task import Reading as TaskReading
 from tests.linux.test_cgroups_contract import FORKING, created, make, own_settings, start
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 MIB = 2**20
 BOMB = "b=[]\nfor _ in range(128): b.append(bytearray(b'x') * 2**20)\nprint('survived')"
@@ -64,7 +67,7 @@ def end(driver: CgroupDriver, job: JobId) -> None:
 def run(plan: CgroupPlan, script: str) -> tuple[int, bytes]:
     """Exit status and output of a Python script in the groups of `plan`."""
     process = start(plan, sys.executable, "-I", "-S", "-c", script)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=30 * SLOWNESS)
     return process.returncode, output
 
 
@@ -89,24 +92,40 @@ def test_cpu_share(driver: CgroupDriver) -> None:
     """Two busy loops limited to 50 % of a core get 45 to 55 % over 5 s, and cpu_percent says so.
 
     Less than that only where the kernel counts periods in which they did not even want their share: the machine was
-    busy with others.
+    busy with others. Seconds in which it stood still say nothing, and other ones are waited for.
     """
     job, plan = created(driver, Limits(cpu_percent=50))
     process = start(plan, sys.executable, "-I", "-S", "-c", "import os\nos.fork()\nprint(flush=True)\nwhile True: pass")
     assert process.stdout is not None
     process.stdout.readline()
-    first = driver.sample(job, previous=None, now_ns=time.time_ns())
-    assert first is not None
-    before, throttled_before = periods(plan)
-    wait_for(lambda: periods(plan)[0] - before >= 50, what="50 periods of 100 ms", timeout_s=30)
-    second = driver.sample(job, previous=first, now_ns=time.time_ns())
-    after, throttled_after = periods(plan)
+    share = wait_for(lambda: share_in_five_seconds(driver, job, plan), what="5 s without a standstill", timeout_s=60)
     end(driver, job)
-    process.communicate(timeout=10)
-    assert second is not None
-    assert second.cpu_percent <= 55.0
-    starved = (throttled_after - throttled_before) < 0.9 * (after - before)
-    assert second.cpu_percent >= 45.0 or starved
+    process.communicate(timeout=10 * SLOWNESS)
+    assert share.percent <= 55.0
+    assert share.percent >= 45.0 or share.starved
+
+
+class Share(NamedTuple):
+    """What a job got of a core, and whether it did not want more in each tenth period or oftener."""
+
+    percent: float
+    starved: bool
+
+
+def share_in_five_seconds(driver: CgroupDriver, job: JobId, plan: CgroupPlan) -> Share | None:
+    """None: this process was kept for more than 0.2 s from looking, and so perhaps the loops, or the kernel's clock."""
+    seen_s = time.monotonic()
+    before, first = periods(plan), driver.sample(job, previous=None, now_ns=time.time_ns())
+    while time.monotonic() - seen_s <= 0.2:
+        after = periods(plan)
+        if after[0] - before[0] >= 50:
+            second = driver.sample(job, previous=first, now_ns=time.time_ns())
+            assert second is not None
+            starved = after[1] - before[1] < 0.9 * (after[0] - before[0])
+            return Share(second.cpu_percent, starved) if time.monotonic() - seen_s <= 0.2 else None
+        seen_s = time.monotonic()
+        time.sleep(0.01)
+    return None
 
 
 @pytest.mark.requirement("T.5")
@@ -120,9 +139,9 @@ def test_cpu_percent_without_a_limit(driver: CgroupDriver) -> None:
         sample = driver.sample(job, previous=at_start, now_ns=time.time_ns())
         return sample is not None and sample.cpu_percent > 30
 
-    wait_for(busy, what="the loop to use more than 30 % of a core")
+    wait_for(busy, what="the loop to use more than 30 % of a core", timeout_s=30)
     end(driver, job)
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * SLOWNESS)
 
 
 @pytest.mark.requirement("S2.31")
@@ -175,7 +194,7 @@ def test_memory_to_the_limit_and_a_page_more(driver: CgroupDriver) -> None:
     process.stdin.write(b"%d\n" % (spare + 8 * MIB))
     process.stdin.flush()
     assert process.stdout.readline() == b""
-    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert process.wait(timeout=10 * SLOWNESS) == -signal.SIGKILL
     process.communicate()
     assert used(plan, "oom_kills") >= 1  # killed as a group, v2 counts its victim twice
     assert limit - spare < used(plan, "memory_peak_bytes") <= limit
@@ -234,31 +253,28 @@ def test_fork_bomb_is_stopped(driver: CgroupDriver) -> None:
     assert sample is not None
     assert sample.pids == 30
     end(driver, job)
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * SLOWNESS)
 
 
 @pytest.mark.threat("C01")
 @pytest.mark.threat("C30")
 def test_kill_ends_processes_that_fork_all_the_time(driver: CgroupDriver) -> None:
-    """Double forks with setsid that go on while kill() works do not get away; two seconds later nothing is left."""
+    """Double forks with setsid that go on while kill() works do not get away: who did would fork for ever."""
     job, plan = created(driver, Limits(pids=200))
     process = start(plan, sys.executable, "-I", "-S", "-c", FORKING)
     procs = f"{plan.directories[0]}/cgroup.procs"
     wait_for(lambda: len(control_files.read_processes(procs)) > 100, what="a hundred processes")
-    seen = control_files.read_processes(procs)
-    driver.kill(job)
-    process.communicate(timeout=2)
-    wait_for(lambda: driver.remove(job), timeout_s=2, what="the job's groups to go")
-    assert not any(Path(directory).exists() for directory in plan.directories)
-    wait_for(lambda: not any(alive(pid) for pid in seen), timeout_s=2, what="every process to be gone")
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie that its new parent has not collected yet does not."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    with contextlib.ExitStack() as held:
+        seen = [os.pidfd_open(pid) for pid in control_files.read_processes(procs)]  # none of them ends by itself
+        for each in seen:
+            held.callback(os.close, each)
+        driver.kill(job)
+        process.communicate(timeout=10 * SLOWNESS)
+        wait_for(lambda: driver.remove(job), what="the job's groups to go")
+        assert not any(Path(directory).exists() for directory in plan.directories)
+        for each in seen:
+            # Not the number: each fork that is refused takes one, so that they come round in seconds.
+            assert select.select([each], [], [], 10 * SLOWNESS)[0], "a process is left"
 
 
 def test_cpuset(driver: CgroupDriver) -> None:
@@ -303,22 +319,26 @@ def test_the_plan_is_plain(driver: CgroupDriver) -> None:
 
 
 def test_joining_by_tasks_is_quick(driver: CgroupDriver) -> None:
-    """The way a job joins its v1 groups does not wait for an RCU grace period (see driver.CgroupPlan)."""
+    """The way a job joins its v1 groups does not wait for an RCU grace period (see driver.CgroupPlan).
+
+    Who waits for one sleeps. Other tests' changes of groups may be waited for, too, but not at every time.
+    """
     job, plan = created(driver)
     assert all(path.endswith("/tasks") for path in plan.join)
-    joins = json.dumps(plan.join)
     script = f"""
-import os, time
-begun = time.perf_counter()
-for path in {joins}:
+import os, resource
+sleeps = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+before = sleeps()
+for path in {json.dumps(plan.join)}:
     descriptor = os.open(path, os.O_WRONLY)
     os.write(descriptor, b"0")
     os.close(descriptor)
-print(int((time.perf_counter() - begun) * 1e6))
+print(sleeps() - before)
 """
-    fastest_us = min(
-        int(subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True).stdout)
-        for _ in range(5)
-    )
-    assert fastest_us < 3000  # one grace period is 6 ms and more
+
+    def without_a_sleep() -> bool:
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, check=True)
+        return int(done.stdout) == 0
+
+    wait_for(without_a_sleep, what="a process to join without a sleep")
     end(driver, job)

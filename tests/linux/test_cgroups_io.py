@@ -5,6 +5,7 @@ Each test moves some 40 MB at most, with O_DIRECT, so that the page cache plays 
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -32,25 +33,28 @@ from services.executor.host import HostFacts, probe_host
 from tests.leaks import OWN_MARK
 from tests.linux.test_cgroups_contract import created, make, own_settings, start
 from tests.linux.test_cgroups_enforcement import end, used
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 MB = 1_000_000
 MIB = 2**20
 BLOCK = 256 * 1024
+SLOW = 100_000
+"""Bytes a second, with which what the tests leave to write would take three minutes."""
 
 MOVING = """
-import mmap, os, sys, time
+import json, mmap, os, sys, time
 verb, path, block, count = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 buffer = mmap.mmap(-1, block)
 flags = os.O_RDONLY if verb == "read" else os.O_WRONLY
 descriptor = os.open(path, flags | os.O_DIRECT)
-begun = time.monotonic()
+moments = [time.monotonic()]
 for number in range(count):
     if verb == "read":
         os.preadv(descriptor, [buffer], number * block)
     else:
         os.pwrite(descriptor, buffer, number * block)
-print(time.monotonic() - begun)
+    moments.append(time.monotonic())
+print(json.dumps(moments))
 """
 WRITING_BACK = """
 import os, sys
@@ -61,6 +65,23 @@ if sys.argv[3] == "fsync":
     os.fsync(descriptor)
 """
 """The file is made by the job: of one that is there the kernel knows, for a while, that it is somebody else's."""
+
+
+class Moved(NamedTuple):
+    """When a block had been moved, each time; the first moment is that of the beginning."""
+
+    moments: list[float]
+
+    @property
+    def rate(self) -> float:
+        """Blocks a second."""
+        return (len(self.moments) - 1) / (self.moments[-1] - self.moments[0])
+
+    @property
+    def best_rate(self) -> float:
+        """The same for the quickest third: for whoever did not want, or could not, for a moment."""
+        length = len(self.moments) // 3
+        return max(Moved(self.moments[at : at + length + 1]).rate for at in range(len(self.moments) - length))
 
 
 class Bench(NamedTuple):
@@ -105,13 +126,13 @@ def make_bench(request: pytest.FixtureRequest, directory: Path) -> Iterator[Benc
     driver.release()
 
 
-def move(plan: CgroupPlan, verb: str, path: Path, *, block: int, count: int) -> float:
-    """Seconds that moving `count` blocks takes in the groups of `plan`."""
+def move(plan: CgroupPlan, verb: str, path: Path, *, block: int, count: int) -> Moved:
+    """Move `count` blocks in the groups of `plan`."""
     words = (verb, str(path), str(block), str(count))
     process = start(plan, sys.executable, "-I", "-S", "-c", MOVING, *words)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60 * SLOWNESS)
     assert process.returncode == 0
-    return float(output)
+    return Moved(json.loads(output))
 
 
 @pytest.mark.requirement("S1.17")
@@ -120,19 +141,19 @@ def move(plan: CgroupPlan, verb: str, path: Path, *, block: int, count: int) -> 
 def test_bytes_per_second(bench: Bench, verb: str) -> None:
     """Limited to 10 MB/s, 30 MB move with 10 MB/s, within 15 %; without a limit they are quicker than that.
 
-    What was moved stands in the usage and in the sample.
+    No less where nobody stood still. What was moved stands in the usage and in the sample.
     """
     count = 30 * MB // BLOCK
     path = bench.file(32 * MIB)
     unlimited, plan = created(bench.driver)
-    free_s = move(plan, verb, path, block=BLOCK, count=count)
+    free = move(plan, verb, path, block=BLOCK, count=count)
     end(bench.driver, unlimited)
     limits = Limits(read_bytes_per_s=10 * MB) if verb == "read" else Limits(write_bytes_per_s=10 * MB)
     job, plan = created(bench.driver, limits)
-    limited_s = move(plan, verb, path, block=BLOCK, count=count)
-    rate = count * BLOCK / limited_s
-    assert count * BLOCK / free_s > 11.5 * MB, "the disk is too slow for this test to say anything"
-    assert 8.5 * MB <= rate <= 11.5 * MB
+    limited = move(plan, verb, path, block=BLOCK, count=count)
+    assert free.best_rate * BLOCK > 11.5 * MB, "the disk is too slow for this test to say anything"
+    assert limited.rate * BLOCK <= 11.5 * MB
+    assert limited.best_rate * BLOCK >= 8.5 * MB
     # The start of the program is in the job, too, and may have come from the disk.
     assert used(plan, f"io_{verb}_bytes") >= count * BLOCK
     assert used(plan, f"io_{verb}_ops") > 0
@@ -146,13 +167,14 @@ def test_bytes_per_second(bench: Bench, verb: str) -> None:
 @pytest.mark.threat("C12")
 @pytest.mark.parametrize("verb", ["read", "write"])
 def test_operations_per_second(bench: Bench, verb: str) -> None:
-    """Limited to 100 operations a second, 300 of them take 3 s, within 15 %."""
+    """Limited to 100 operations a second, 300 of them take 3 s, within 15 %; no longer where nobody stood still."""
     path = bench.file(2 * MIB)
     limits = Limits(read_ops_per_s=100) if verb == "read" else Limits(write_ops_per_s=100)
     job, plan = created(bench.driver, limits)
-    rate = 300 / move(plan, verb, path, block=4096, count=300)
+    moved = move(plan, verb, path, block=4096, count=300)
     end(bench.driver, job)
-    assert 85 <= rate <= 115
+    assert moved.rate <= 115
+    assert moved.best_rate >= 85
 
 
 @pytest.mark.threat("C12")
@@ -160,7 +182,7 @@ def test_one_direction_does_not_limit_the_other(bench: Bench) -> None:
     """A limit of writing leaves reading alone: the positive control of both."""
     path = bench.file(8 * MIB)
     job, plan = created(bench.driver, Limits(write_bytes_per_s=MB))
-    assert move(plan, "read", path, block=BLOCK, count=32) < 4
+    assert move(plan, "read", path, block=BLOCK, count=32).best_rate * BLOCK > 2 * MB
     end(bench.driver, job)
 
 
@@ -172,10 +194,10 @@ def test_what_is_written_later_is_limited_or_it_is_said(bench: Bench) -> None:
     """
     path = bench.directory / "written"
     job, plan = created(bench.driver, Limits(write_bytes_per_s=2 * MB))
+    begun = time.monotonic()  # already: the kernel may write before it is asked to
     process = start(plan, sys.executable, "-I", "-S", "-c", WRITING_BACK, str(path), str(8 * MB), "leave")
-    process.communicate(timeout=10)
+    process.communicate(timeout=30 * SLOWNESS)
     descriptor = os.open(path, os.O_RDONLY)
-    begun = time.monotonic()
     os.fsync(descriptor)
     took_s = time.monotonic() - begun
     os.close(descriptor)
@@ -191,15 +213,15 @@ def test_what_is_written_later_is_limited_or_it_is_said(bench: Bench) -> None:
 @pytest.mark.threat("C12")
 @pytest.mark.threat("C27")
 def test_a_killed_job_does_not_wait_for_its_limit(bench: Bench) -> None:
-    """20 MB in an fsync at 1 MB/s: SIGKILL alone does not end it, the plan's `lift` does, at once."""
-    job, plan = created(bench.driver, Limits(write_bytes_per_s=MB))
+    """20 MB in an fsync at 0.1 MB/s: SIGKILL alone does not end it, the plan's `lift` does, at once."""
+    job, plan = created(bench.driver, Limits(write_bytes_per_s=SLOW))
     with slow_write(bench, job, plan) as process:
         process.kill()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(timeout=1)
         for write in plan.lift:
             control_files.put(write.path, write.value)
-        assert process.wait(timeout=5) == -signal.SIGKILL
+        assert process.wait(timeout=10 * SLOWNESS) == -signal.SIGKILL
     end(bench.driver, job)
 
 
@@ -207,10 +229,10 @@ def test_a_killed_job_does_not_wait_for_its_limit(bench: Bench) -> None:
 @pytest.mark.threat("C27")
 def test_kill_lifts_the_limits(bench: Bench) -> None:
     """What the driver kills ends at once, too."""
-    job, plan = created(bench.driver, Limits(write_bytes_per_s=MB, write_ops_per_s=10))
+    job, plan = created(bench.driver, Limits(write_bytes_per_s=SLOW, write_ops_per_s=10))
     with slow_write(bench, job, plan) as process:
         bench.driver.kill(job)
-        assert process.wait(timeout=5) == -signal.SIGKILL
+        assert process.wait(timeout=10 * SLOWNESS) == -signal.SIGKILL
     wait_for(lambda: bench.driver.remove(job), what="the job's groups to go")
 
 
@@ -226,7 +248,7 @@ def slow_write(bench: Bench, job: JobId, plan: CgroupPlan) -> Iterator[subproces
         yield process
     finally:
         bench.driver.kill(job)
-        process.communicate(timeout=30)
+        process.communicate(timeout=30 * SLOWNESS)
 
 
 def test_a_plan_is_read_back(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from services.executor.host import probe_host
 from services.executor.launcher.oomwatch import oom_killed, open_oom_watch
 from tests.linux.test_cgroups_contract import created, make, own_settings, start
 from tests.linux.test_cgroups_enforcement import BOMB, MIB, end
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 BOMB_IN_A_CHILD = f"""
 import os, signal
@@ -49,17 +49,17 @@ def opened_watches() -> Iterator[list[int]]:
         os.close(watch)
 
 
-def told(watch: int, timeout_ms: int = 0) -> bool:
+def told(watch: int, timeout_s: float = 0) -> bool:
     """Whether the watch is readable within the time."""
     poll = select.poll()
     poll.register(watch, select.POLLIN)
-    return bool(poll.poll(timeout_ms))
+    return bool(poll.poll(timeout_s * SLOWNESS * 1000))
 
 
 def run(plan: CgroupPlan, script: str) -> int:
     """The wait status of a script that ends by itself."""
     process = start(plan, sys.executable, "-I", "-S", "-c", script)
-    process.communicate(timeout=30)
+    process.communicate(timeout=30 * SLOWNESS)
     return process.returncode
 
 
@@ -72,14 +72,14 @@ def test_a_child_that_is_killed_is_told(driver: CgroupDriver, opened: list[int])
     opened.append(watch)
     assert (told(watch), oom_killed(plan.oom_watch)) == (False, False)
     process = start(plan, sys.executable, "-I", "-S", "-c", BOMB_IN_A_CHILD)
-    assert told(watch, 10_000)
+    assert told(watch, 10)
     assert os.eventfd_read(watch) >= 1
     wait_for(lambda: oom_killed(plan.oom_watch), what="the kill to be counted")
     assert process.stdout is not None
     assert process.stdout.readline() == b"9\n"
     assert process.poll() is None, "the kernel killed the parent, too"
     driver.kill(job)
-    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert process.wait(timeout=10 * SLOWNESS) == -signal.SIGKILL
     process.communicate()
     end(driver, job)
 
@@ -107,7 +107,7 @@ def test_want_of_memory_above_is_no_reason(driver: CgroupDriver, opened: list[in
         if (parent / file).exists():
             (parent / file).write_text(str(64 * MIB))
     assert run(hog_plan, BOMB) == -signal.SIGKILL
-    assert all(told(watch, 1_000) for watch in watches)
+    assert all(told(watch, 10) for watch in watches)
     assert oom_killed(hog_plan.oom_watch)
     assert not oom_killed(plan.oom_watch)
     for job in (hog, other):
@@ -120,7 +120,7 @@ def test_a_group_that_is_removed(driver: CgroupDriver, opened: list[int]) -> Non
     watch = open_oom_watch(plan.oom_watch)
     opened.append(watch)
     end(driver, job)
-    assert told(watch, 5_000)
+    assert told(watch, 10)
     assert not oom_killed(plan.oom_watch)
 
 
