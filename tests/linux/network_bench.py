@@ -33,7 +33,7 @@ from services.executor.network.kernel import KernelNetworks
 from services.executor.network.names import Names, names_of
 from services.executor.network.netlink import NETFILTER, Netlink
 from services.executor.network.networks import Grant
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 T = TypeVar("T")
 
@@ -44,8 +44,9 @@ METADATA: Final = "169.254.169.254"
 EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  # of a network that is the test's own
 SERVICE_PORT: Final = 50051
 BASE_DIR: Final = "/nonexistent/joblet"
-BODY_S: Final = 60.0
-SUCCESS_S: Final = 5.0
+BODY_S: Final = 120.0 * SLOWNESS
+ACTION_S: Final = 30.0 * SLOWNESS
+SUCCESS_S: Final = 10.0 * SLOWNESS
 FAILURE_S: Final = 0.5
 """How long a connection waits that should succeed (it takes a millisecond), and one that should fail."""
 
@@ -143,7 +144,7 @@ def inside(job: Job, action: Callable[[], str]) -> str:
         enter(job.descriptor)
         return action()
 
-    return in_child(enter_and_act, timeout_s=10)
+    return in_child(enter_and_act, timeout_s=ACTION_S)
 
 
 def descriptors() -> int:
@@ -161,7 +162,7 @@ def has_tables(names: Names) -> bool:
     return True
 
 
-def in_child(action: Callable[[], str], *, timeout_s: float) -> str:
+def in_child(action: Callable[[], str], *, timeout_s: float = ACTION_S) -> str:
     """What `action` answers in a forked process, or the traceback of its failure."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -231,7 +232,7 @@ def tell(payload: bytes) -> str:
 def heard() -> str:
     """All datagrams that the internet has received, in order. Run on the host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.settimeout(5)
+        sender.settimeout(SUCCESS_S)
         sender.sendto(b"?", (WEB, 53))
         return sender.recv(4096).decode()
 

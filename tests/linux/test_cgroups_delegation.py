@@ -102,7 +102,9 @@ def test_a_stranger_is_not_moved(given: Given) -> None:
     """A process that is none of ours stays; what cannot be passed on because of it is told with its name."""
     stranger = given.start("sleep", "3600")
     name = Path(f"/proc/{stranger.pid}/comm")
-    wait_for(lambda: (given.inside(), name.read_text()) == ({stranger.pid}, "sleep\n"), what="the stranger to be there")
+    wait_for(
+        lambda: given.inside() == {stranger.pid} and name.read_text() == "sleep\n", what="the stranger to be there"
+    )
     _, refused = prepared(given)
     assert given.inside() == {stranger.pid}
     if "pids" in control_files.read(str(given.group / "cgroup.controllers")).split():

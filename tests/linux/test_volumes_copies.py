@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -19,7 +20,6 @@ from common.messages.volumes import CopyMethod
 from services.volumes.storage.copies import copy_file, freeze, thaw
 from services.volumes.storage.copytree import copy_tree, remove_tree
 from tests.unit.volume_tars import tree
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -388,19 +388,23 @@ def test_a_killed_copy_leaves_no_copy(tmp_path: Path) -> None:
     """Under its name there is nothing; the next one is whole."""
     source = tmp_path / "tree"
     source.mkdir()
-    for number in range(3000):
+    for number in range(300):
         (source / f"{number}").write_text("x")
+    # It dies when it opens the file: what was copied so far is there, and it has not come to its end.
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "from services.volumes.storage.copytree import copy_tree\n"
+        "def die(event, arguments):\n"
+        "  if event == 'open' and arguments[0] == sys.argv[4]: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(die)\n"
         "copy_tree(sys.argv[2], sys.argv[3])\n"
     )
     target = tmp_path / "copy"
-    copying = subprocess.Popen([sys.executable, "-c", program, str(ROOT), str(source), str(target)])
-    wait_for(lambda: list(tmp_path.glob("copy.new/*")), what="the copy to have begun")
-    copying.kill()
-    copying.wait()
+    there = [each.name for each in os.scandir(source)]
+    words = (str(ROOT), str(source), str(target), there[200])
+    assert subprocess.run([sys.executable, "-c", program, *words], check=False).returncode == -signal.SIGKILL
+    assert 100 < len(list(tmp_path.glob("copy.new/*"))) < 300
     assert not target.exists()
     copy_tree(str(source), str(target))
-    assert len(list(target.iterdir())) == 3000
+    assert len(list(target.iterdir())) == 300
     assert {path.name for path in tmp_path.iterdir()} == {"tree", "copy"}

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,14 +41,16 @@ def volume(image: Path, *, key: bytes | None = KEY) -> Iterator[Path]:
         yield root / "data"
 
 
-def has_key(data: Path, key: bytes) -> bool:
-    """Whether the mounted file system has it. The identifier is asked of another file system, which never had it."""
-    with tempfile.TemporaryDirectory() as directory:
-        elsewhere = make_image(Path(directory, "image"))
-        with attached(elsewhere) as device:
-            make_file_system(device, CRYPT.features())
-            with mounted(device, Path(directory, "mount")) as root:
-                identifier = on(root, lambda descriptor: fscrypt.add_key(descriptor, key))
+def has_key(data: Path, key: bytes, directory: Path) -> bool:
+    """Whether the mounted file system has it. The identifier is asked of another file system, which never had it.
+
+    That one is mounted in `directory`, pytest's own: other tests, which look at the host's mounts, know those.
+    """
+    elsewhere = make_image(directory / "elsewhere")
+    with attached(elsewhere) as device:
+        make_file_system(device, CRYPT.features())
+        with mounted(device, directory / "mount-elsewhere") as root:
+            identifier = on(root, lambda descriptor: fscrypt.add_key(descriptor, key))
     status = bytearray(struct.pack("=II16s104x", 2, 0, identifier))
     on(data, lambda descriptor: fcntl.ioctl(descriptor, FS_IOC_GET_ENCRYPTION_KEY_STATUS, status))
     return bool(struct.unpack_from("=I", status, 64)[0] == FSCRYPT_KEY_STATUS_PRESENT)
@@ -138,12 +139,12 @@ def test_a_wrong_key_is_a_loss_of_data_not_garbage(image: Path) -> None:
         with pytest.raises(JobletError, match=f"the key of volume {VOLUME} is not the one") as refused:
             CRYPT.unlock(str(data), VOLUME, WRONG, fresh=False)
         assert refused.value.reason is Reason.DATA_LOSS
-        assert not has_key(data, WRONG)
+        assert not has_key(data, WRONG, image.parent)
         assert not [each for each in data.iterdir() if NAME in each.name]
         with pytest.raises(JobletError):
             CRYPT.unlock(str(data), VOLUME, KEY[:63] + bytes([KEY[63] ^ 1]), fresh=False)
         CRYPT.unlock(str(data), VOLUME, KEY, fresh=False)
-        assert has_key(data, KEY)
+        assert has_key(data, KEY, image.parent)
         assert (data / NAME).read_bytes() == TEXT * 10_000
     assert len(content_of(image)) == len(before)
 

@@ -76,6 +76,11 @@ def write(place: Place, name: str, content: bytes) -> None:
     os.close(descriptor)
 
 
+def nobody_has_it(layout: Layout) -> None:
+    """No image is behind a device any more: a job of another test that is just starting has all that is mounted."""
+    wait_for(lambda: not loops_below(layout.volumes), what="the device to go")
+
+
 def is_whole(image: Path) -> bool:
     """It has all its blocks."""
     status = image.stat()
@@ -199,7 +204,7 @@ def test_mounted_twice_is_mounted_once(storage: ImageStorage, layout: Layout) ->
     first = storage.mount(volume, b"", JOB)
     assert storage.mount(volume, b"", JOB) == first
     assert len(loops_below(layout.volumes)) == 1
-    with lagging_namespace() as finish:
+    with lagging_namespace(layout.volumes) as finish:
         write(first, "kept", b"before")
         storage.unmount(volume)
         assert len(loops_below(layout.volumes)) == 1
@@ -401,7 +406,7 @@ def test_what_is_not_the_image_is_not_touched(storage: ImageStorage, layout: Lay
         storage.mount(volume, b"", JOB)
     assert (image.read_bytes() if image.is_file() else b"") == before
     assert image_of(layout, other).read_bytes() == kept
-    assert not loops_below(layout.volumes)
+    nobody_has_it(layout)
     storage.unmount(volume)
     storage.delete(volume)
     assert image_of(layout, other).read_bytes() == kept
@@ -479,7 +484,7 @@ def test_it_grows_while_it_is_used_or_stays_as_it_is(storage: ImageStorage, layo
     storage.create(volume, b"")
     place = storage.mount(volume, b"", JOB)
     size = image_of(layout, volume).stat().st_size
-    with lagging_namespace(), (Path(place.source) / "open").open("w") as held:
+    with lagging_namespace(layout.volumes), (Path(place.source) / "open").open("w") as held:
         if may_grow_mounted():
             storage.resize(volume, 30 * MIB, b"")
             assert free_bytes(place.source) == 30 * MIB
@@ -573,13 +578,15 @@ def test_snapshots_and_clones(storage: ImageStorage, layout: Layout) -> None:
 
 @pytest.mark.requirement("S1.45")
 @pytest.mark.parametrize("encryption", ["", *(name for name in ("fscrypt",) if fscrypt.offered())])
-def test_copies_have_what_was_written_before_the_unmount(storage: ImageStorage, encryption: str) -> None:
+def test_copies_have_what_was_written_before_the_unmount(
+    storage: ImageStorage, layout: Layout, encryption: str
+) -> None:
     """Also while the namespace of another job, which begins or ends, keeps the file system in memory."""
     key = os.urandom(64) if encryption else b""
     volume, copy = (msgspec.structs.replace(record(4 * MIB), encryption=encryption) for _ in range(2))
     storage.create(volume, key)
     place = storage.mount(volume, key, JOB)
-    with lagging_namespace():
+    with lagging_namespace(layout.volumes):
         (Path(place.source) / "file").write_bytes(b"not synced by the job")
         storage.unmount(volume)
         storage.snapshot(volume, "one")
@@ -629,6 +636,7 @@ def test_after_a_power_cut(storage: ImageStorage, layout: Layout) -> None:
     write(place, "file", b"synced")
     crashed = image_of(layout, volume).read_bytes()
     storage.unmount(volume)
+    nobody_has_it(layout)
     image_of(layout, volume).write_bytes(crashed)
     found = imagefile.read_superblock(image_of(layout, volume))
     assert found is not None

@@ -1,6 +1,7 @@
 """Loop devices of images: one for a file, taken from under nobody, gone with their last user."""
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from services.volumes.storage.select import open_storages
 from tests.linux.volume_storage import (
     JOB,
     MIB,
+    bare_loop_device,
     can_attach,
     killed_at,
     lagging_namespace,
@@ -26,7 +28,7 @@ from tests.linux.volume_storage import (
     needs_loops,
     record,
 )
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="needs root"), needs_loops]
 
@@ -83,17 +85,17 @@ def test_a_read_only_device_writes_nothing(image: int, tmp_path: Path) -> None:
 
 def test_a_device_is_released_although_it_does_not_go_by_itself(image: int, tmp_path: Path) -> None:
     """One that an administrator attached: while it is used it stays, and goes at its last close."""
-    path = f"/dev/loop{loop.free_number()}"
-    descriptor = os.open(path, os.O_RDWR)
-    loop.configure(descriptor, image, block_bytes=4096, flags=0)
-    os.close(descriptor)
+    # The number of the free one could be another's by now; this asks again then.
+    attach = ["losetup", "--find", "--show", "--sector-size", "4096", f"{tmp_path}/image"]
+    path = subprocess.run(attach, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     assert loops_below(tmp_path) == [path]
     with loops.attached(image) as device:
         assert device == path
         loops.release(image)
     wait_for(lambda: not loops_below(tmp_path), what="the device to go")
     loops.release(image)
-    loops.clear(path)
+    with bare_loop_device() as bare:  # the other one may be another's by now
+        loops.clear(bare)
 
 
 def test_many_at_once(tmp_path: Path) -> None:
@@ -106,12 +108,12 @@ def test_many_at_once(tmp_path: Path) -> None:
         path.write_bytes(bytes([number]) * MIB)
         descriptor = os.open(path, os.O_RDWR)
         try:
-            barrier.wait(30)
+            barrier.wait(30 * SLOWNESS)
             with loops.attached(descriptor) as device:
                 reading = os.open(device, os.O_RDONLY)
                 got[device] = os.read(reading, 1)
                 os.close(reading)
-                barrier.wait(30)
+                barrier.wait(30 * SLOWNESS)
         finally:
             os.close(descriptor)
 
@@ -119,7 +121,7 @@ def test_many_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(60 * SLOWNESS)
     assert sorted(got.values()) == [bytes([number]) for number in range(6)]
     wait_for(lambda: not loops_below(tmp_path), what="the devices to go")
 
@@ -152,7 +154,7 @@ def test_what_is_found_and_let_go(tmp_path: Path) -> None:
     assert storages.found() == (frozenset({volume.id}),) * 3
     open_storages(Settings(), layout)  # a service that was killed had a snapshot open
     assert len(mounting.below(layout.volumes)) == 1
-    with lagging_namespace():
+    with lagging_namespace(layout.volumes):
         storages.let_go(volume.id)
         assert storages.found().mounted == frozenset()
         assert storage.mount(volume, b"", JOB) == place

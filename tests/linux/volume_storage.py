@@ -1,5 +1,6 @@
 """Volumes for tests of their storage: records, a job's user, a kill at a named place, a small disk, loop devices."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -21,11 +22,14 @@ from common.identifiers import new_volume_id
 from common.messages.volumes import Enforcement, VolumeKind, VolumeRecord, VolumeStatus
 from services.volumes.linux import loop
 from services.volumes.ports import Ids
-from services.volumes.storage import loops
+from services.volumes.storage import loops, mounting
+from tests.waiting import wait_for
 
 JOB: Final = Ids(54321, 54321)
 BLOCK: Final = 4096
 MIB: Final = 2**20
+_LOOP_CTL_ADD: Final = 0x4C80
+_LOOP_CTL_REMOVE: Final = 0x4C81
 
 
 def can_attach() -> bool:
@@ -147,10 +151,37 @@ def may_grow_mounted() -> bool:
 
 def fresh_loop_device() -> None:
     """The device that is taken next is a new one, which gives blocks away; the kernel keeps the limit of an old one."""
-    with open(loop.CONTROL, "r+b", buffering=0) as control:  # noqa: PTH123
+
+    def removed() -> int | None:
+        """Its number plus one. Somebody else may take the free one before it is removed."""
         number = loop.free_number()
-        fcntl.ioctl(control, 0x4C81, number)  # LOOP_CTL_REMOVE
-        fcntl.ioctl(control, 0x4C80, number)  # LOOP_CTL_ADD
+        return number + 1 if _control(_LOOP_CTL_REMOVE, number, unless=errno.EBUSY) else None
+
+    number = wait_for(removed, what="a free loop device to be removed") - 1
+    _control(_LOOP_CTL_ADD, number, unless=errno.EEXIST)  # whoever made it meanwhile made a new one
+
+
+@contextmanager
+def bare_loop_device() -> Iterator[str]:
+    """A loop device without a file, and with a number so high that nobody takes it."""
+    number = 10_000 + os.getpid() % 10_000
+    assert _control(_LOOP_CTL_ADD, number)
+    try:
+        yield f"/dev/loop{number}"
+    finally:
+        wait_for(lambda: _control(_LOOP_CTL_REMOVE, number, unless=errno.EBUSY), what="the loop device to be removed")
+
+
+def _control(request: int, number: int, *, unless: int = 0) -> bool:
+    """Whether the kernel did it; False: it answers with the errno `unless`."""
+    with open(loop.CONTROL, "r+b", buffering=0) as control:  # noqa: PTH123
+        try:
+            fcntl.ioctl(control, request, number)
+        except OSError as cause:
+            if cause.errno != unless:
+                raise
+            return False
+    return True
 
 
 def loops_below(directory: Path) -> list[str]:
@@ -183,15 +214,18 @@ def small_disk(directory: Path, mib: int) -> Iterator[Path]:
 
 
 @contextmanager
-def lagging_namespace() -> Iterator[Callable[[], None]]:
-    """A process in a mount namespace of its own, as a job's that has not ended yet, with all that is mounted now."""
+def lagging_namespace(directory: Path) -> Iterator[Callable[[], None]]:
+    """A process in a mount namespace of its own, as a job's that has not ended yet, with what is mounted now.
+
+    Of the volumes, only with those below `directory`: those of other tests are not kept for them.
+    """
     ready, tell = os.pipe()
     wait, end = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(end)
         os.close(ready)
-        _unshare()
+        _unshare(directory)
         os.write(tell, b"x")
         os.read(wait, 1)
         os._exit(0)
@@ -214,9 +248,14 @@ def lagging_namespace() -> Iterator[Callable[[], None]]:
         finish()
 
 
-def _unshare() -> None:
+def _unshare(directory: Path) -> None:
     from common.linux import mounts
     from services.executor.linux import namespaces
 
     namespaces.unshare(namespaces.CLONE_NEWNS)
     mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point, source = Path(line.split()[4]), line.partition(" - ")[2].split()[1]
+        of_a_volume = source.startswith(("/dev/loop", "/dev/dm-", "/dev/mapper/", "/dev/joblet-volumes/"))
+        if of_a_volume and point.name == mounting.MOUNT and not point.is_relative_to(directory):
+            mounts.umount2(str(point), mounts.MNT_DETACH)
