@@ -438,13 +438,13 @@ def test_capacity_is_bounded_and_given_back(tmp_path: Path) -> None:
             assert (await client.jobs.GetJob(job_pb2.GetJobRequest(job_id=job))).id == job
             for stream in open_streams:
                 stream.cancel()
-            await await_for(lambda: node.api.capacity.streams == 0, what="all streams to be given back")
+            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="all streams to be given back")
             # Behind the others: as long as they are checked above, all three have to be there.
             with pytest.raises(aio.AioRpcError) as late:
                 await client.jobs.StreamMetrics(metrics, timeout=0.5 * SLOWNESS).read()
             assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-            await await_for(lambda: node.api.capacity.streams == 0, what="its place to be given back")
-            await await_for(lambda: not node.api.hub.topics, what="no subscription left")
+            await await_for(lambda: node.api.capacity.streams == 0, timeout_s=2, what="its place to be given back")
+            await await_for(lambda: not node.api.hub.topics, timeout_s=2, what="no subscription left")
             assert len(node.api.feeds) == 0
             await await_for(lambda: node.persist.open == 0, what="the reads to end")
 

@@ -73,12 +73,15 @@ def audited(base: Path) -> list[dict[str, object]]:
         return []
 
 
-def rounds_mark(base: Path) -> int:
-    """Another one after each round that has looked at what is stored."""
-    try:
-        return (base / "logs" / CLOCK_FILE).stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+def begin(base: Path, service: Service) -> None:
+    """Start a process whose first round has looked at what is stored: it knows the clock, and not what comes now."""
+
+    def known() -> int:
+        return max((each.stat().st_mtime_ns for each in base.glob(f"**/logs/{CLOCK_FILE}")), default=0)
+
+    before = known()
+    service.start()
+    wait_for(lambda: known() != before, what="the round at the start")
 
 
 def names(directory: Path) -> set[str]:
@@ -113,7 +116,7 @@ def store(base: Path, service: Service, *jobs: tuple[JobId, list[bytes], float])
             async with sending(base, job, encoded, days=days) as sender:
                 await sender.run()
 
-    service.start()
+    begin(base, service)
     asyncio.run(send_all())
     assert service.kill(signal.SIGTERM) == 0
 
@@ -272,7 +275,6 @@ def test_an_operator_asks(base: Path, service: Service, capsys: pytest.CaptureFi
     encoded, _ = numbers(count=3)
     configure(base, interval_ms=HOUR_MS, age_days=7)
     store(base, service, (young, encoded, 1))
-    assert names(base / "logs") == {young}
     where = ["--base-dir", str(base)]
     assert run(["retention", *where]) == 5
     assert "persist does not" in capsys.readouterr().err
@@ -281,9 +283,7 @@ def test_an_operator_asks(base: Path, service: Service, capsys: pytest.CaptureFi
         async with sending(base, old, encoded, days=30) as sender:
             await sender.run()
 
-    before = rounds_mark(base)
-    service.start()
-    wait_for(lambda: rounds_mark(base) != before, what="the round at the start")  # it would remove what is old
+    begin(base, service)
     asyncio.run(send_old())
     assert run(["retention", "--dry-run", "--json", *where]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -312,7 +312,7 @@ def test_each_service_has_an_audit_file_of_its_own(base: Path, service: Service)
     """The persist service writes to its own and has no way to that of api."""
     old = new_job_id()
     configure(base, interval_ms=HOUR_MS, age_days=7)
-    service.start()
+    begin(base, service)
 
     async def scenario() -> None:
         async with sending(base, old, numbers(count=3)[0], days=30) as sender:

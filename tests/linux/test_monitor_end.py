@@ -172,7 +172,7 @@ def test_the_job_dies_with_its_monitor(sandboxes: Sandboxes) -> None:
     assert job.pidfd is not None
     pidfd_send_signal(job.pidfd, signal.SIGKILL)
     assert job.ended()
-    wait_for(lambda: not [pid for pid in everyone if alive(pid)], what="the job to die")
+    wait_for(lambda: not [pid for pid in everyone if alive(pid)], timeout_s=2, what="the job to die")
     assert all(record.type != RecordType.EXIT for record in job.records())
 
 
