@@ -77,7 +77,8 @@ def begin(base: Path, service: Service) -> None:
     """Start a process whose first round has looked at what is stored: it knows the clock, and not what comes now."""
 
     def known() -> int:
-        return max((each.stat().st_mtime_ns for each in base.glob(f"**/logs/{CLOCK_FILE}")), default=0)
+        walked = os.walk(base)  # which bears that what is looked at goes
+        return max((Path(at, CLOCK_FILE).stat().st_mtime_ns for at, _, files in walked if CLOCK_FILE in files), default=0)
 
     before = known()
     service.start()
