@@ -78,7 +78,9 @@ def begin(base: Path, service: Service) -> None:
 
     def known() -> int:
         walked = os.walk(base)  # which bears that what is looked at goes
-        return max((Path(at, CLOCK_FILE).stat().st_mtime_ns for at, _, files in walked if CLOCK_FILE in files), default=0)
+        return max(
+            (Path(at, CLOCK_FILE).stat().st_mtime_ns for at, _, files in walked if CLOCK_FILE in files), default=0
+        )
 
     before = known()
     service.start()
