@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,18 +46,15 @@ else:
 
 
 @pytest.fixture
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory that every user can reach, so that only the sockets' own modes are tested."""
-    directory = tmp_path_factory.mktemp("bus")
-    opened = []
-    for each in (directory, *directory.parents):
-        mode = stat.S_IMODE(each.stat().st_mode)
-        if not mode & stat.S_IXOTH and each.owner() == Path(directory).owner() and each != Path("/"):
-            opened.append((each, mode))
-            each.chmod(mode | stat.S_IXOTH)
-    yield directory
-    for each, mode in opened:
-        each.chmod(mode)
+def run_dir() -> Iterator[Path]:
+    """A directory that every user can reach, so that only the sockets' own modes are tested.
+
+    Not below pytest's own, which each run of pytest on the host closes to others when it begins.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        yield directory
 
 
 def bind(transport: ZeroMQ, endpoint: Endpoint) -> None:
