@@ -65,6 +65,11 @@ def left_behind(before: Snapshot, after: Snapshot) -> list[str]:
     ]
 
 
+def paths_below(base: Path) -> list[Path]:
+    """Everything below `base`, of which anything may go meanwhile: Path.rglob stops at a directory that has gone."""
+    return [Path(top, name) for top, directories, files in os.walk(base) for name in (*directories, *files)]
+
+
 def spare_ids() -> frozenset[str]:
     """Job ids of the spare sandboxes on this host: their monitors tell them in their titles."""
     titles = (command_of(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit())

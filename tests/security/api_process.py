@@ -25,7 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.certificates import Authority, Identity
 from tests.leaks import OWN_MARK, children_of, command_of
-from tests.waiting import wait_for
+from tests.waiting import SLOWNESS, wait_for
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TAKEN: Final = "changed certificate files are in force"
@@ -73,15 +73,14 @@ class ApiProcess:
 
     def start(self, before: Sequence[str] = ()) -> None:
         """Run it until it is ready or has ended. `before`: a command that runs the rest of its arguments."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "services.api", "--base-dir", str(self.base), "--port", str(self.port)]
+        command = [sys.executable, "-m", "services.api", "--base-dir", str(self.base), "--port", "0"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*before, *command], stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
             )
-        wait_for(lambda: self.ended() is not None or self.logged("ready"), timeout_s=30, what="a ready api")
+        wait_for(lambda: self.ended() is not None or self.logged(" ready"), timeout_s=30, what="a ready api")
+        if self.ended() is None:
+            self.port = port_in(self.log.read_text())
 
     def ended(self) -> int | None:
         """Its exit status; None while it runs."""
@@ -114,7 +113,7 @@ class ApiProcess:
             pair.flush()
             context.load_cert_chain(pair.name)
         with (
-            socket.create_connection(("127.0.0.1", self.port), timeout=10) as raw,
+            socket.create_connection(("127.0.0.1", self.port), timeout=10 * SLOWNESS) as raw,
             context.wrap_socket(raw, server_hostname="localhost") as connection,
         ):
             shown = connection.getpeercert(binary_form=True)
@@ -139,6 +138,12 @@ def api_process(**security: Any) -> Iterator[ApiProcess]:
         api.close()
 
 
+def port_in(log: str) -> int:
+    """The port that an api has said last that it serves on."""
+    serving = [line for line in log.splitlines() if "serving" in line]
+    return int(serving[-1].rpartition("port=")[2].split()[0])
+
+
 def serial_of(identity: Identity) -> int:
     """The serial number of a certificate."""
     return x509.load_pem_x509_certificate(identity.cert).serial_number
@@ -154,7 +159,7 @@ def channel_to(port: int, ca: bytes, identity: Identity) -> aio.Channel:
 async def health(channel: aio.Channel) -> grpc.StatusCode:
     """The status of a call that every role may make, and that api answers alone."""
     try:
-        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOWNESS)
     except aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK

@@ -13,6 +13,7 @@ import subprocess
 from typing import Any, Final, NamedTuple
 
 from tests.e2e.node import Node
+from tests.waiting import SLOWNESS
 
 PYTHON: Final = "/usr/bin/python3"
 """The system's: ours may lie where no job can reach."""
@@ -47,7 +48,7 @@ def unprotected(*command: str) -> Attempt:
     """Run a command as root, in namespaces of its own, without any protection."""
     namespaces = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--ipc")
     wrapped = ["unshare", *namespaces, "--", *command]
-    done = subprocess.run(wrapped, capture_output=True, check=False, timeout=PROBE_S_MAX)
+    done = subprocess.run(wrapped, capture_output=True, check=False, timeout=PROBE_S_MAX * SLOWNESS)
     return Attempt(done.returncode, done.stdout, done.stderr)
 
 

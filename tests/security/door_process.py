@@ -19,6 +19,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.certificates import Authority, Identity
+from tests.security.api_process import port_in
 from tests.waiting import SLOWNESS, wait_for
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -94,13 +95,8 @@ def door_process(limits: Mapping[str, int] | None = None) -> Iterator[DoorProces
     try:
         wait_for(lambda: process.poll() is not None or " ready" in log.read_text(), timeout_s=20, what="a ready api")
         assert process.poll() is None, log.read_text()
-        yield DoorProcess(process, base, _port(log.read_text()), authority)
+        yield DoorProcess(process, base, port_in(log.read_text()), authority)
     finally:
         process.kill()
         process.wait()
         shutil.rmtree(base)
-
-
-def _port(log: str) -> int:
-    serving = next(line for line in log.splitlines() if "serving" in line)
-    return int(serving.rpartition("port=")[2].split()[0])

@@ -18,6 +18,7 @@ from common.messages import jobs
 from proto.joblet.v1 import job_pb2, node_pb2, persist_pb2, volume_pb2
 from tests.api_node import Client, Node, running_node
 from tests.certificates import ROLES_EXTENSION, SERVER, Authority, Identity, utf8_der
+from tests.waiting import SLOWNESS
 
 DAY = datetime.timedelta(days=1)
 STRANGER = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
@@ -106,9 +107,11 @@ def test_the_table_of_refused_callers(tmp_path: Path) -> None:
             metadata = (("x-role", "admin"), ("role", "admin"), ("authorization", "Bearer admin"))
             for what, identity, code in table:
                 client = node.caller(identity)
-                assert await outcome(client.jobs.ListJobs(request, timeout=10, metadata=metadata)) is code, what
+                assert await outcome(client.jobs.ListJobs(request, timeout=10 * SLOWNESS, metadata=metadata)) is code, (
+                    what
+                )
                 health = health_pb2_grpc.HealthStub(client.channel)
-                assert await outcome(health.Check(health_pb2.HealthCheckRequest(), timeout=10)) is code, what
+                assert await outcome(health.Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOWNESS)) is code, what
             refused = [one["outcome"] for one in decisions(node)]
             assert refused.count("unauthenticated") == 12
             assert refused.count("denied") == 4

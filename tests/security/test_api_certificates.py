@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ from proto.joblet.v1 import job_pb2, job_pb2_grpc
 from tests.certificates import ADMIN_MARK, DAY, ROLES_EXTENSION, SERVER, Authority, Identity, utf8_der
 from tests.odd_callers import ADMIN, ANN, FINE, odd_callers
 from tests.odd_certificates import CN, issue, text
-from tests.waiting import wait_for
+from tests.security.api_process import port_in
+from tests.waiting import SLOWNESS, wait_for
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 Code = grpc.StatusCode
@@ -61,13 +61,15 @@ class Door(NamedTuple):
         """Status and text of a call of Health with this certificate, over a connection of its own."""
         async with self._channel(identity) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            return await _outcome(stub.Check(health_pb2.HealthCheckRequest(), timeout=20, metadata=tuple(metadata)))
+            return await _outcome(
+                stub.Check(health_pb2.HealthCheckRequest(), timeout=20 * SLOWNESS, metadata=tuple(metadata))
+            )
 
     async def runs(self, identity: Identity, metadata: Sequence[tuple[str, str]] = ()) -> tuple[grpc.StatusCode, str]:
         """The same of RunJob."""
         async with self._channel(identity) as channel:
             stub: Any = job_pb2_grpc.JobServiceStub(channel)
-            return await _outcome(stub.RunJob(job_pb2.RunJobRequest(), timeout=20, metadata=tuple(metadata)))
+            return await _outcome(stub.RunJob(job_pb2.RunJobRequest(), timeout=20 * SLOWNESS, metadata=tuple(metadata)))
 
     def logged(self, word: str, since: int) -> bool:
         """Whether the service has logged `word` behind the first `since` bytes."""
@@ -107,14 +109,11 @@ def door() -> Iterator[Door]:
     for name, content in {"ca.crt": authority.pem, "server.crt": server.cert, "server.key": server.key}.items():
         (certs / name).write_bytes(content)
         (certs / name).chmod(0o600)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = base / "log"
     environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.api", "--base-dir", str(base), "--port", str(port)],
+            [sys.executable, "-m", "services.api", "--base-dir", str(base), "--port", "0"],
             stdout=output,
             stderr=output,
             cwd=ROOT,
@@ -123,7 +122,7 @@ def door() -> Iterator[Door]:
     try:
         wait_for(lambda: process.poll() is not None or b"ready" in log.read_bytes(), timeout_s=20, what="a ready api")
         assert process.poll() is None, log.read_text()
-        yield Door(process, port, log, base / "audit" / "audit.jsonl", authority)
+        yield Door(process, port_in(log.read_text()), log, base / "audit" / "audit.jsonl", authority)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
         assert "Traceback" not in log.read_text()

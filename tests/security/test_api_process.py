@@ -20,7 +20,8 @@ import pytest
 from common.errors import JobletError
 from services.api.selftest import client_hello, require_tls13_only
 from tests.certificates import Authority
-from tests.waiting import wait_for
+from tests.security.api_process import port_in
+from tests.waiting import SLOWNESS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,9 +57,6 @@ def api() -> Iterator[Running]:
     }.items():
         (certs / name).write_bytes(content)
         (certs / name).chmod(0o600)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     log = base / "log"
     # A list that would allow TLS 1.2 in the caller's environment must not survive.
     # And clients in the process of the tests silence gRPC for themselves, which is not to silence the api.
@@ -66,17 +64,16 @@ def api() -> Iterator[Running]:
     environment.pop("GRPC_VERBOSITY", None)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "services.api", "--base-dir", str(base), "--port", str(port)],
+            [sys.executable, "-m", "services.api", "--base-dir", str(base), "--port", "0"],
             stdout=output,
             stderr=output,
             cwd=ROOT,
             env=environment,
         )
-    running = Running(process, port, base, log)
     try:
-        wait_for(lambda: process.poll() is not None or running.logged("ready"), timeout_s=20, what="a ready api")
+        wait_for(lambda: process.poll() is not None or " ready" in log.read_text(), timeout_s=20, what="a ready api")
         assert process.poll() is None, log.read_text()
-        yield running
+        yield Running(process, port_in(log.read_text()), base, log)
     finally:
         process.kill()
         process.wait()
@@ -92,7 +89,7 @@ def handshake(api: Running, version: ssl.TLSVersion) -> str:
     context.minimum_version = min(version, ssl.TLSVersion.TLSv1_2)
     context.maximum_version = version
     with (
-        socket.create_connection(("127.0.0.1", api.port), timeout=10) as raw,
+        socket.create_connection(("127.0.0.1", api.port), timeout=10 * SLOWNESS) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as connection,
     ):
         return connection.version() or ""
@@ -119,7 +116,7 @@ def test_the_process_speaks_tls_13_only_and_has_no_privileges(api: Running) -> N
     )
     assert b"Cipher is (NONE)" in seen.stdout
     assert b"BEGIN CERTIFICATE" not in seen.stdout
-    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10 * SLOWNESS) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):  # closed, too
             assert b"HTTP" not in plain.recv(100)
@@ -139,7 +136,7 @@ def test_the_process_speaks_tls_13_only_and_has_no_privileges(api: Running) -> N
         assert "\nUid:\t0" not in status
     began_s = time.monotonic()
     api.process.send_signal(signal.SIGTERM)
-    assert api.process.wait(timeout=10) == 0
+    assert api.process.wait(timeout=10 * SLOWNESS) == 0
     assert time.monotonic() - began_s < 10
 
 

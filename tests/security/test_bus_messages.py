@@ -10,7 +10,7 @@ from tests.security.decode_cost import Decoder
 
 GROWTH_BYTES_MAX = 300 * 2**20
 SECONDS_MAX = 10.0
-"""Generous for a slow machine; without a bound it took 47 s."""
+"""Of processor time. Generous for a slow machine; without a bound it took 47 s."""
 
 
 def array(items: int) -> bytes:

@@ -20,7 +20,7 @@ from common.errors import JobletError, Reason
 from common.identifiers import JobId
 from common.messages import logs
 from common.messages.topics import ENDPOINTS, EVENTS, PERSIST_ACKS, PERSIST_IPC, Endpoint, Pattern
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 NOBODY = 65534
 API_UID, PERSIST_UID, GID = 64901, 64902, 64903
@@ -132,7 +132,7 @@ def test_raw_bytes_on_the_socket_harm_nobody(garbage: bytes, tmp_path: Path) -> 
                 raw.sendall(garbage)  # the receiver may close it in the middle, and that is right
         push = transport.push(PERSIST_ACKS)
         await push.send(codec.encode(logs.Resend(job=JOB, epoch=1)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * SLOWNESS):
             assert (await anext(receiver.messages())).body == logs.Resend(job=JOB, epoch=1)
         transport.close()
 
@@ -148,7 +148,7 @@ def test_multipart_and_wrong_socket_types_are_dropped(tmp_path: Path) -> None:
         receiver = Receiver(transport, PERSIST_ACKS)
         socket_file = str(tmp_path / PERSIST_ACKS.file)
         other = await asyncio.create_subprocess_exec(sys.executable, "-c", MULTIPART, socket_file)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(20 * SLOWNESS):
             assert (await anext(receiver.messages())).body == logs.Resend(job=JOB, epoch=2)
         assert receiver.rejected.total() == 0
         assert await other.wait() == 0
@@ -170,7 +170,7 @@ push.connect("ipc://" + sys.argv[1])
 good = codec.encode(logs.Resend(job={str(JOB)!r}, epoch=2))
 push.send_multipart([good, good])
 push.send(good)
-context.destroy(linger=5000)
+context.destroy(linger=60_000)
 """
 
 
@@ -184,7 +184,7 @@ def test_bit_flips_in_records_are_not_the_codecs_business(tmp_path: Path) -> Non
         push = transport.push(PERSIST_IPC)
         body = logs.StoreRecords(job=JOB, epoch=0, batch=0, records=b"JLR1" + b"\xff" * 100)
         await push.send(codec.encode(body))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * SLOWNESS):
             assert (await anext(receiver.messages())).body == body
         transport.close()
 

@@ -36,7 +36,7 @@ from proto.joblet.v1 import job_pb2, job_pb2_grpc
 from tests.security.fuzzing import explore
 from tests.security.malformed import DAMAGES, MAPS, Damage, bodies, integers, placed
 from tests.security.middle import Middle, running_middle
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 EXAMPLES: Final = 60
 DOORS: Final = (EXECUTOR_COMMANDS, PERSIST_IPC, PERSIST_ACKS, API_REPLIES)
@@ -62,7 +62,7 @@ class Bus(NamedTuple):
         job = await self.middle.ended_job("ann")
         stub: Any = job_pb2_grpc.JobServiceStub(self.channel)
         output = b""
-        async for response in stub.StreamLogs(job_pb2.StreamLogsRequest(job_id=job), timeout=20):
+        async for response in stub.StreamLogs(job_pb2.StreamLogsRequest(job_id=job), timeout=20 * SLOWNESS):
             output += b"".join(chunk.data for chunk in response.chunks)
         assert output == b"one\ntwo\n"
         assert self.middle.ended_tasks() == []
@@ -173,9 +173,9 @@ def test_every_message_about_output_of_the_right_type(bus: Bus, kind: type[Body]
 
     async def read() -> None:
         for call in (
-            stub.StreamLogs(job_pb2.StreamLogsRequest(job_id=job), timeout=20),
-            stub.StreamMetrics(job_pb2.StreamMetricsRequest(job_id=job), timeout=20),
-            stub.StreamMetrics(job_pb2.StreamMetricsRequest(job_id=job, aggregation="avg"), timeout=20),
+            stub.StreamLogs(job_pb2.StreamLogsRequest(job_id=job), timeout=20 * SLOWNESS),
+            stub.StreamMetrics(job_pb2.StreamMetricsRequest(job_id=job), timeout=20 * SLOWNESS),
+            stub.StreamMetrics(job_pb2.StreamMetricsRequest(job_id=job, aggregation="avg"), timeout=20 * SLOWNESS),
         ):
             async for _ in call:
                 pass

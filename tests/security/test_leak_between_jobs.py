@@ -45,7 +45,7 @@ def stream():
         client.connect("\0secret")
         return client.recv(64).decode()
 def loopback():
-    with socket.create_connection(("127.0.0.1", 4444), 2) as client:
+    with socket.create_connection(("127.0.0.1", 4444), 30) as client:
         return client.recv(64).decode()
 def keyring():
     return str(checked(libc.syscall(249, b"user", b"secret", None, -2)))

@@ -4,6 +4,7 @@
 executor's list (services/executor/sandbox.py).
 """
 
+import contextlib
 import json
 import platform
 import socket
@@ -92,7 +93,9 @@ def needles(node: Node) -> list[str]:
     """What tells this host from others, as far as it has it, and this node's paths."""
     host = [socket.gethostname(), platform.node()]
     host += [Path(file).read_text().strip() for file in ("/etc/machine-id", "/proc/cmdline") if Path(file).exists()]
-    host += [file.read_text().strip() for file in Path("/sys/class/net").glob("*/address")]
+    for file in Path("/sys/class/net").glob("*/address"):
+        with contextlib.suppress(OSError):  # an interface that has gone meanwhile
+            host.append(file.read_text().strip())
     host += [str(node.base), node.base.name]
     return sorted({each for each in host if len(each) >= 8 and set(each) - set("0:")})
 

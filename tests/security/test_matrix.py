@@ -24,6 +24,7 @@ from services.api.permissions import RULES
 from tests.api_node import Node, running_node
 from tests.certificates import SERVER, Authority, Identity
 from tests.security.front_door import HEALTH, JOBS, NODE, PERSIST, REFLECTION, REQUESTS, VOLUMES, WORKER, outcome
+from tests.waiting import SLOWNESS
 
 Code = grpc.StatusCode
 DAY: Final = datetime.timedelta(days=1)
@@ -277,7 +278,7 @@ def test_every_method_refuses_tls_12(tmp_path: Path) -> None:
         [sys.executable, "-m", "tests.security.tls12_door", str(tmp_path)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
-        timeout=60,
+        timeout=60 * SLOWNESS,
         check=True,
     ).stdout.decode()
     assert "TLSv1.2\n" in told

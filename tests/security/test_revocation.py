@@ -23,7 +23,7 @@ from services.api.revocation import Trust
 from services.api.rotation import Rotation
 from tests.api_node import Client, Node, running_node
 from tests.certificates import Authority, Identity
-from tests.waiting import await_for
+from tests.waiting import SLOWNESS, await_for
 
 REVOKED = "client certificate refused: it was revoked"
 LEFT = "client certificate refused: its authority is not trusted any more"
@@ -209,7 +209,7 @@ def test_clients_of_an_authority_that_left_are_cut_and_refused(tmp_path: Path) -
             refused = (grpc.StatusCode.UNAUTHENTICATED, LEFT)
             assert await asyncio.wait_for(end, 10) == refused
             assert await ended(caller.jobs.ListJobs(job_pb2.ListJobsRequest())) == refused
-            code, _ = await ended(node.caller(old).jobs.ListJobs(job_pb2.ListJobsRequest(), timeout=10))
+            code, _ = await ended(node.caller(old).jobs.ListJobs(job_pb2.ListJobsRequest(), timeout=10 * SLOWNESS))
             assert code is grpc.StatusCode.UNAVAILABLE
             assert (await ended(new.jobs.ListJobs(job_pb2.ListJobsRequest())))[0] is grpc.StatusCode.OK
             assert not watch.done()

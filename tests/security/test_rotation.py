@@ -77,7 +77,6 @@ def test_what_is_no_good_is_told_once_and_what_was_stays(api: ApiProcess) -> Non
     ann, other = api.authority.client("ann", "admin"), Authority("somebody else").server()
     before = serial_of(api.pair)
     fresh = api.authority.server()
-    certificate, key = api.certs / "server.crt", api.certs / "server.key"
 
     def refused(times: int, *words: str) -> None:
         wait_for(lambda: api.logged(NOT_TAKEN) >= times, what=f"refusal {times}: {words[0]}")
@@ -90,19 +89,19 @@ def test_what_is_no_good_is_told_once_and_what_was_stays(api: ApiProcess) -> Non
     # The server's keys are all one in these tests, so that another authority's is the one that does not belong.
     api.write(other.key, "server.key")
     refused(1, "does not belong to the server certificate")
-    certificate.write_bytes(fresh.cert[: len(fresh.cert) // 2])
+    api.write(fresh.cert[: len(fresh.cert) // 2], "server.crt")
     refused(2, "cannot be read")
     api.write(fresh.cert, "server.crt")
     api.write(fresh.key, "server.key", mode=0o644)
     wait_for(lambda: api.logged("others can read it"), what="the refusal of an open key")
     assert api.shown_serial(ann) == before
-    key.unlink()
+    (api.certs / "server.key").unlink()
     wait_for(lambda: api.logged("No such file or directory"), what="the refusal of a missing key")
     assert api.shown_serial(ann) == before
     assert not api.logged(TAKEN)
     api.write(fresh.key, "server.key")
     shows(api, fresh)
-    assert api.logged(TAKEN) == 1
+    wait_for(lambda: api.logged(TAKEN) == 1, what="the change to be told")
 
 
 @pytest.mark.threat("D32")

@@ -170,7 +170,7 @@ def test_rotation_below_a_hundred_streams_breaks_none_and_revocation_one(node: N
         assert [each["name"] for each in info["certificates"]] == ["server", "ca", *["ca"] * len(others)]
         counters = {name: value for name, value in info["counters"].items() if name.startswith("api.")}
         assert counters["api.revoked_calls_cut"] == 1
-        assert counters["api.certificates_refused"] == 0
+        assert counters["api.certificates_refused"] <= 3  # a look may come between a key and its certificate
         assert counters["api.keepers_lost"] == 0
 
         node.ok("job", "stop", job)

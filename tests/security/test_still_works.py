@@ -69,7 +69,8 @@ def test_shells_and_their_programs(node: Node) -> None:
 
 def test_job_control_of_bash(node: Node) -> None:
     """With set -m a shell stops, continues and lists its jobs, on a terminal and without one."""
-    script = "set -m; sleep 100 & kill -STOP %1; sleep 0.1; jobs; bg %1 >/dev/null; kill %1; wait %1; echo $?"
+    stopped = 'sleep 100 & kill -STOP %1; until [ -n "$(jobs -s)" ]; do sleep 0.01; done'
+    script = f"set -m; {stopped}; jobs; bg %1 >/dev/null; kill %1; wait %1; echo $?"
     lines = in_job(node, "bash", "-c", script).stdout.decode().splitlines()
     assert "Stopped" in lines[0]
     assert lines[-1] == "143"

@@ -98,7 +98,7 @@ def test_content_passes_and_nothing_of_the_socket_stays() -> None:
         for _ in range(10):
             got = [one.data async for one in stub.ExportVolume(pb.ExportVolumeRequest(volume="data"))]
             assert b"".join(got) == CONTENT
-        assert door.descriptors() <= descriptors + 1
+        await await_for(lambda: door.descriptors() <= descriptors + 1, what="api to close what it had open")
 
     on_a_node(scene)
 

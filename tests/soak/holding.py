@@ -75,7 +75,7 @@ def holding(node: Node, program: str, *, options: tuple[str, ...] = (), user: st
     finally:
         if held is not None:
             node.rnx("job", "stop", held.job, "--grace", "0s", node=user)
-            process.wait(HELD_S_MAX)
+            process.wait(HELD_S_MAX * SLOWNESS)
         end(process)
 
 
