@@ -141,13 +141,15 @@ class Cleanup:
     async def _remove_groups(self, job: JobId) -> bool:
         deadline = time.monotonic() + self._give_up_ms / 1000
         pause_ms = PAUSE_MS_FIRST
-        while not self._try_remove(job):
-            if time.monotonic() > deadline:
+        while True:
+            late = time.monotonic() > deadline  # before the look: our own standstill is not the kernel's
+            if self._try_remove(job):
+                return True
+            if late:
                 log.error("a control group of an ended job is still in use", job_id=job, waited_ms=self._give_up_ms)
                 return False
             await asyncio.sleep(pause_ms / 1000)
             pause_ms = min(PAUSE_MS_MAX, pause_ms * 2)
-        return True
 
     def _try_remove(self, job: JobId) -> bool:
         try:

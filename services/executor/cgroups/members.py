@@ -6,10 +6,10 @@ The caller freezes the group first, so that no member can fork while the list is
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Final
 
+from common.patience import looks
 from services.executor.cgroups import control_files
 
 FREEZE_MS_MAX: Final = 100
@@ -37,9 +37,4 @@ def kill_members(procs: str) -> int:
 
 def wait_frozen(frozen: Callable[[], bool]) -> bool:
     """Wait until `frozen` says so, at most FREEZE_MS_MAX; whether it did."""
-    deadline = time.monotonic() + FREEZE_MS_MAX / 1000
-    while not frozen():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.0005)
-    return True
+    return any(frozen() for _ in looks(FREEZE_MS_MAX / 1000, pause_s=0.0005))

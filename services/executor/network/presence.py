@@ -5,12 +5,12 @@ Here: reading. Nothing else remembers which job has which interface, so a restar
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from common.identifiers import JobId
+from common.patience import looks
 from services.executor.network.names import OWNER_BRIDGE_PREFIX, PORT_PREFIX, Names, parse_alias
 
 INTERFACES: Final = "/sys/class/net"
@@ -68,12 +68,14 @@ def wait_until_passing(port: str, bridge: str) -> None:
     To read `carrier` makes newer kernels do that work at once (net/core/net-sysfs.c, carrier_show); others do it within
     milliseconds, unless they are busy. OSError ETIMEDOUT: not within PASSING_S_MAX.
     """
-    deadline = time.monotonic() + PASSING_S_MAX
-    while not (_is_up(port) and _is_up(bridge) and _read(port, "brport/state") == _FORWARDING):
-        number = errno.ETIMEDOUT if time.monotonic() > deadline else 0 if exists(port) else errno.ENODEV
-        if number:
-            raise OSError(number, f"wait for interface {port} to pass frames: {os.strerror(number)}")
-        time.sleep(PASSING_POLL_S)
+    number = errno.ETIMEDOUT
+    for _ in looks(PASSING_S_MAX, pause_s=PASSING_POLL_S):
+        if _is_up(port) and _is_up(bridge) and _read(port, "brport/state") == _FORWARDING:
+            return
+        if not exists(port):
+            number = errno.ENODEV
+            break
+    raise OSError(number, f"wait for interface {port} to pass frames: {os.strerror(number)}")
 
 
 def _is_up(name: str) -> bool:

@@ -5,7 +5,6 @@ Every step finds what is there already. Not here: snapshots and copies (`image.p
 
 import errno
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from common.errors import JobletError, precondition
 from common.failpoints import reached
 from common.identifiers import VolumeId
 from common.linux.files import synchronize_file_system
+from common.patience import looks
 from services.volumes.encryption.choose import Encryption
 from services.volumes.linux import ext4 as kernel
 from services.volumes.storage import ext4, imagefile, loops, mounting, places
@@ -212,16 +212,11 @@ class ImageMount:
         That of a job which is only just starting or ending, and has a copy of all that is mounted on the host, goes in
         a moment; that of a job which has the volume stays.
         """
-        deadline = time.monotonic() + _MOMENT_S
-        while True:
-            try:
+        for _ in looks(_MOMENT_S, pause_s=_POLL_S):
+            with suppress(OSError):
                 os.close(os.open(block, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-            except OSError as cause:
-                if time.monotonic() > deadline:
-                    raise self._in_use(refused) from cause
-                time.sleep(_POLL_S)
-            else:
                 return
+        raise self._in_use(refused)
 
     def _in_use(self, refused: OSError) -> Exception:
         return precondition(

@@ -141,6 +141,10 @@ def _attach(image: int, *, read_only: bool) -> tuple[str, int]:
             raise precondition(
                 f"there is no {path}", "mount devtmpfs on /dev, or make more loop devices: modprobe loop max_loop=64"
             ) from cause
+        except OSError as cause:
+            if cause.errno != errno.ENXIO:
+                raise
+            continue  # somebody removed it meanwhile: LOOP_CTL_REMOVE
         try:
             loop.configure(descriptor, image, block_bytes=BLOCK_BYTES, flags=flags)
         except OSError as cause:
