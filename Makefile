@@ -32,11 +32,11 @@ $(STAMP): requirements-dev.lock pyproject.toml
 demo: setup ## start the services in a temporary directory and run real jobs (root, under 2 minutes)
 	@$(BIN)/python -m tools.demo
 
-test: setup lint drift ## all checks and tests of this host (root, under 10 minutes)
+test: setup lint drift ## all checks and tests of this host (root, half an hour on two cores)
 	$(BIN)/pytest -q -n 2 tests/unit tests/contract tests/property
 	$(BIN)/pytest -q -n 2 --dist loadfile tests/linux tests/security tests/e2e tests/fault
 
-test-kernel: setup ## the tests of the kernel in a machine with cgroups v2 only and a slow disk (under 35 minutes)
+test-kernel: setup ## the tests of the kernel in a machine with cgroups v2 only and a slow disk (half an hour on two cores)
 	@$(BIN)/python -m tools.kernel_lane -- $(LANE_TESTS)
 
 lint: setup ## format, lint, types, import contracts

@@ -92,7 +92,7 @@ def _leave(number: int, _frame: object) -> NoReturn:
 def main() -> int:
     """Exit status: pytest's, or CANNOT_RUN."""
     parser = argparse.ArgumentParser(prog="make test-kernel", description="Run tests in a machine of their own.")
-    parser.add_argument("--timeout-s", type=float, default=2400, help="end the machine after so many seconds")
+    parser.add_argument("--timeout-s", type=float, default=3300, help="end the machine after so many seconds")
     parser.add_argument("tests", nargs=argparse.REMAINDER, help="arguments of pytest, after --")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, _leave)
