@@ -25,6 +25,7 @@ from services.persist.clockfile import CLOCK_FILE
 from services.persist.retention import DAY_NS
 from tests.fault.test_persist_disk import small_filesystem
 from tests.fault.test_persist_process import Sender, Service, base, numbers, transport_of
+from tests.leaks import paths_below
 from tests.unit.test_persist_journal import output, records
 from tests.waiting import SLOWNESS, wait_for
 
@@ -77,10 +78,7 @@ def begin(base: Path, service: Service) -> None:
     """Start a process whose first round has looked at what is stored: it knows the clock, and not what comes now."""
 
     def known() -> int:
-        walked = os.walk(base)  # which bears that what is looked at goes
-        return max(
-            (Path(at, CLOCK_FILE).stat().st_mtime_ns for at, _, files in walked if CLOCK_FILE in files), default=0
-        )
+        return max((path.stat().st_mtime_ns for path in paths_below(base) if path.name == CLOCK_FILE), default=0)
 
     before = known()
     service.start()

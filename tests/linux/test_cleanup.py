@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -14,6 +15,7 @@ from common.errors import JobletError
 from common.identifiers import JobId, new_job_id
 from common.linux import mountinfo, mounts
 from common.messages.jobs import Limits
+from services.executor import cleanup as cleanup_module
 from services.executor.cgroups.memory import MemoryDriver
 from services.executor.cleanup import Cleanup
 from services.executor.host import probe_host
@@ -85,6 +87,27 @@ def test_a_group_that_stays_busy_is_kept_on_the_sweep_list(layout: Layout) -> No
         return tries
 
     assert asyncio.run(retry_until_gone()) <= 100
+    assert driver.present() == frozenset()
+
+
+@pytest.mark.threat("F32")
+def test_a_standstill_of_ours_gives_nothing_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time went by while this process stood still: the group, which has gone meanwhile, is looked at once more."""
+    now_s = 0.0
+
+    class Standing(MemoryDriver):
+        def remove(self, job: JobId) -> bool:
+            nonlocal now_s
+            now_s += 60
+            return super().remove(job)
+
+    monkeypatch.setattr(cleanup_module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    driver = Standing(dying_removals=1)
+    job = new_job_id()
+    driver.create(driver.plan(job, Limits()))
+    driver.occupy(job)
+    directory_of(layout, job)
+    assert asyncio.run(Cleanup(driver, layout).end(job))
     assert driver.present() == frozenset()
 
 

@@ -120,11 +120,11 @@ def door() -> Iterator[Door]:
             env=environment | {"PYTHONPATH": str(ROOT)},
         )
     try:
-        wait_for(lambda: process.poll() is not None or b"ready" in log.read_bytes(), timeout_s=20, what="a ready api")
+        wait_for(lambda: process.poll() is not None or " ready" in log.read_text(), timeout_s=20, what="a ready api")
         assert process.poll() is None, log.read_text()
         yield Door(process, port_in(log.read_text()), log, base / "audit" / "audit.jsonl", authority)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=20 * SLOWNESS) == 0
         assert "Traceback" not in log.read_text()
         assert " ERROR " not in log.read_text()
     finally:

@@ -10,7 +10,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -111,7 +110,7 @@ def test_the_process_speaks_tls_13_only_and_has_no_privileges(api: Running) -> N
         ["openssl", "s_client", "-tls1_2", "-connect", f"127.0.0.1:{api.port}", "-alpn", "h2"],
         input=b"",
         capture_output=True,
-        timeout=20,
+        timeout=20 * SLOWNESS,
         check=False,
     )
     assert b"Cipher is (NONE)" in seen.stdout
@@ -134,10 +133,8 @@ def test_the_process_speaks_tls_13_only_and_has_no_privileges(api: Running) -> N
     assert set(capabilities) == {"0" * 16}
     if os.geteuid() == 0:
         assert "\nUid:\t0" not in status
-    began_s = time.monotonic()
     api.process.send_signal(signal.SIGTERM)
     assert api.process.wait(timeout=10 * SLOWNESS) == 0
-    assert time.monotonic() - began_s < 10
 
 
 @pytest.mark.threat("D12")

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from services.executor.network import presence
 from services.executor.network.names import names_of
 from tests.e2e.node import Node
-from tests.leaks import OWN_MARK, command_of, mounts_below, own_groups, spare_ids
+from tests.leaks import OWN_MARK, command_of, mounts_below, own_groups, paths_below, spare_ids
 from tests.waiting import NeverHappened, wait_for
 
 UNTIL_GONE_S: Final = 30.0
@@ -89,7 +89,7 @@ def open_files() -> int:
 def special_files(base: Path) -> list[str]:
     """FIFOs and sockets below `base`."""
     found = []
-    for each in base.rglob("*"):
+    for each in paths_below(base):
         with suppress(FileNotFoundError):
             mode = each.lstat().st_mode
             if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
