@@ -34,7 +34,7 @@ JOBS: Final = 10
 LINES: Final = 8000
 WAITING_LINES: Final = 40_000
 """More than what a pipe and one read of it hold: who cannot be read waits."""
-RESUMED_S: Final = 10.0
+RESUMED_S: Final = 5.0
 """How soon storing must go on after there is room (F13)."""
 RSS_GROWTH_MAX: Final = 96 * MIB
 

@@ -249,13 +249,13 @@ def lagging_namespace(directory: Path) -> Iterator[Callable[[], None]]:
 
 
 def _unshare(directory: Path) -> None:
-    from common.linux import mounts
+    from common.linux import mountinfo, mounts
     from services.executor.linux import namespaces
 
     namespaces.unshare(namespaces.CLONE_NEWNS)
     mounts.mount("none", "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        point, source = Path(line.split()[4]), line.partition(" - ")[2].split()[1]
-        of_a_volume = source.startswith(("/dev/loop", "/dev/dm-", "/dev/mapper/", "/dev/joblet-volumes/"))
+    for mount in mountinfo.present():
+        point = Path(mount.point)
+        of_a_volume = mount.source.startswith(("/dev/loop", "/dev/dm-", "/dev/mapper/", "/dev/joblet-volumes/"))
         if of_a_volume and point.name == mounting.MOUNT and not point.is_relative_to(directory):
-            mounts.umount2(str(point), mounts.MNT_DETACH)
+            mounts.umount2(mount.point, mounts.MNT_DETACH)
